@@ -1,0 +1,1 @@
+"""Bundle to ONNX to Triton model repository: parity gates and config.pbtxt."""

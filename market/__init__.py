@@ -1,0 +1,1 @@
+"""Market data in, feature matrices out: readers, canonical schema, quality, labels, splits, simulator."""

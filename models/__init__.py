@@ -1,0 +1,1 @@
+"""Architectures only: nets as torch modules; no training loops."""

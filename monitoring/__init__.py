@@ -1,0 +1,1 @@
+"""What the servers say about themselves: Triton's metrics endpoint."""

@@ -1,0 +1,1 @@
+"""The server side: embedded Triton and its CPU backends."""

@@ -1,0 +1,5 @@
+"""Placeholder replaced in this sitting."""
+
+
+def main() -> None:
+    """Entry."""

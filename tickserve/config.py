@@ -1,0 +1,322 @@
+"""Configuration: one TOML file over a shipped profile, typed and frozen, with environment overrides.
+
+What is in force is, in rising order: the defaults below, the profile (`quick` or `production`), the TOML file, the
+environment (`TICKSERVE_<SECTION>__<KEY>`), and what a command line option sets. `Settings.origin` says where each value
+came from; `tickserve config show` prints it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from tickserve.errors import ConfigError
+
+ENV_PREFIX = "TICKSERVE_"
+# Read by other tools of the project, not configuration keys.
+RESERVED_ENV = frozenset({"TICKSERVE_DATA", "TICKSERVE_PROFILE", "TICKSERVE_CONFIG"})
+
+
+class Section(BaseModel):
+    """Frozen; unknown keys, NaN and silent type conversion are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class FeatureSettings(Section):
+    """How market events become rows."""
+
+    levels: int = Field(5, ge=1, le=20, description="order-book levels read (fewer where the file has fewer)")
+    chunk_rows: int = Field(131_072, ge=1_024, description="events held in memory at a time")
+    max_rows: int = Field(60_000, ge=0, description="rows kept: every k-th event, k a power of two; 0 keeps all")
+    store: str = Field(".tickserve/features", description="folder of the feature cache")
+
+
+class LabelSettings(Section):
+    """What is predicted: the direction of the move over a fixed horizon."""
+
+    book_horizon_ms: int = Field(1_000, ge=1, description="horizon for order books and quotes")
+    bars_horizon_rows: int = Field(5, ge=1, description="horizon for bars")
+    flat_quantile: float = Field(1 / 3, ge=0, lt=1, description="share of training moves called flat, per fold")
+
+
+class ValidationSettings(Section):
+    """Purged, embargoed walk-forward."""
+
+    folds: int = Field(3, ge=1, le=20)
+    embargo_horizons: float = Field(1.0, ge=0, description="gap after the purge, in label horizons")
+    min_train_rows: int = Field(500, ge=50)
+
+
+class CostSettings(Section):
+    """What a round trip costs in the PnL that is reported."""
+
+    fee_bps: float = Field(1.0, ge=0, description="fee per side, in basis points of the price")
+    bar_half_spread_bps: float = Field(1.0, ge=0, description="half-spread assumed for bars, which carry no quotes")
+
+
+class GbdtSettings(Section):
+    """Gradient-boosted trees (XGBoost)."""
+
+    enabled: bool = True
+    rounds: int = Field(50, ge=1)
+    early_stopping_rounds: int = Field(5, ge=1)
+    max_depth: int = Field(4, ge=1, le=12)
+    learning_rate: float = Field(0.1, gt=0, le=1)
+    subsample: float = Field(0.8, gt=0, le=1)
+    max_bin: int = Field(128, ge=2, le=1024)
+    threads: int = Field(2, ge=1)
+
+
+class LstmSettings(Section):
+    """A recurrent net on windows of feature rows."""
+
+    enabled: bool = True
+    window: int = Field(20, ge=2, le=1_000, description="rows the net looks back over")
+    hidden: int = Field(32, ge=1, le=2_048)
+    layers: int = Field(1, ge=1, le=8)
+    epochs: int = Field(4, ge=1)
+    patience: int = Field(2, ge=1)
+    batch_rows: int = Field(512, ge=1)
+    learning_rate: float = Field(0.003, gt=0)
+    max_train_windows: int = Field(20_000, ge=0, description="windows per fit, evenly spaced; 0 takes all")
+    threads: int = Field(2, ge=1)
+
+
+class CompressSettings(Section):
+    """Smaller children of the net."""
+
+    fp16: bool = True
+    int8: bool = True
+
+
+class ExportSettings(Section):
+    """Bundle to repository version."""
+
+    parity_rows: int = Field(2_000, ge=16, description="real rows the parity gate scores")
+    max_batch: int = Field(256, ge=1, le=4_096)
+    preferred_batch_rows: tuple[int, ...] = (8, 32, 128)
+    queue_delay_us: int = Field(0, ge=0, description="longest wait for a fuller batch; adds itself to a lone request")
+    queue_size: int = Field(1_024, ge=1, description="requests waiting before the server refuses")
+    queue_timeout_us: int = Field(250_000, ge=1_000, description="longest wait in the queue before refusal")
+    deadline_us: int = Field(500_000, ge=1_000, description="the engine's deadline the queue must stay inside")
+    keep_versions: int = Field(2, ge=1, description="newest versions Triton serves")
+    threads: int = Field(1, ge=1, le=64, description="ONNX Runtime threads per model instance")
+
+    @model_validator(mode="after")
+    def _inside_deadline(self) -> ExportSettings:
+        if self.queue_delay_us >= self.deadline_us:
+            raise ValueError(
+                f"queue_delay_us: expected less than deadline_us ({self.deadline_us}), was {self.queue_delay_us}"
+            )
+        if any(not 1 <= rows <= self.max_batch for rows in self.preferred_batch_rows):
+            raise ValueError(
+                f"preferred_batch_rows: expected each from 1 to max_batch ({self.max_batch}), "
+                f"was {list(self.preferred_batch_rows)}"
+            )
+        return self
+
+
+class ServeSettings(Section):
+    """The embedded server. It binds to loopback only. Port 0 takes a free one."""
+
+    http_port: int = Field(8000, ge=0, le=65_535)
+    grpc_port: int = Field(8001, ge=0, le=65_535)
+    metrics_port: int = Field(8002, ge=0, le=65_535)
+    start_timeout_s: float = Field(60.0, gt=0)
+    stop_timeout_s: float = Field(10.0, gt=0)
+
+
+class ClientSettings(Section):
+    """The scoring client."""
+
+    transport: Literal["http", "grpc"] = "http"
+    deadline_ms: float = Field(100.0, gt=0)
+
+
+class LoadtestSettings(Section):
+    """Locust against the served models."""
+
+    users: int = Field(4, ge=1, le=1_000)
+    duration_s: float = Field(5.0, gt=0)
+    transports: tuple[Literal["http", "grpc"], ...] = ("http", "grpc")
+
+
+class LimitSettings(Section):
+    """What a run may use; passing one is reported, not hidden."""
+
+    memory_mb: int = Field(2_048, ge=256)
+    run_s: float = Field(60.0, gt=0)
+
+
+class Config(Section):
+    """Everything that can be set."""
+
+    profile: Literal["quick", "production"] = "quick"
+    seed: int = Field(7, ge=0)
+    features: FeatureSettings = FeatureSettings()
+    labels: LabelSettings = LabelSettings()
+    validation: ValidationSettings = ValidationSettings()
+    costs: CostSettings = CostSettings()
+    gbdt: GbdtSettings = GbdtSettings()
+    lstm: LstmSettings = LstmSettings()
+    compress: CompressSettings = CompressSettings()
+    export: ExportSettings = ExportSettings()
+    serve: ServeSettings = ServeSettings()
+    client: ClientSettings = ClientSettings()
+    loadtest: LoadtestSettings = LoadtestSettings()
+    limits: LimitSettings = LimitSettings()
+
+
+PROFILES: dict[str, dict[str, dict[str, Any]]] = {
+    "quick": {},
+    "production": {
+        "features": {"max_rows": 0},
+        "validation": {"folds": 8},
+        "gbdt": {"rounds": 1_000, "early_stopping_rounds": 20, "max_depth": 6, "learning_rate": 0.05, "max_bin": 256},
+        "lstm": {"window": 50, "hidden": 100, "layers": 2, "epochs": 40, "patience": 5, "max_train_windows": 0},
+        "limits": {"memory_mb": 8_192, "run_s": 86_400.0},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The configuration in force and, per dotted key, where its value came from."""
+
+    config: Config
+    origin: Mapping[str, str]
+
+
+Flat = dict[str, tuple[Any, str]]
+
+
+def _known_keys() -> dict[str, Any]:
+    return flatten(Config().model_dump())
+
+
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping as dotted keys: `{"a": {"b": 1}}` is `{"a.b": 1}`."""
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _check_known(key: str, origin: str) -> None:
+    known = _known_keys()
+    if key in known:
+        return
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    hint = f"nearest: {near[0]}" if near else "see 'tickserve config show'"
+    raise ConfigError(f"unknown key in {origin}", field=key[:100], hint=hint)
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ConfigError("expected UTF-8 text", field=path.name) from error
+    except OSError as error:
+        raise ConfigError(f"cannot read: {error.strerror}", field=path.name) from error
+    if not text.strip():
+        raise ConfigError("the file is empty", field=path.name, hint="leave the option out to take the defaults")
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(f"not TOML: {error}", field=path.name) from error
+
+
+def _file_layer(path: Path) -> Flat:
+    tree = _read_toml(path)
+    for name, value in tree.items():
+        # An empty table has no keys to look up, yet its name can be misspelt.
+        if isinstance(value, dict) and not value and name not in Config.model_fields:
+            _check_known(name, path.name)
+    flat = flatten(tree)
+    for key in flat:
+        _check_known(key, path.name)
+    return {key: (value, path.name) for key, value in flat.items()}
+
+
+def _env_value(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _environment_layer(environ: Mapping[str, str]) -> Flat:
+    layer: Flat = {}
+    for name, text in sorted(environ.items()):
+        if not name.startswith(ENV_PREFIX) or name in RESERVED_ENV:
+            continue
+        key = name.removeprefix(ENV_PREFIX).lower().replace("__", ".")
+        _check_known(key, f"the environment ({name})")
+        layer[key] = (_env_value(text), f"environment {name}")
+    return layer
+
+
+def _nest(flat: Flat) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for key, (value, _) in flat.items():
+        section, _, name = key.rpartition(".")
+        target = tree.setdefault(section, {}) if section else tree
+        target[name] = tuple(value) if isinstance(value, list) else value
+    return tree
+
+
+def _validate(flat: Flat) -> Config:
+    try:
+        return Config.model_validate(_nest(flat))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        origin = flat.get(key, (None, "the configuration"))[1]
+        was = repr(problem["input"])[:80] if not isinstance(problem["input"], dict) else None
+        raise ConfigError(f"{problem['msg']} (from {origin})", field=key, hint=was and f"was {was}") from error
+
+
+def load_settings(
+    path: Path | None = None,
+    *,
+    profile: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+) -> Settings:
+    """The configuration in force. `overrides` are dotted keys from command line options (None values are skipped).
+
+    Raises ConfigError naming the key, what was expected, and for an unknown key the nearest one.
+    """
+    environ = os.environ if environ is None else environ
+    path = path or (Path(environ["TICKSERVE_CONFIG"]) if environ.get("TICKSERVE_CONFIG") else None)
+    file_layer = _file_layer(path) if path else {}
+    chosen, origin = _choose_profile(profile, environ, file_layer)
+    flat: Flat = {key: (value, "default") for key, value in _known_keys().items()}
+    flat |= {key: (value, f"profile {chosen}") for key, value in flatten(PROFILES[chosen]).items()}
+    flat |= file_layer
+    flat |= _environment_layer(environ)
+    flat |= {key: (value, "option") for key, value in (overrides or {}).items() if value is not None}
+    flat["profile"] = (chosen, origin)
+    return Settings(_validate(flat), {key: where for key, (_, where) in flat.items()})
+
+
+def _choose_profile(option: str | None, environ: Mapping[str, str], file_layer: Flat) -> tuple[str, str]:
+    chosen, origin = file_layer.get("profile", ("quick", "default"))
+    if environ.get("TICKSERVE_PROFILE"):
+        chosen, origin = environ["TICKSERVE_PROFILE"], "environment TICKSERVE_PROFILE"
+    if option is not None:
+        chosen, origin = option, "option"
+    if chosen not in PROFILES:
+        raise ConfigError(
+            f"unknown profile (from {origin})", field="profile", expected=" or ".join(PROFILES), was=repr(chosen)
+        )
+    return chosen, origin

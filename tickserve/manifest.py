@@ -1,0 +1,211 @@
+"""The manifest: what a model is, what goes in and comes out, how it scored, and the digests that prove it.
+
+Training writes it beside the model file (a *bundle*), export copies it into each repository version with an `export`
+record, and the client holds requests against it. The *bundle digest* is the SHA-256 of the bundle manifest's canonical
+JSON without the `export` record; since the manifest names the digest of every file, it names the whole bundle.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from tickserve.errors import ArtifactError, DigestMismatchError
+from tickserve.store import canonical_json, sha256_bytes, sha256_file, write_json_atomic
+
+MANIFEST_NAME = "manifest.json"
+GOLDEN_NAME = "golden.npz"
+SCHEMA_VERSION = 1
+CLASSES = ("down", "flat", "up")
+MODEL_NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
+
+Dtype = Literal["FP32", "INT64"]
+NanPolicy = Literal["native", "impute_mean", "reject"]
+
+
+class Frozen(BaseModel):
+    """Immutable, and unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class TensorSpec(Frozen):
+    """One tensor on the wire: `shape` is without the batch dimension, so `(F,)`, `(T, F)` or `(1,)`."""
+
+    name: str
+    dtype: Dtype
+    shape: tuple[int, ...]
+
+
+class FeatureContract(Frozen):
+    """The features a model was trained on: spec name and digest, column order, and each column's training range."""
+
+    spec: str
+    digest: str
+    columns: tuple[str, ...]
+    minimum: tuple[float, ...]
+    maximum: tuple[float, ...]
+
+
+class Horizon(Frozen):
+    """What the model predicts: the move over the next `value` milliseconds or rows; `threshold` splits off "flat".
+
+    `threshold` is a relative return (0.0001 is one basis point).
+    """
+
+    unit: Literal["ms", "rows"]
+    value: int = Field(gt=0)
+    threshold: float = Field(ge=0)
+
+
+class GateResult(Frozen):
+    """What one gate measured and decided."""
+
+    name: str
+    passed: bool
+    measured: dict[str, float | int | str | None] = {}
+    limits: dict[str, float | int | str | None] = {}
+    detail: str = ""
+
+
+class Tolerance(Frozen):
+    """How far a served number may lie from the research number: `|a - b| <= atol + rtol * |b|`."""
+
+    atol: float = Field(ge=0)
+    rtol: float = Field(ge=0)
+
+
+class Provenance(Frozen):
+    """Where the bundle comes from."""
+
+    created: str
+    data: dict[str, str] = {}
+    simulated: bool = False
+    git_commit: str | None = None
+    seed: int
+    libraries: dict[str, str] = {}
+    hardware: str = ""
+    stages: dict[str, dict[str, float]] = {}
+
+
+class ExportRecord(Frozen):
+    """What export adds to a published version."""
+
+    bundle_digest: str
+    bundle_id: int
+    onnx_sha256: str
+    golden_sha256: str
+    opset: int
+    ir_version: int
+    gates: tuple[GateResult, ...]
+    max_batch: int
+
+
+class Manifest(Frozen):
+    """The whole manifest. `files` maps every file of the bundle (manifest excepted) to `sha256:<hex>`."""
+
+    schema_version: Literal[1] = 1
+    name: str
+    family: Literal["gbdt", "lstm"]
+    precision: Literal["fp32", "fp16", "int8"] = "fp32"
+    task: Literal["direction"] = "direction"
+    horizon: Horizon
+    parents: tuple[str, ...] = ()
+    model_file: str
+    architecture: dict[str, Any] = {}
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    classes: tuple[str, ...] = CLASSES
+    nan_policy: NanPolicy
+    features: FeatureContract
+    tolerance: Tolerance
+    metrics: dict[str, Any] = {}
+    gates: tuple[GateResult, ...] = ()
+    files: dict[str, str]
+    provenance: Provenance
+    export: ExportRecord | None = None
+
+    @field_validator("name")
+    @classmethod
+    def _safe_name(cls, name: str) -> str:
+        return check_model_name(name)
+
+    def digest(self) -> str:
+        """The bundle digest, `sha256:<hex>`."""
+        return sha256_bytes(canonical_json(self.model_dump(mode="json", exclude={"export"})))
+
+    def bundle_id(self) -> int:
+        """The first 8 bytes of the bundle digest as a signed big-endian integer: what the graph answers per row."""
+        return bundle_id_of(self.digest())
+
+
+def bundle_id_of(digest: str) -> int:
+    """The `bundle_id` of a `sha256:<hex>` bundle digest (signed int64, big endian)."""
+    return int.from_bytes(bytes.fromhex(digest.removeprefix("sha256:"))[:8], "big", signed=True)
+
+
+def check_model_name(name: str) -> str:
+    """`name`, when it is safe as a folder name and in a URL. Raises ValueError otherwise."""
+    if not MODEL_NAME_PATTERN.fullmatch(name) or ".." in name:
+        shown = repr(name[:40]) + ("..." if len(name) > 40 else "")
+        raise ValueError(f"model name: expected 1 to 100 of [a-z0-9._-] without '..', was {shown}")
+    return name
+
+
+def _first_problem(error: ValidationError) -> tuple[str, str]:
+    problem = error.errors()[0]
+    return ".".join(str(part) for part in problem["loc"]) or "manifest", str(problem["msg"])
+
+
+def parse_manifest(data: bytes | str | Mapping[str, Any]) -> Manifest:
+    """A manifest from JSON text or a mapping. Raises ArtifactError naming the field that is wrong."""
+    try:
+        value = json.loads(data) if isinstance(data, bytes | str) else dict(data)
+        return Manifest.model_validate(value)
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ArtifactError("the manifest is not JSON", field=MANIFEST_NAME, hint=str(error)[:100]) from error
+    except ValidationError as error:
+        field, message = _first_problem(error)
+        raise ArtifactError(f"the manifest is not valid: {message}", field=field) from error
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Write `manifest.json` into `folder`, atomically."""
+    write_json_atomic(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
+
+
+def load_manifest(folder: Path) -> Manifest:
+    """Read `folder/manifest.json` without checking the files it names. Raises ArtifactError."""
+    path = folder / MANIFEST_NAME
+    if not path.is_file():
+        raise ArtifactError(f"no {MANIFEST_NAME} in {folder.name!r}", field=MANIFEST_NAME)
+    return parse_manifest(path.read_bytes())
+
+
+def load_bundle(folder: Path) -> Manifest:
+    """Read the manifest and verify that every file it names is there with its digest, and nothing unnamed.
+
+    Raises ArtifactError (missing manifest or file, unknown file) and DigestMismatchError.
+    """
+    manifest = load_manifest(folder)
+    for name, digest in manifest.files.items():
+        verify_file(folder, name, digest)
+    unknown = {path.name for path in folder.iterdir()} - set(manifest.files) - {MANIFEST_NAME}
+    if unknown:
+        raise ArtifactError("the bundle holds files its manifest does not name", field=sorted(unknown)[0])
+    return manifest
+
+
+def verify_file(folder: Path, name: str, digest: str) -> None:
+    """Raise unless `folder/name` is a plain file inside `folder` with that digest."""
+    path = folder / name
+    if Path(name).name != name or path.is_symlink() or not path.is_file():
+        raise ArtifactError("the manifest names a file that is not a plain file beside it", field=name[:100])
+    actual = sha256_file(path)
+    if actual != digest:
+        raise DigestMismatchError("wrong digest", field=name, expected=digest, was=actual)
