@@ -28,7 +28,7 @@ OPEN, HIGH, LOW, CLOSE, VOLUME = range(5)
 def book_columns(levels: int) -> tuple[str, ...]:
     """Column names of book rows: the prefix, then bid_price_1, bid_size_1, ask_price_1, ask_size_1, bid_price_2, ...
 
-    C = 4 + 4 * levels; level k (from 0) starts at column 4 + 4 * k. A level the book does not have is NaN price, 0 size.
+    C = 4 + 4 * levels; level k (from 0) starts at column 4 + 4 * k. An absent level has a NaN price and size 0.
     """
     sides = ("bid_price", "bid_size", "ask_price", "ask_size")
     return BOOK_PREFIX + tuple(f"{side}_{level}" for level in range(1, levels + 1) for side in sides)
