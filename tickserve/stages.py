@@ -61,6 +61,11 @@ def load(name: str) -> ModuleType:
     if str(root) not in sys.path:
         sys.path.insert(0, str(root))
     _refuse_foreign(stage, root)
+    return load_core(name)
+
+
+def load_core(name: str) -> ModuleType:
+    """Import a module that may need an extra. Raises MissingExtraError naming the extra that is not installed."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:

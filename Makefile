@@ -1,0 +1,67 @@
+# Every target makes .venv first, so any one of them works on a bare machine with Python 3.11.
+#
+#   make demo [DATA=path] [PROFILE=quick]   market data (or the simulator) to a served, load-tested model and a report
+#   make test                               the tests that need nothing but pip packages
+#   make test-system                        adds Debian's tools; says what it installs and asks, unless CI=true
+#
+# TORCH_INDEX chooses PyTorch's wheels, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu (torch carries no hash in
+# the lock, because its CPU and CUDA builds are different files of one version).
+
+PYTHON ?= python3.11
+TORCH ?= torch==2.13.0
+TORCH_INDEX ?=
+DATA ?=
+PROFILE ?= quick
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/pip --disable-pip-version-check -q
+SYSTEM_PACKAGES := chromium
+export PIP_NO_WARN_SCRIPT_LOCATION := 1
+
+.PHONY: install demo test test-system lint bench loadtest lock clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): requirements.lock pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed: install Python 3.11 or say PYTHON=path" >&2; exit 4; }
+	@echo "installing into $(VENV) (first time: a minute or two)"
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
+	$(PIP) install --no-deps --no-build-isolation -e .
+	$(BIN)/python -m tickserve.features.compile
+	@touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/tickserve demo --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
+
+test: $(INSTALLED)
+	$(BIN)/pytest -m "not system"
+
+test-system: $(INSTALLED)
+	@BIN=$(BIN) tests/install_system_packages.sh $(SYSTEM_PACKAGES)
+	$(BIN)/pytest -m system
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
+	$(BIN)/mypy
+	$(BIN)/hadolint Dockerfile
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.features $(if $(DATA),--data "$(DATA)")
+	$(BIN)/python -m benchmarks.client
+
+loadtest: $(INSTALLED)
+	$(BIN)/tickserve loadtest run --profile $(PROFILE)
+
+# Write requirements.lock anew from pyproject.toml; versions already locked are kept unless UPGRADE=--upgrade.
+lock: $(INSTALLED)
+	$(BIN)/pip-compile $(UPGRADE) --strip-extras --all-extras --generate-hashes --allow-unsafe --unsafe-package torch \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options -o requirements.lock pyproject.toml
+
+clean:
+	rm -rf $(VENV) runs .tickserve build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	find model_repository -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +

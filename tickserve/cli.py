@@ -1,5 +1,0 @@
-"""Placeholder replaced in this sitting."""
-
-
-def main() -> None:
-    """Entry."""

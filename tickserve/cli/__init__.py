@@ -1,0 +1,58 @@
+"""The `tickserve` command: one tree over the stages; each stage is imported only when its command runs.
+
+Exit codes: 0 done, 1 a gate or SLO refused, 2 bad usage or configuration, 3 bad input data, 4 a component is missing
+or unreachable.
+"""
+
+from __future__ import annotations
+
+import sys
+
+import typer
+
+from tickserve import __version__
+from tickserve.cli import config, data, demo, doctor, export, features, loadtest, predict, serve, train
+from tickserve.cli.output import fail
+from tickserve.errors import TickserveError
+
+app = typer.Typer(
+    name="tickserve",
+    help="From market data to a served signal: train, export, serve and prove trading models.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(demo.demo)
+app.add_typer(data.app, name="data")
+app.add_typer(features.app, name="features")
+app.command("train")(train.train)
+app.command("export")(export.export)
+app.command("serve")(serve.serve)
+app.command("predict")(predict.predict)
+app.add_typer(loadtest.app, name="loadtest")
+app.add_typer(config.app, name="config")
+app.command("doctor")(doctor.doctor)
+
+
+def _version(show: bool) -> None:
+    if show:
+        sys.stdout.write(f"tickserve {__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
+) -> None:
+    """Hold the options of the command itself."""
+
+
+def main() -> None:
+    """Run the command; a typed error becomes one line on standard error and its exit code."""
+    try:
+        app()
+    except TickserveError as error:
+        sys.exit(fail(error))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        sys.exit(130)

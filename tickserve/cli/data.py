@@ -1,0 +1,83 @@
+"""`tickserve data`: what is in a market data file, and the same in the canonical form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tickserve import pipeline, stages
+from tickserve.cli import options
+from tickserve.cli.output import counting, emit, out, table
+
+app = typer.Typer(help="Look at market data, convert it, or simulate some.", no_args_is_help=True)
+Out = Annotated[Path, typer.Option("--out", help="The Parquet file to write.")]
+
+
+@app.command("inspect")
+def inspect(
+    data: Annotated[list[Path], typer.Argument(help="Files or folders.")],
+    symbol: options.Symbol = None,
+    profile: options.Profile = None,
+    config: options.ConfigFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Read market data to its end and say what is in it, quirks counted."""
+    settings = options.settings_of(config, profile).config
+    source = pipeline.open_source(data, settings, symbol=symbol)
+    with counting(f"reading {source.symbol}", "events") as advance:
+        report = pipeline.inspect(source, settings, advance)
+    emit(report, as_json, lambda: _show(report))
+
+
+@app.command("convert")
+def convert(
+    data: Annotated[list[Path], typer.Argument(help="Files or folders.")],
+    out_file: Out,
+    symbol: options.Symbol = None,
+    profile: options.Profile = None,
+    config: options.ConfigFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write market data as one canonical Parquet file (zstd), readable by every other command."""
+    settings = options.settings_of(config, profile).config
+    _write(pipeline.open_source(data, settings, symbol=symbol), out_file, as_json)
+
+
+@app.command("simulate")
+def simulate(
+    out_file: Out,
+    events: Annotated[int, typer.Option("--events", min=1_000, help="How many events.")] = 60_000,
+    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The seed; the configuration's by default.")] = None,
+    profile: options.Profile = None,
+    config: options.ConfigFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Write a simulated order book (labelled as simulated) in the canonical form."""
+    settings = options.settings_of(config, profile, {"seed": seed}).config
+    simulator = stages.load("market.simulator")
+    source = simulator.SimulatedSource(seed=settings.seed, events=events, levels=settings.features.levels)
+    _write(source, out_file, as_json)
+
+
+def _write(source: Any, path: Path, as_json: bool) -> None:
+    stages.load("market.readers").write_events(path, source)
+    report = pipeline.describe(source) | {"written": str(path), "quality": source.quality.to_json()}
+    emit(report, as_json, lambda: out.print(f"wrote {path}; next: tickserve features build --data {path}"))
+
+
+def _show(report: dict[str, Any]) -> None:
+    head = "SIMULATED " if report["simulated"] else ""
+    shape = f"{report['levels']} levels" if report["kind"] == "book" else "bars"
+    out.print(f"{head}{report['symbol']} from {report['venue']}: {report['kind']}, {shape}")
+    quality = {key: value for key, value in report["quality"].items() if not isinstance(value, dict | list)}
+    table("summary", ("what", "value"), [(key, _shown(value)) for key, value in quality.items()])
+    counters = report["quality"].get("counters", {})
+    notes = report["quality"].get("descriptions", {})
+    rows = [(key, _shown(count), notes.get(key, "")) for key, count in counters.items()]
+    table("quirks", ("what", "count", "meaning"), rows)
+
+
+def _shown(value: Any) -> str:
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,48 @@
+"""`tickserve export`: bundles to versions in the Triton model repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tickserve import pipeline
+from tickserve.cli import options
+from tickserve.cli.output import emit, out, table
+
+
+def export(
+    bundles: Annotated[Path, typer.Argument(help="A bundle, or a folder of bundles.")],
+    repository: options.Repository = options.DEFAULT_REPOSITORY,
+    profile: options.Profile = None,
+    config: options.ConfigFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Convert bundles to ONNX, hold them to parity with the research model, and publish them."""
+    settings = options.settings_of(config, profile).config
+    published = [pipeline.export(bundle, repository, settings) for bundle in pipeline.bundles_in(bundles)]
+    emit([published_json(item) for item in published], as_json, lambda: _show(published, repository))
+
+
+def published_json(item: Any) -> dict[str, Any]:
+    """A published version as JSON, for `--json` and for the run report."""
+    return {
+        "model": item.model,
+        "version": item.version,
+        "path": str(item.path),
+        "bundle_digest": item.manifest.export.bundle_digest,
+        "bundle_id": item.manifest.export.bundle_id,
+        "gates": [gate.model_dump(mode="json") for gate in item.gates],
+        "parity": item.parity,
+    }
+
+
+def _show(published: list[Any], repository: Path) -> None:
+    rows = [(item.model, item.version, item.manifest.export.bundle_id, _gates(item)) for item in published]
+    table("published", ("model", "version", "bundle_id", "gates"), rows)
+    out.print(f"next: tickserve serve --repository {repository}")
+
+
+def _gates(item: Any) -> str:
+    return ", ".join(f"{gate.name} {'ok' if gate.passed else 'refused'}" for gate in item.gates)

@@ -1,0 +1,25 @@
+"""The options that several commands share, declared once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tickserve.config import Settings, load_settings
+
+Data = Annotated[list[Path] | None, typer.Option("--data", help="A market data file or folder; may be repeated.")]
+Symbol = Annotated[str | None, typer.Option("--symbol", help="Which symbol, where a folder holds several.")]
+Repository = Annotated[Path, typer.Option("--repository", help="The Triton model repository.")]
+Profile = Annotated[str | None, typer.Option("--profile", help="quick or production.")]
+ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file over the profile.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
+
+DEFAULT_REPOSITORY = Path("model_repository")
+
+
+def settings_of(config: Path | None, profile: str | None, overrides: Mapping[str, Any] | None = None) -> Settings:
+    """The settings in force for a command. Raises ConfigError."""
+    return load_settings(config, profile=profile, overrides=overrides)

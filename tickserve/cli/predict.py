@@ -1,0 +1,114 @@
+"""`tickserve predict`: ask a running server for signals, and hold them against the research model's numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from tickserve import pipeline
+from tickserve.cli import options
+from tickserve.cli.output import emit, out, table
+from tickserve.client import Client
+from tickserve.config import Config
+from tickserve.errors import GateRefusedError, UsageError
+from tickserve.manifest import Manifest, load_manifest
+
+MAX_SHOWN = 20
+
+
+def predict(
+    model: Annotated[str, typer.Argument(help="The served model.")],
+    url: Annotated[
+        str, typer.Option("--url", help="host:port, http://host:port or grpc://host:port.")
+    ] = "127.0.0.1:8000",
+    repository: options.Repository = options.DEFAULT_REPOSITORY,
+    data: options.Data = None,
+    last: Annotated[int, typer.Option("--last", min=1, max=4_096, help="With --data: the newest rows.")] = 1,
+    rows: Annotated[Path | None, typer.Option("--rows", help="A JSON file: a list of feature rows.")] = None,
+    symbol: options.Symbol = None,
+    profile: options.Profile = None,
+    config: options.ConfigFile = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Score golden rows (the default), the newest rows of market data, or rows of a JSON file.
+
+    Golden rows carry research's numbers: a served number outside the manifest's tolerance exits 1.
+    """
+    settings = options.settings_of(config, profile).config
+    if data and rows:
+        raise UsageError("give one of them", field="--data, --rows")
+    version = pipeline.newest_version(repository, model)
+    manifest = load_manifest(version)
+    expected = times = None
+    if data:
+        built = pipeline.build_features(pipeline.open_source(data, settings, symbol=symbol), settings)
+        inputs, times = pipeline.last_inputs(built, manifest, last)
+    elif rows:
+        inputs = _rows_of(rows)
+    else:
+        inputs, expected = pipeline.golden_rows(version, manifest)
+    result = _ask(url, manifest, inputs, settings, times)
+    if expected is not None:
+        result |= _compare(result, expected, manifest)
+    result.pop("_probabilities")
+    emit(result, as_json, lambda: _show(result))
+    if result.get("within_tolerance") is False:
+        raise GateRefusedError("the served numbers are not research's", field=model)
+
+
+def _rows_of(path: Path) -> np.ndarray:
+    try:
+        values = json.loads(path.read_bytes())
+        return np.asarray(values, dtype=np.float32)
+    except OSError as error:
+        raise UsageError(f"cannot read {path.name!r}: {error.strerror}", field="--rows") from error
+    except (ValueError, TypeError, RecursionError) as error:
+        raise UsageError("not a JSON list of number rows", field="--rows", hint=str(error)[:100]) from error
+
+
+def _ask(url: str, manifest: Manifest, inputs: np.ndarray, config: Config, times: Any) -> dict[str, Any]:
+    deadline = config.client.deadline_ms
+    with Client(url, manifest=manifest, transport=config.client.transport, deadline_ms=deadline) as client:
+        signal = client.score(manifest.name, inputs)
+    return {
+        "model": signal.model,
+        "version": signal.version,
+        "bundle_digest": signal.bundle_digest,
+        "bundle_id": signal.bundle_id,
+        "feature_digest": signal.feature_digest,
+        "status": signal.status,
+        "flags": list(signal.flags),
+        "stage_us": {name: round(value, 1) for name, value in signal.stage_us.items()},
+        "signals": pipeline.signal_rows(signal, times),
+        "_probabilities": signal.probabilities,
+    }
+
+
+def _compare(result: dict[str, Any], expected: dict[str, np.ndarray], manifest: Manifest) -> dict[str, Any]:
+    served, research = result["_probabilities"], expected["probabilities"]
+    limit = manifest.tolerance.atol + manifest.tolerance.rtol * np.abs(research)
+    return {
+        "max_abs_difference": float(np.max(np.abs(served - research))),
+        "tolerance": manifest.tolerance.model_dump(),
+        "within_tolerance": bool(np.all(np.abs(served - research) <= limit)),
+    }
+
+
+def _show(result: dict[str, Any]) -> None:
+    out.print(
+        f"{result['model']} version {result['version']}  {result['status']}  bundle {result['bundle_digest'][:19]}"
+    )
+    out.print(f"bundle_id {result['bundle_id']}")
+    signals = result["signals"]
+    table("signals", list(signals[0]), [list(row.values()) for row in signals[-MAX_SHOWN:]])
+    if len(signals) > MAX_SHOWN:
+        out.print(f"(the newest {MAX_SHOWN} of {len(signals)}; --json prints all)")
+    if "max_abs_difference" in result:
+        verdict = "within" if result["within_tolerance"] else "OUTSIDE"
+        out.print(f"research's numbers: max difference {result['max_abs_difference']:.2e}, {verdict} the tolerance")
+    for flag in result["flags"]:
+        out.print(f"flag: {flag}", markup=False)

@@ -1,0 +1,102 @@
+"""Wall time and peak memory of each stage of a run, over this process and everything it started.
+
+Memory is the sum of the resident set sizes of the process tree, sampled: pages that processes share are counted once
+per process, so the figure is an upper bound of what the run takes from the machine.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tickserve.errors import MissingExtraError
+
+SAMPLE_S = 0.05
+
+
+@dataclass
+class Stage:
+    """One stage: `rows` and `rate` (rows per second) are set by the stage where it handles rows."""
+
+    stage: str
+    seconds: float = 0.0
+    peak_memory_mb: float = 0.0
+    rows: int | None = None
+    rate: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The stage as a JSON object."""
+        return asdict(self)
+
+
+class Meter:
+    """Samples the tree while its block runs. `stages` holds what has been measured so far."""
+
+    def __init__(self) -> None:
+        try:
+            import psutil
+        except ModuleNotFoundError as error:
+            raise MissingExtraError.of("psutil", "train") from error
+        self._psutil = psutil
+        self._process = psutil.Process()
+        self._current: Stage | None = None
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._sample, name="tickserve-meter", daemon=True)
+        self.stages: list[Stage] = []
+
+    def __enter__(self) -> Meter:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    @property
+    def peak_memory_mb(self) -> float:
+        """The highest sample so far."""
+        return max((stage.peak_memory_mb for stage in self.stages), default=0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[Stage]:
+        """Measure the block as one stage."""
+        current = Stage(name)
+        self.stages.append(current)
+        self._current = current
+        started = time.perf_counter()
+        try:
+            yield current
+        finally:
+            self._record()
+            current.seconds = round(time.perf_counter() - started, 3)
+            if current.rows:
+                current.rate = round(current.rows / max(current.seconds, 1e-9), 1)
+            self._current = None
+
+    def _sample(self) -> None:
+        while not self._stopped.wait(SAMPLE_S):
+            self._record()
+
+    def _record(self) -> None:
+        stage = self._current
+        if stage is not None:
+            stage.peak_memory_mb = max(stage.peak_memory_mb, round(self._tree_bytes() / 2**20, 1))
+
+    def _tree_bytes(self) -> int:
+        total = 0
+        for process in [self._process, *self._children()]:
+            try:
+                total += process.memory_info().rss
+            except self._psutil.Error:  # it ended between the listing and the reading
+                continue
+        return total
+
+    def _children(self) -> list[Any]:
+        try:
+            return list(self._process.children(recursive=True))
+        except self._psutil.Error:
+            return []

@@ -1,0 +1,138 @@
+"""The stages as functions from settings to results: each command runs one, `demo` runs them all.
+
+Nothing of a stage is imported until its function is called (`tickserve.stages`), and what comes back is what the stage
+itself returned, so this room holds the order of the work and none of the work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tickserve import stages
+from tickserve.config import Config
+from tickserve.errors import ArtifactError, UsageError
+from tickserve.manifest import CLASSES, MANIFEST_NAME, Manifest, load_manifest
+
+Advance = Callable[[int], None]
+
+
+def open_source(data: Sequence[Path] | None, config: Config, *, symbol: str | None = None) -> Any:
+    """The market data behind `--data`, or the simulator where none is given. Raises DataError, UsageError."""
+    if not data:
+        if symbol:
+            raise UsageError("--symbol goes with --data", field="--symbol")
+        simulator = stages.load("market.simulator")
+        return simulator.SimulatedSource(seed=config.seed, levels=config.features.levels)
+    return stages.load("market.readers").open_source(list(data), levels=config.features.levels, symbol=symbol)
+
+
+def inspect(source: Any, config: Config, advance: Advance | None = None) -> dict[str, Any]:
+    """Read the source to its end and return its quality summary."""
+    done = 0
+    for chunk in source.chunks(config.features.chunk_rows):
+        done += len(chunk)
+        if advance:
+            advance(done)
+    return describe(source) | {"quality": source.quality.to_json()}
+
+
+def describe(source: Any) -> dict[str, Any]:
+    """What a source is, before it is read."""
+    return {
+        "symbol": source.symbol,
+        "venue": source.venue,
+        "kind": source.kind,
+        "levels": source.levels,
+        "simulated": source.simulated,
+        "files": [path.name for path in source.files],
+    }
+
+
+def build_features(source: Any, config: Config, advance: Advance | None = None) -> Any:
+    """The feature set of a source under its default spec, from the cache where nothing changed."""
+    spec = stages.load_core("tickserve.features.spec").default_spec(source.kind, source.levels)
+    return stages.load("market.build").build_features(source, spec, config.features, progress=advance)
+
+
+def train(feature_set: Any, config: Config, out: Path, *, name: str | None = None, progress: Any = None) -> list[Any]:
+    """Train the enabled families; returns the bundles. Raises InsufficientDataError, GateRefusedError."""
+    families = tuple(family for family in ("gbdt", "lstm") if getattr(config, family).enabled)
+    if not families:
+        raise UsageError("nothing to train", field="gbdt.enabled, lstm.enabled", expected="at least one true")
+    job = stages.load("training.train")
+    return list(job.train(feature_set, config, out, families=families, name_prefix=name, progress=progress))
+
+
+def export(bundle: Path, repository: Path, config: Config) -> Any:
+    """Export one bundle and publish it. Raises GateRefusedError and ArtifactError; then nothing is published."""
+    return stages.load("export.job").export_bundle(bundle, repository, config.export)
+
+
+def bundles_in(folder: Path) -> list[Path]:
+    """The bundle `folder` is, or the bundles inside it, teachers before their children.
+
+    Raises ArtifactError when there is none.
+    """
+    if (folder / MANIFEST_NAME).is_file():
+        return [folder]
+    found = sorted(path.parent for path in folder.glob(f"*/{MANIFEST_NAME}")) if folder.is_dir() else []
+    if not found:
+        raise ArtifactError(f"no {MANIFEST_NAME} in the folder or one below it", field=folder.name)
+    return sorted(found, key=lambda path: len(load_manifest(path).parents))
+
+
+def newest_version(repository: Path, model: str) -> Path:
+    """The folder of a model's newest published version. Raises ArtifactError naming what is there."""
+    versions = [path for path in (repository / model).glob("[0-9]*") if (path / MANIFEST_NAME).is_file()]
+    if versions:
+        return max(versions, key=lambda path: int(path.name))
+    have = ", ".join(models_in(repository)) or "none"
+    raise ArtifactError(f"the repository has no published model {model!r}", field="model", expected=have)
+
+
+def models_in(repository: Path) -> list[str]:
+    """Names of the models that have a published version."""
+    return sorted({path.parents[1].name for path in repository.glob(f"*/[0-9]*/{MANIFEST_NAME}")})
+
+
+def golden_rows(version: Path, manifest: Manifest) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """A version's golden input and the research model's numbers for it."""
+    with np.load(version / "golden.npz", allow_pickle=False) as arrays:
+        expected = {name: arrays[name] for name in ("probabilities", "score")}
+        return arrays[manifest.inputs[0].name], expected
+
+
+def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The last `count` model inputs of a feature set, [B, F] or [B, T, F], and their event times in ns.
+
+    Raises ArtifactError when the feature set is not the one the model was trained on.
+    """
+    spec = feature_set.spec
+    if spec.digest != manifest.features.digest:
+        raise ArtifactError(
+            "the data gives other features than the model takes",
+            field="feature digest",
+            expected=manifest.features.digest,
+            was=spec.digest,
+        )
+    rows = feature_set.load()
+    if len(manifest.inputs[0].shape) == 1:
+        return np.ascontiguousarray(rows.features[-count:]), rows.ts_ns[-count:]
+    window = manifest.inputs[0].shape[0]
+    views = np.lib.stride_tricks.sliding_window_view(rows.features, window, axis=0)[-count:]
+    return np.ascontiguousarray(views.transpose(0, 2, 1)), rows.ts_ns[-len(views) :]
+
+
+def signal_rows(signal: Any, times_ns: Sequence[int] | None = None) -> list[dict[str, Any]]:
+    """A signal as one JSON object per row."""
+    rows = []
+    for index, (probabilities, score) in enumerate(zip(signal.probabilities, signal.score, strict=True)):
+        row: dict[str, Any] = {"time_ns": int(times_ns[index])} if times_ns is not None else {}
+        row |= {name: round(float(value), 6) for name, value in zip(CLASSES, probabilities, strict=True)}
+        row |= {"score": round(float(score), 6), "decision": signal.decision[index]}
+        rows.append(row)
+    return rows
