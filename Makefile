@@ -59,8 +59,12 @@ loadtest: $(INSTALLED)
 
 # Write requirements.lock anew from pyproject.toml; versions already locked are kept unless UPGRADE=--upgrade.
 lock: $(INSTALLED)
-	$(BIN)/pip-compile $(UPGRADE) --strip-extras --all-extras --generate-hashes --allow-unsafe --unsafe-package torch \
-	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options -o requirements.lock pyproject.toml
+	$(PYTHON) -m venv build/lock
+	build/lock/bin/pip install -q pip-tools
+	build/lock/bin/pip-compile -q $(UPGRADE) --strip-extras --all-extras --generate-hashes --no-header \
+	  --unsafe-package torch --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
+	  $(if $(UPGRADE),,-c requirements.lock) -o build/requirements.lock pyproject.toml
+	cp build/requirements.lock requirements.lock
 
 clean:
 	rm -rf $(VENV) runs .tickserve build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
