@@ -1,0 +1,10 @@
+"""The scoring client: `Client(url, manifest=...).score(model, features)` gives a `Signal` or a typed error in time.
+
+Importing this loads numpy and pydantic, nothing heavier; gRPC is loaded when a client first asks for it.
+"""
+
+from tickserve.client._client import Client
+from tickserve.client._manifests import load_manifests, newest_versions
+from tickserve.client._transport import InferRequest, InferResponse, Tensor, Transport
+
+__all__ = ["Client", "InferRequest", "InferResponse", "Tensor", "Transport", "load_manifests", "newest_versions"]

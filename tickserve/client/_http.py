@@ -1,0 +1,264 @@
+"""Triton's binary HTTP protocol (KServe v2 with the binary tensor extension) over kept-alive connections.
+
+The JSON part of a request and of a response is the same for every call of one shape, so both are made once: what is
+left per call is an id, two lengths, and the tensors' bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections import deque
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any, NamedTuple
+from urllib.parse import quote
+
+import numpy as np
+
+from tickserve.client._transport import DTYPES, Array, InferRequest, InferResponse, refused
+from tickserve.client._url import Endpoint
+from tickserve.client._wire import (
+    Connection,
+    DeadlinePassedError,
+    DisconnectedError,
+    MalformedError,
+    Reply,
+    UnreachableError,
+    WireError,
+)
+from tickserve.errors import DeadlineExceededError, ProtocolError, RequestError, TransportError
+
+Signature = tuple[tuple[str, str, tuple[int, ...], int], ...]
+
+
+class _Output(NamedTuple):
+    name: str
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    items: int
+    offset: int
+
+
+class _Layout(NamedTuple):
+    model: str
+    version: int
+    request_id: str
+    outputs: tuple[_Output, ...]
+    size: int
+
+
+class _Pool:
+    """Idle connections, newest first; a deque's pop and append are atomic, so no lock is taken."""
+
+    def __init__(self, endpoint: Endpoint, max_idle: int) -> None:
+        self._endpoint, self._max_idle = endpoint, max_idle
+        self._idle: deque[Connection] = deque()
+        self._pid = os.getpid()
+        self.closed = False
+
+    def take(self, deadline_ns: int) -> Connection:
+        if self._pid != os.getpid():  # forked: these connections are the parent's
+            self._pid = os.getpid()
+            self.drop()
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self.open(deadline_ns)
+
+    def open(self, deadline_ns: int) -> Connection:
+        return Connection(self._endpoint.host, self._endpoint.port, deadline_ns)
+
+    def give(self, connection: Connection) -> None:
+        self._idle.append(connection)
+        if self.closed:
+            self.drop()
+        elif len(self._idle) > self._max_idle:
+            with suppress(IndexError):
+                self._idle.popleft().close()
+
+    def drop(self) -> None:
+        with suppress(IndexError):  # another thread may empty it first
+            while True:
+                self._idle.pop().close()
+
+
+class HttpTransport:
+    """One server over HTTP. Safe for threads and after a fork."""
+
+    def __init__(self, endpoint: Endpoint, max_idle: int = 64) -> None:
+        self._authority = endpoint.authority
+        self._pool = _Pool(endpoint, max_idle)
+
+    def close(self) -> None:
+        """Close idle connections; those in use are closed when their call ends."""
+        self._pool.closed = True
+        self._pool.drop()
+
+    def infer(self, request: InferRequest, deadline_ns: int) -> InferResponse:
+        """One request, one response. Raises RequestError."""
+        head, payload = encode(request, self._authority)
+        try:
+            reply = self._exchange(head, payload, deadline_ns)
+        except WireError as error:
+            raise _typed(error, self._authority) from error
+        return decode(reply, request.request_id)
+
+    def _exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> Reply:
+        connection = self._pool.take(deadline_ns)
+        try:
+            reply = connection.exchange(head, payload, deadline_ns)
+        except DisconnectedError as error:
+            connection.close()
+            if not connection.used or error.answered:
+                raise
+            # The server closed an idle connection just as it was used again; its neighbours are as old.
+            self._pool.drop()
+            connection, reply = self._again(head, payload, deadline_ns)
+        except BaseException:
+            connection.close()
+            raise
+        if reply.head.keep_alive:
+            self._pool.give(connection)
+        else:
+            connection.close()
+        return reply
+
+    def _again(self, head: bytes, payload: bytes, deadline_ns: int) -> tuple[Connection, Reply]:
+        """Send once more on a new connection: scoring changes nothing on the server, so twice is as good as once."""
+        connection = self._pool.open(deadline_ns)
+        try:
+            return connection, connection.exchange(head, payload, deadline_ns)
+        except BaseException:
+            connection.close()
+            raise
+
+
+def _typed(error: WireError, authority: str) -> RequestError:
+    if isinstance(error, DeadlinePassedError):
+        return DeadlineExceededError(f"no answer inside the deadline, while {error}")
+    if isinstance(error, MalformedError):
+        return ProtocolError(f"the answer is not the protocol's HTTP: {error}")
+    if isinstance(error, UnreachableError):
+        return TransportError(f"cannot connect to {authority}: {error}", hint="is the server up, and is this its port?")
+    cut = isinstance(error, DisconnectedError) and error.answered
+    return TransportError(
+        f"the connection to {authority} broke " + ("inside the answer" if cut else "before the answer")
+    )
+
+
+@lru_cache(maxsize=256)
+def _template(authority: str, model: str, version: int | None, signature: Signature) -> tuple[bytes, bytes]:
+    """The request line with its constant headers, and the constant end of the JSON part."""
+    path = f"/v2/models/{quote(model, safe='')}" + (f"/versions/{version}" if version is not None else "") + "/infer"
+    head = f"POST {path} HTTP/1.1\r\nHost: {authority}\r\nContent-Type: application/octet-stream\r\n"
+    inputs = [
+        {"name": name, "shape": list(shape), "datatype": dtype, "parameters": {"binary_data_size": size}}
+        for name, dtype, shape, size in signature
+    ]
+    return head.encode(), json.dumps(inputs, separators=(",", ":")).encode()
+
+
+def encode(request: InferRequest, authority: str) -> tuple[bytes, bytes]:
+    """The request as (head with the JSON part, tensors' bytes)."""
+    tensors = request.tensors
+    signature = tuple((tensor.name, tensor.dtype, tensor.shape, len(tensor.data)) for tensor in tensors)
+    head, inputs = _template(authority, request.model, request.version, signature)
+    payload = tensors[0].data if len(tensors) == 1 else b"".join(tensor.data for tensor in tensors)
+    text = b'{"id":%b,"parameters":{"timeout":%d,"binary_data_output":true},"inputs":%b}' % (
+        json_string(request.request_id),
+        request.timeout_us,
+        inputs,
+    )
+    size = len(text)
+    return (
+        b"%bContent-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n%b"
+        % (head, size + len(payload), size, text),
+        payload,
+    )
+
+
+def json_string(text: str) -> bytes:
+    """`text` as a JSON string."""
+    return b'"%b"' % text.encode() if text.isalnum() and text.isascii() else json.dumps(text).encode()
+
+
+def decode(reply: Reply, request_id: str) -> InferResponse:
+    """The response a reply carries. Raises the server's error, or ProtocolError."""
+    head, data, start = reply
+    if head.status != 200:
+        raise _server_error(head.status, data[start : start + 100_000])
+    if head.inference_header is None:
+        raise ProtocolError("expected a binary answer", field="Inference-Header-Content-Length", was="none")
+    end = start + head.inference_header
+    if end > len(data):
+        raise ProtocolError(
+            "longer than the body",
+            field="Inference-Header-Content-Length",
+            expected=f"at most {len(data) - start}",
+            was=str(head.inference_header),
+        )
+    layout = _layout_of(data[start:end], request_id)
+    if end + layout.size != len(data):
+        raise ProtocolError(
+            "the outputs do not fill the body", expected=f"{layout.size} bytes", was=f"{len(data) - end} bytes"
+        )
+    outputs: dict[str, Array] = {
+        output.name: np.frombuffer(data, output.dtype, output.items, end + output.offset).reshape(output.shape)
+        for output in layout.outputs
+    }
+    return InferResponse(layout.model, layout.version, layout.request_id or request_id, outputs)
+
+
+def _layout_of(text: bytes, request_id: str) -> _Layout:
+    # Triton writes the id first. Without it the text is the same for every answer of one shape, and parsed once.
+    prefix = b'{"id":%b,' % json_string(request_id)
+    if text.startswith(prefix):
+        return _parse_layout(b"{" + text[len(prefix) :])
+    return _parse_layout.__wrapped__(text)
+
+
+@lru_cache(maxsize=256)
+def _parse_layout(text: bytes) -> _Layout:
+    try:
+        answer = json.loads(text)
+        outputs, offset = [], 0
+        for entry in answer["outputs"]:
+            output, size = _parse_output(entry, offset)
+            outputs.append(output)
+            offset += size
+        if len({output.name for output in outputs}) != len(outputs):
+            raise ProtocolError("an output is given twice", field="outputs")
+        return _Layout(
+            str(answer["model_name"]), int(answer["model_version"]), str(answer.get("id", "")), tuple(outputs), offset
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ProtocolError(
+            f"the answer's header is not the protocol's JSON ({type(error).__name__})", expected="model and outputs"
+        ) from error
+
+
+def _parse_output(entry: dict[str, Any], offset: int) -> tuple[_Output, int]:
+    name, dtype = str(entry["name"]), DTYPES.get(entry["datatype"])
+    if dtype is None:
+        raise ProtocolError(
+            "unknown datatype", field=name[:100], expected=" or ".join(DTYPES), was=str(entry["datatype"])[:40]
+        )
+    shape = tuple(entry["shape"])
+    if any(type(size) is not int or size < 0 for size in shape):
+        raise ProtocolError("not a shape", field=name[:100], expected="whole numbers", was=str(shape)[:80])
+    items, size = math.prod(shape), entry["parameters"]["binary_data_size"]
+    if type(size) is not int or size != items * dtype.itemsize:
+        raise ProtocolError(
+            "bytes do not match the shape", field=name[:100], expected=str(items * dtype.itemsize), was=str(size)[:40]
+        )
+    return _Output(name, dtype, shape, items, offset), size
+
+
+def _server_error(status: int, body: bytes) -> RequestError:
+    try:
+        message = str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        message = body[:300].decode("utf-8", "replace")
+    return refused(message, f"HTTP {status}")

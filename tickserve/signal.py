@@ -1,0 +1,75 @@
+"""The signal: what a trading engine receives, with the proof of which model spoke and how old its market data was.
+
+Letters: B rows in the request, K classes (down, flat, up).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+Status = Literal["OK", "STALE"]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False, slots=True)
+class Signal:
+    """One answer of one model version.
+
+    A signal whose `status` is not `OK` carries no number: `probabilities`, `score` and `decision` are then None, so
+    that nothing stale can be traded on as if it were fresh. Failures are not signals but typed errors
+    (`tickserve.errors.RequestError`).
+
+    - `probabilities` float32 [B, K], columns as `classes`; `score` float32 [B], p(up) - p(down); `decision` [B] is the
+      most probable class of each row. The arrays are read-only.
+    - `model`, `version`: as the server echoed them (`version` None where it was not asked).
+    - `bundle_digest`, `bundle_id`, `feature_digest`: of the pinned manifest; for an `OK` signal every row of the answer
+      carried this `bundle_id`.
+    - `event_age_us`: age of the newest market event when the signal was made (None: the caller gave no time;
+      negative: its time lies in the future of this machine's clock).
+    - `stage_us`: microseconds spent in `check`, `send_wait`, `decode` and in `total`.
+    - `flags`: what an engine may want to treat with care: `out_of_range:<column>` for a column outside the range the
+      model was trained on, `event_in_future`.
+    """
+
+    status: Status
+    probabilities: npt.NDArray[np.float32] | None
+    score: npt.NDArray[np.float32] | None
+    decision: tuple[str, ...] | None
+    classes: tuple[str, ...]
+    model: str
+    version: int | None
+    bundle_digest: str
+    bundle_id: int
+    feature_digest: str
+    request_id: str
+    event_age_us: float | None
+    stage_us: Mapping[str, float]
+    flags: tuple[str, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether there is a number to act on."""
+        return self.status == "OK"
+
+    def to_json(self) -> dict[str, Any]:
+        """The signal as plain JSON values, in the order of the fields."""
+        return {
+            "status": self.status,
+            "probabilities": None if self.probabilities is None else self.probabilities.tolist(),
+            "score": None if self.score is None else self.score.tolist(),
+            "decision": None if self.decision is None else list(self.decision),
+            "classes": list(self.classes),
+            "model": self.model,
+            "version": self.version,
+            "bundle_digest": self.bundle_digest,
+            "bundle_id": self.bundle_id,
+            "feature_digest": self.feature_digest,
+            "request_id": self.request_id,
+            "event_age_us": self.event_age_us,
+            "stage_us": dict(self.stage_us),
+            "flags": list(self.flags),
+        }
