@@ -1,0 +1,225 @@
+"""Models to ONNX graphs, and a graph to the one that is served.
+
+A net or a forest becomes `input -> probabilities`; `serve_graph` adds what every client gets beside them: the score,
+and the id of the bundle that spoke. Letters: B rows, T steps of a window, F features.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import onnx
+from onnx import GraphProto, ModelProto, TensorProto, helper
+
+from export import versions
+from export.check_model import BATCH_DIMENSION, check_safe, dimensions, graph_inputs
+from tickserve.errors import ArtifactError
+
+PROBABILITIES, SCORE, BUNDLE_ID = "probabilities", "score", "bundle_id"
+DIGEST_KEY = "tickserve.bundle_digest"
+OPTIMIZATION_KEY = "tickserve.graph_optimization"
+# The graph is published as it was converted: ONNX Runtime optimises at load for the machine it runs on, and a graph
+# optimised here would carry this machine's choices (and operators) to another.
+OPTIMIZATION = "none"
+DOWN, UP = 0, 2
+
+
+def net_to_onnx(model: Any, window: int, features: int) -> ModelProto:
+    """A torch module `[B, T, F] -> [B, 3]` as a graph `window -> probabilities` with a dynamic batch.
+
+    `model` is a torch.nn.Module (typed loosely so that importing this module does not load torch).
+    """
+    import torch
+
+    # Two rows: an example of one row would let the exporter fix the batch at one.
+    example = torch.zeros(2, window, features)
+    batch = torch.export.Dim(BATCH_DIMENSION)
+    with _quiet_exporter():
+        program = torch.onnx.export(
+            model.eval(),
+            (example,),
+            dynamo=True,
+            dynamic_shapes=({0: batch},),
+            input_names=["window"],
+            output_names=[PROBABILITIES],
+            opset_version=versions.OPSET,
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise ArtifactError("torch exported nothing", field="model")
+    return clean_graph(program.model_proto)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """The exporter warns about torch's own deprecations and about torchvision, which nothing here uses."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", category=FutureWarning)
+            warnings.filterwarnings("ignore", category=DeprecationWarning)
+            # nn.LSTM keeps its weights in a list as well; that is how torch writes it, not a change of the model.
+            warnings.filterwarnings("ignore", message="The tensor attributes? .*", category=UserWarning)
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def trees_to_onnx(booster: Any, features: int) -> ModelProto:
+    """An XGBoost booster (`multi:softprob`, 3 classes) as a graph `features -> probabilities`.
+
+    The trees up to `best_iteration` are converted, as early stopping means them. Raises ArtifactError for what does
+    not convert faithfully: DART, categorical splits, another objective.
+    """
+    from onnxmltools.convert import convert_xgboost
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    from export.trees import prepare_booster
+
+    prepared = prepare_booster(booster, features)
+    kind = FloatTensorType([None, features])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        model = convert_xgboost(prepared, initial_types=[("features", kind)], target_opset=versions.TREE_OPSET)
+    converted = ModelProto()
+    converted.CopyFrom(model)
+    _keep_probabilities(converted)
+    _name_batch(converted.graph)
+    return clean_graph(converted)
+
+
+def _keep_probabilities(model: ModelProto) -> None:
+    if any(node.op_type == "ZipMap" for node in model.graph.node):
+        raise ArtifactError("expected a tensor of probabilities, was a ZipMap", field="model")
+    kept = [output for output in model.graph.output if output.name == PROBABILITIES]
+    if len(kept) != 1:
+        names = str([output.name for output in model.graph.output])
+        raise ArtifactError(
+            "the converted trees give no probabilities", field="output", expected=PROBABILITIES, was=names
+        )
+    del model.graph.output[:]
+    model.graph.output.extend(kept)
+
+
+def _name_batch(graph: GraphProto) -> None:
+    for value in (*graph.input, *graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH_DIMENSION
+
+
+def clean_graph(model: ModelProto, *, name: str = "tickserve") -> ModelProto:
+    """A copy without what names the machine or the run: doc strings, stack traces, random graph names, producers."""
+    cleaned = ModelProto()
+    cleaned.CopyFrom(model)
+    for field in ("doc_string", "domain", "producer_name", "producer_version", "model_version"):
+        cleaned.ClearField(field)
+    del cleaned.metadata_props[:]
+    cleaned.ir_version = versions.IR_VERSION
+    cleaned.graph.name = name
+    _clean(cleaned.graph)
+    _pin_opset(cleaned)
+    return cleaned
+
+
+def _pin_opset(model: ModelProto) -> None:
+    has_nodes = any(node.domain in ("", "ai.onnx") for node in model.graph.node)
+    declared = {opset.domain: opset.version for opset in model.opset_import}
+    if not has_nodes or "" not in declared:
+        # Only operators of other domains so far (trees): what is added later is written for OPSET.
+        declared[""] = versions.OPSET
+    used = {node.domain for node in model.graph.node}
+    del model.opset_import[:]
+    model.opset_import.extend(
+        helper.make_opsetid(domain, version) for domain, version in sorted(declared.items()) if domain in used | {""}
+    )
+
+
+def _clean(graph: GraphProto) -> None:
+    graph.ClearField("doc_string")
+    del graph.metadata_props[:]
+    # Inferred again by whoever loads it; the recorded ones carry the exporter's notes.
+    del graph.value_info[:]
+    for item in (*graph.input, *graph.output, *graph.initializer, *graph.node):
+        item.ClearField("doc_string")
+        del item.metadata_props[:]
+    for node in graph.node:
+        for attribute in node.attribute:
+            attribute.ClearField("doc_string")
+
+
+def serve_graph(
+    model: ModelProto, bundle_id: int, *, input_name: str | None = None, bundle_digest: str | None = None
+) -> ModelProto:
+    """The graph that is served: `probabilities` FP32 [B, 3], `score` FP32 [B, 1], `bundle_id` INT64 [B, 1].
+
+    `score` is p_up - p_down; `bundle_id` is a constant, one per row. The input is named `input_name`, or "features"
+    for rows [B, F] and "window" for windows [B, T, F]. Raises UnsafeModelError and ArtifactError.
+    """
+    served = clean_graph(model)
+    inputs = graph_inputs(served)
+    if len(inputs) != 1 or len(served.graph.output) != 1:
+        was = f"{len(inputs)} and {len(served.graph.output)}"
+        raise ArtifactError("wrong number of tensors", field="model", expected="one input and one output", was=was)
+    rank = len(dimensions(inputs[0]) or ())
+    wanted = input_name or ("features" if rank == 2 else "window")
+    _rename(served.graph, {inputs[0].name: wanted, served.graph.output[0].name: PROBABILITIES})
+    _add_outputs(served.graph, bundle_id)
+    _pin_opset(served)
+    notes = {OPTIMIZATION_KEY: OPTIMIZATION} | ({DIGEST_KEY: bundle_digest} if bundle_digest else {})
+    helper.set_model_props(served, dict(sorted(notes.items())))
+    check_safe(served)
+    return served
+
+
+def _add_outputs(graph: GraphProto, bundle_id: int) -> None:
+    """Gather and Sub rather than one MatMul: a GPU may round a product to TF32, a difference it may not."""
+    constants = {
+        "tickserve.up": ([1], [UP]),
+        "tickserve.down": ([1], [DOWN]),
+        "tickserve.bundle_id": ([1, 1], [bundle_id]),
+    }
+    graph.initializer.extend(
+        helper.make_tensor(name, TensorProto.INT64, shape, values) for name, (shape, values) in constants.items()
+    )
+    graph.node.extend(
+        [
+            helper.make_node("Gather", [PROBABILITIES, "tickserve.up"], ["tickserve.p_up"], name="p_up", axis=1),
+            helper.make_node("Gather", [PROBABILITIES, "tickserve.down"], ["tickserve.p_down"], name="p_down", axis=1),
+            helper.make_node("Sub", ["tickserve.p_up", "tickserve.p_down"], [SCORE], name=SCORE),
+            helper.make_node("Shape", [SCORE], ["tickserve.shape"], name="shape_of_score"),
+            helper.make_node("Expand", ["tickserve.bundle_id", "tickserve.shape"], [BUNDLE_ID], name=BUNDLE_ID),
+        ]
+    )
+    del graph.output[:]
+    graph.output.extend(
+        [
+            helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, [BATCH_DIMENSION, 3]),
+            helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, [BATCH_DIMENSION, 1]),
+            helper.make_tensor_value_info(BUNDLE_ID, TensorProto.INT64, [BATCH_DIMENSION, 1]),
+        ]
+    )
+
+
+def _rename(graph: GraphProto, renames: Mapping[str, str]) -> None:
+    """Rename tensors; an inner tensor that has a name the served graph needs makes room for it."""
+    taken = {*renames.values(), SCORE, BUNDLE_ID, PROBABILITIES} - set(renames)
+    mapping = {name: f"inner.{name}" for name in taken} | dict(renames)
+    for value in (*graph.input, *graph.output, *graph.initializer):
+        value.name = mapping.get(value.name, value.name)
+    _rename_nodes(graph, mapping)
+    graph.input[0].type.tensor_type.shape.dim[0].dim_param = BATCH_DIMENSION
+
+
+def _rename_nodes(graph: GraphProto, mapping: Mapping[str, str]) -> None:
+    for node in graph.node:
+        node.input[:] = [mapping.get(name, name) for name in node.input]
+        node.output[:] = [mapping.get(name, name) for name in node.output]
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.GRAPH:
+                raise ArtifactError("graphs with branches or loops are not served", field=node.op_type)

@@ -1,0 +1,81 @@
+"""XGBoost boosters as export needs them: what converts faithfully, and where every tree splits. Letters: F features."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from export.check_model import check_not_foreign
+from tickserve.errors import ArtifactError
+
+OBJECTIVE = "multi:softprob"
+CLASSES = 3
+
+
+def load_booster(path: Path) -> Any:
+    """An XGBoost booster from a `.ubj` file. Raises UnsafeModelError for a pickle, ArtifactError for anything else."""
+    import xgboost
+
+    with path.open("rb") as file:
+        head = file.read(64)
+    check_not_foreign(head, "an XGBoost model in UBJSON")
+    if not head.startswith(b"{"):
+        raise ArtifactError("not an XGBoost model in UBJSON", field=path.name)
+    booster = xgboost.Booster(params={"nthread": 1})
+    try:
+        booster.load_model(path)
+    except xgboost.core.XGBoostError as error:
+        raise ArtifactError("not an XGBoost model in UBJSON", field=path.name) from error
+    return booster
+
+
+def prepare_booster(booster: Any, features: int) -> Any:
+    """A copy with the trees early stopping kept and without column names, which the converter would misread.
+
+    Raises ArtifactError for what does not convert faithfully: DART, categorical splits, another objective.
+    """
+    _check_convertible(booster, features)
+    best = booster.attr("best_iteration")
+    rounds = booster.num_boosted_rounds()
+    # A native booster with early stopping still holds the later trees, and the converter would take them all.
+    kept = booster[: int(best) + 1] if best is not None and int(best) + 1 < rounds else booster.copy()
+    kept.feature_names = None
+    return kept
+
+
+def _check_convertible(booster: Any, features: int) -> None:
+    learner = json.loads(booster.save_config())["learner"]
+    found = {
+        "booster": learner["gradient_booster"]["name"],
+        "objective": learner["objective"]["name"],
+        "num_class": int(learner["learner_model_param"]["num_class"]),
+        "features": int(booster.num_features()),
+    }
+    wanted = {"booster": "gbtree", "objective": OBJECTIVE, "num_class": CLASSES, "features": features}
+    for field, value in wanted.items():
+        if found[field] != value:
+            raise ArtifactError(
+                "these trees cannot be exported", field=field, expected=str(value), was=str(found[field])
+            )
+    if "c" in (booster.feature_types or ()):
+        raise ArtifactError("categorical splits cannot be exported", field="feature_types", expected="numbers")
+
+
+def split_thresholds(booster: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
+    """Every distinct split as (feature index [S], threshold [S] float32), as the model stores it, sorted."""
+    model = json.loads(bytes(booster.save_raw("json")))
+    trees = model["learner"]["gradient_booster"]["model"]["trees"]
+    splits = {
+        (int(feature), float(np.float32(threshold)))
+        for tree in trees
+        for feature, threshold, left in zip(
+            tree["split_indices"], tree["split_conditions"], tree["left_children"], strict=True
+        )
+        if left != -1
+    }
+    ordered = sorted(splits)
+    return np.array([s[0] for s in ordered], np.int64), np.array([s[1] for s in ordered], np.float32)
