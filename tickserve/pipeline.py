@@ -122,6 +122,14 @@ def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[np.nd
     rows = feature_set.load()
     if len(manifest.inputs[0].shape) == 1:
         return np.ascontiguousarray(rows.features[-count:]), rows.ts_ns[-count:]
+    if rows.stride != manifest.features.stride:
+        raise ArtifactError(
+            "the rows are at another pace than the model's windows",
+            field="stride",
+            expected=str(manifest.features.stride),
+            was=str(rows.stride),
+            hint="use the features.max_rows and the data the model was trained with",
+        )
     window = manifest.inputs[0].shape[0]
     views = np.lib.stride_tricks.sliding_window_view(rows.features, window, axis=0)[-count:]
     return np.ascontiguousarray(views.transpose(0, 2, 1)), rows.ts_ns[-len(views) :]

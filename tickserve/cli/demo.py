@@ -164,7 +164,7 @@ def _score(server: Any, item: Any, feature_set: Any, stage: Stage) -> dict[str, 
     research = stages.load("export.runtime").score_onnx(item.path / "model.onnx", {manifest.inputs[0].name: inputs})
     answers = {}
     for transport, url in (("http", server.http_url), ("grpc", server.grpc_url)):
-        with Client(url, manifest=manifest, transport=transport, deadline_ms=2_000) as client:
+        with Client(f"{transport}://{url}", manifest=manifest, deadline_ms=2_000) as client:
             signals = [client.score(manifest.name, inputs[index : index + 1]) for index in range(len(inputs))]
         answers[transport] = np.concatenate([signal.probabilities for signal in signals])
         stage.rows = (stage.rows or 0) + len(inputs)

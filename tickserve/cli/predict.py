@@ -71,8 +71,8 @@ def _rows_of(path: Path) -> np.ndarray:
 
 
 def _ask(url: str, manifest: Manifest, inputs: np.ndarray, config: Config, times: Any) -> dict[str, Any]:
-    deadline = config.client.deadline_ms
-    with Client(url, manifest=manifest, transport=config.client.transport, deadline_ms=deadline) as client:
+    transport = None if "://" in url else config.client.transport
+    with Client(url, manifest=manifest, transport=transport, deadline_ms=config.client.deadline_ms) as client:
         signal = client.score(manifest.name, inputs)
     return {
         "model": signal.model,

@@ -1,0 +1,32 @@
+"""What the machine allows, and the command's own manners."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from tests.cli.conftest import Run
+
+
+def test_doctor_finds_what_the_demo_needs(tickserve: Run) -> None:
+    done = tickserve("doctor", "--json")
+    assert done.returncode == 0, done.stderr
+    findings = {item["what"]: item for item in json.loads(done.stdout)}
+    assert findings["numpy"]["ok"]
+    assert findings["stage folders"]["ok"]
+    assert all(item["fix"] for item in findings.values() if not item["ok"])
+
+
+def test_no_arguments_is_help_and_an_unknown_command_exits_2(tickserve: Run) -> None:
+    assert "demo" in tickserve("--help").stdout
+    assert tickserve("nonsense").returncode == 2
+
+
+def test_help_loads_no_heavy_library() -> None:
+    code = (
+        "import sys; from tickserve.cli import app; "
+        "print([m for m in ('torch','xgboost','polars','ray','pandas','numba') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
