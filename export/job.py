@@ -1,0 +1,163 @@
+"""Bundle to repository version: convert, check, hold against research, publish. The stage's one entry point."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from onnx import ModelProto
+
+from export import check_model, onnx_graph, parity, publish, runtime
+from export.research import Research, load_research
+from tickserve.config import ExportSettings
+from tickserve.errors import ArtifactError
+from tickserve.manifest import GOLDEN_NAME, ExportRecord, GateResult, Manifest, load_bundle, load_manifest
+from tickserve.store import sha256_bytes
+
+PARITY_NAME = "parity.npz"
+LATENCY_CALLS = 200
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Published:
+    """A version in the repository. `reused` when this bundle was published before; `parity` is for the report."""
+
+    model: str
+    version: int
+    path: Path
+    manifest: Manifest
+    gates: tuple[GateResult, ...]
+    parity: dict[str, Any]
+    reused: bool = False
+
+
+def to_onnx(manifest: Manifest, research: Research) -> ModelProto:
+    """The graph that is served for a bundle, checked: its tensors are the manifest's, its content is safe."""
+    served = onnx_graph.serve_graph(
+        research.to_onnx(),
+        manifest.bundle_id(),
+        input_name=manifest.inputs[0].name,
+        bundle_digest=manifest.digest(),
+    )
+    check_model.check_signature(served, manifest.inputs, manifest.outputs)
+    return served
+
+
+def export_bundle(
+    bundle: Path, repository: Path, settings: ExportSettings, progress: Progress | None = None
+) -> Published:
+    """Publish the model of `bundle` into `repository`, once every gate has passed.
+
+    Raises ArtifactError and below (what is in the bundle), GateRefusedError with the first counterexample (nothing is
+    published then), and ComponentError (the repository cannot be written).
+    """
+    say = progress or (lambda _: None)
+    manifest = load_bundle(bundle)
+    _check_bundle(manifest)
+    version = publish.find_published(repository, manifest, settings.max_batch)
+    if version is not None:
+        say(f"{manifest.name}: published before, as version {version}")
+        return _again(repository, manifest, version, settings)
+    started = time.perf_counter()
+    say(f"{manifest.name}: converting")
+    research = load_research(bundle, manifest)
+    served = to_onnx(manifest, research)
+    graph = served.SerializeToString(deterministic=True)
+    say(f"{manifest.name}: {len(served.graph.node)} operators, {len(graph)} bytes; holding it against research")
+    gates = (_graph_gate(served, graph), *_gates(bundle, manifest, research, graph, settings))
+    golden = (bundle / GOLDEN_NAME).read_bytes()
+    exported = manifest.model_copy(update={"export": _record(manifest, served, graph, golden, gates, settings)})
+    version, path = publish.publish(publish.Release(exported, graph, golden), repository, settings)
+    say(f"{manifest.name}: published version {version}")
+    extra = {"export_s": time.perf_counter() - started, "latency": _latency(bundle, manifest, graph, settings)}
+    return Published(
+        manifest.name, version, path, load_manifest(path), gates, _report(manifest, version, gates) | extra
+    )
+
+
+def _check_bundle(manifest: Manifest) -> None:
+    if manifest.export is not None:
+        raise ArtifactError("expected a bundle, was a published version", field="export")
+    for name in (manifest.model_file, GOLDEN_NAME, PARITY_NAME):
+        if name not in manifest.files:
+            raise ArtifactError("the bundle does not name a file that export needs", field=name[:100])
+    if len(manifest.inputs) != 1:
+        raise ArtifactError("wrong number of inputs", field="inputs", expected="1", was=str(len(manifest.inputs)))
+
+
+def _again(repository: Path, manifest: Manifest, version: int, settings: ExportSettings) -> Published:
+    path = repository / manifest.name / str(version)
+    with publish.locked(repository):
+        publish.refresh_config(repository, manifest, settings)
+    published = load_manifest(path)
+    gates = published.export.gates if published.export else ()
+    return Published(manifest.name, version, path, published, gates, _report(manifest, version, gates), reused=True)
+
+
+def _graph_gate(served: ModelProto, graph: bytes) -> GateResult:
+    """What `check_model` let through, for the record."""
+    check_model.read_model(graph)
+    measured: dict[str, float | int | str | None] = {
+        "operators": len(served.graph.node),
+        "bytes": len(graph),
+        "opset": _opset(served),
+        "optimization": onnx_graph.OPTIMIZATION,
+    }
+    return GateResult(name="graph", passed=True, measured=measured, limits={"bytes": check_model.MAX_MODEL_BYTES})
+
+
+def _opset(model: ModelProto) -> int:
+    return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
+
+
+def _gates(
+    bundle: Path, manifest: Manifest, research: Research, graph: bytes, settings: ExportSettings
+) -> tuple[GateResult, ...]:
+    session = runtime.open_session(graph, threads=settings.threads)
+    name = manifest.inputs[0].name
+    recorded = publish.read_pairs(bundle / PARITY_NAME, manifest).head(settings.parity_rows)
+    batches = parity.served_batches(settings.preferred_batch_rows, settings.max_batch)
+    return parity.run_gates(lambda rows: runtime.run(session, {name: rows}), recorded, research, manifest, batches)
+
+
+def _record(
+    manifest: Manifest,
+    served: ModelProto,
+    graph: bytes,
+    golden: bytes,
+    gates: tuple[GateResult, ...],
+    settings: ExportSettings,
+) -> ExportRecord:
+    return ExportRecord(
+        bundle_digest=manifest.digest(),
+        bundle_id=manifest.bundle_id(),
+        onnx_sha256=sha256_bytes(graph),
+        golden_sha256=sha256_bytes(golden),
+        opset=_opset(served),
+        ir_version=served.ir_version,
+        gates=gates,
+        max_batch=settings.max_batch,
+    )
+
+
+def _latency(bundle: Path, manifest: Manifest, graph: bytes, settings: ExportSettings) -> dict[str, float]:
+    row = publish.read_pairs(bundle / GOLDEN_NAME, manifest).rows[:1]
+    taken = runtime.measure_latency(
+        graph, {manifest.inputs[0].name: row}, calls=LATENCY_CALLS, threads=settings.threads
+    )
+    return {"calls": taken.calls, "rows": taken.rows, "p50_us": taken.p50_us, "p99_us": taken.p99_us}
+
+
+def _report(manifest: Manifest, version: int, gates: tuple[GateResult, ...]) -> dict[str, Any]:
+    return {
+        "model": manifest.name,
+        "version": version,
+        "family": manifest.family,
+        "precision": manifest.precision,
+        "tolerance": manifest.tolerance.model_dump(),
+        "gates": [gate.model_dump(mode="json") for gate in gates],
+    }

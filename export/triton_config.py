@@ -1,0 +1,120 @@
+"""config.pbtxt, written from Triton's own protobuf schema: fully explicit, and the same bytes for the same settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from google.protobuf import json_format, text_format  # type: ignore[import-untyped]
+from onnx import ModelProto
+from tritonclient.grpc import model_config_pb2 as schema
+
+from export.check_model import check_signature
+from tickserve import model_config
+from tickserve.config import ExportSettings
+from tickserve.errors import ArtifactError, ConfigError
+from tickserve.manifest import Manifest, TensorSpec
+
+TRITON_TYPES = {"FP32": schema.TYPE_FP32, "INT64": schema.TYPE_INT64}
+HEADER = "# Written by tickserve export; a change here is overwritten by the next publish.\n"
+
+
+def build_config(manifest: Manifest, settings: ExportSettings, manifests: Mapping[int, str]) -> str:
+    """The text of config.pbtxt for the model `manifest` describes.
+
+    `manifests` maps each version in the repository to the digest of its manifest.json. Raises ConfigError for settings
+    that contradict each other.
+    """
+    if settings.queue_timeout_us >= settings.deadline_us:
+        expected = f"less than deadline_us ({settings.deadline_us})"
+        raise ConfigError(
+            "a request may outlive its deadline in the queue",
+            field="export.queue_timeout_us",
+            expected=expected,
+            was=str(settings.queue_timeout_us),
+        )
+    config = schema.ModelConfig(
+        name=manifest.name,
+        backend=model_config.BACKEND,
+        default_model_filename=model_config.MODEL_FILE,
+        max_batch_size=settings.max_batch,
+        version_policy=schema.ModelVersionPolicy(latest={"num_versions": settings.keep_versions}),
+        input=[_input(tensor) for tensor in manifest.inputs],
+        output=[_output(tensor) for tensor in manifest.outputs],
+        dynamic_batching=_batching(settings),
+        # KIND_AUTO: the GPU where there is one, else the CPU. One line for a laptop and for production.
+        instance_group=[schema.ModelInstanceGroup(count=1, kind=schema.ModelInstanceGroup.KIND_AUTO)],
+        optimization=schema.ModelOptimizationPolicy(graph={"level": 0}),
+        response_cache=schema.ModelResponseCache(enable=False),
+        model_warmup=[_warmup(manifest, rows) for rows in sorted({1, *settings.preferred_batch_rows})],
+        parameters={key: schema.ModelParameter(string_value=value) for key, value in _parameters(settings, manifests)},
+    )
+    text: str = HEADER + text_format.MessageToString(config)
+    parse_config(text)
+    return text
+
+
+def _input(tensor: TensorSpec) -> Any:
+    return schema.ModelInput(name=tensor.name, data_type=TRITON_TYPES[tensor.dtype], dims=tensor.shape)
+
+
+def _output(tensor: TensorSpec) -> Any:
+    return schema.ModelOutput(name=tensor.name, data_type=TRITON_TYPES[tensor.dtype], dims=tensor.shape)
+
+
+def _batching(settings: ExportSettings) -> Any:
+    """A bounded queue that refuses: Triton's own default waits without end and without limit."""
+    policy = schema.ModelQueuePolicy(
+        timeout_action=schema.ModelQueuePolicy.REJECT,
+        default_timeout_microseconds=settings.queue_timeout_us,
+        allow_timeout_override=True,
+        max_queue_size=settings.queue_size,
+    )
+    return schema.ModelDynamicBatching(
+        preferred_batch_size=sorted(set(settings.preferred_batch_rows)),
+        max_queue_delay_microseconds=settings.queue_delay_us,
+        default_queue_policy=policy,
+    )
+
+
+def _warmup(manifest: Manifest, rows: int) -> Any:
+    """Zeros of the right shape: a warm-up pays for allocations and first-call kernels, golden pairs check numbers."""
+    inputs = {
+        tensor.name: schema.ModelWarmup.Input(data_type=TRITON_TYPES[tensor.dtype], dims=tensor.shape, zero_data=True)
+        for tensor in manifest.inputs
+    }
+    return schema.ModelWarmup(name=f"rows_{rows}", batch_size=rows, inputs=inputs, count=1)
+
+
+def _parameters(settings: ExportSettings, manifests: Mapping[int, str]) -> list[tuple[str, str]]:
+    fixed = [
+        (model_config.INTRA_OP_THREADS, str(settings.threads)),
+        (model_config.INTER_OP_THREADS, "1"),
+        (model_config.EXECUTION_MODE, model_config.SEQUENTIAL),
+    ]
+    return fixed + [(model_config.manifest_parameter(version), manifests[version]) for version in sorted(manifests)]
+
+
+def parse_config(text: str) -> model_config.BackendOptions:
+    """Read config.pbtxt back as a backend will. Raises ArtifactError for an unknown field or one not honoured."""
+    try:
+        message = text_format.Parse(text, schema.ModelConfig())
+    except text_format.ParseError as error:
+        raise ArtifactError(f"not a model configuration: {error}", field=model_config.CONFIG_NAME) from error
+    return model_config.read_options(json_format.MessageToDict(message, preserving_proto_field_name=True))
+
+
+def read_config(path: Path) -> model_config.BackendOptions:
+    """`parse_config` of a file; its name must be its folder's."""
+    if not path.is_file():
+        raise ArtifactError("missing", field=model_config.CONFIG_NAME)
+    options = parse_config(path.read_text("utf-8"))
+    if options.name != path.parent.name:
+        raise ArtifactError("wrong model name", field="name", expected=path.parent.name, was=options.name[:100])
+    return options
+
+
+def check_config_matches(options: model_config.BackendOptions, model: ModelProto) -> None:
+    """Raise ArtifactError unless the graph takes and gives exactly the tensors the configuration declares."""
+    check_signature(model, options.inputs, options.outputs)
