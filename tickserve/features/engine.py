@@ -1,0 +1,180 @@
+"""The feature engine: the same numbers in research and in production, because it is the same arithmetic.
+
+`batch` runs over a chunk of events with threads over features; `step` runs over all features for one event. Both
+advance one state with one set of update functions, so any mix of them gives the same float32 bits.
+Letters: N events, C columns of a row, F features.
+"""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from tickserve.errors import SchemaError
+from tickserve.events import Events, columns_of
+from tickserve.features import kernels
+from tickserve.features.catalog import KINDS
+from tickserve.features.spec import Feature, FeatureSpec
+
+# Below this many events a thread costs more than it saves.
+MIN_THREAD_EVENTS: Final = 4_096
+# Parameters that the kernels use as rates, 1 / seconds.
+_RATES: Final = frozenset({"tau_s"})
+
+Singles = npt.NDArray[np.float32]
+Words = npt.NDArray[np.float64]
+Longs = npt.NDArray[np.int64]
+
+
+class FeatureEngine:
+    """State machines for a spec, started anew by every session.
+
+    A time step backwards counts as no time passed. One engine belongs to one stream and one thread at a time;
+    `threads` (default: the cores this process may use) share out the features of a long chunk.
+    """
+
+    def __init__(self, spec: FeatureSpec, *, threads: int | None = None) -> None:
+        self.spec = spec
+        self._columns = len(columns_of(spec.kind, spec.levels))
+        self._plan, self._memory, self._initial = _compile(spec)
+        self._clock: Longs = np.zeros(4, np.int64)
+        self._carry: Words = np.zeros(kernels.CARRY_WORDS)
+        self._groups = _share_out(spec, self._plan, threads or len(os.sched_getaffinity(0)))
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything: the next event is the first of a session."""
+        self._clock[:] = (0, 0, 0, self.spec.session_gap_ns)
+        self._carry[:] = 0.0
+        self._memory[:] = self._initial
+
+    @property
+    def events_seen(self) -> int:
+        """Events since the session started."""
+        return int(self._clock[kernels.SEEN])
+
+    @property
+    def warm(self) -> bool:
+        """Whether the last event's features are past the session's warm-up."""
+        return self.events_seen > self.spec.warmup_events
+
+    def step(self, ts_ns: int, row: Words) -> Singles:
+        """Features float32 [F] after one event; `row` is float64 [C], columns as `tickserve.events.columns_of`.
+
+        Raises SchemaError for another length, rank or a dtype that is not numeric.
+        """
+        if row.__class__ is not np.ndarray or row.shape != (self._columns,) or not _plain(row):
+            row = self._checked(row, 1)
+        out = np.empty(len(self._plan), np.float32)
+        kernels.step(ts_ns, row, self._clock, self._carry, self._plan, self._memory, out)
+        return out
+
+    def batch(self, events: Events) -> Singles:
+        """Features float32 [N, F] of a chunk that follows the last one, column-major (each column contiguous).
+
+        Raises SchemaError when the events are not of the spec's kind and levels.
+        """
+        return self.batch_with_index(events)[0]
+
+    def batch_with_mask(self, events: Events) -> tuple[Singles, npt.NDArray[np.bool_]]:
+        """`batch`, and bool [N]: False for the warm-up of a session."""
+        features, index = self.batch_with_index(events)
+        return features, index >= self.spec.warmup_events
+
+    def batch_with_index(self, events: Events) -> tuple[Singles, Longs]:
+        """`batch`, and int64 [N]: each event's place in its session, 0 for the event that starts one."""
+        self._check_kind(events)
+        ts_ns = np.ascontiguousarray(events.ts_ns, dtype=np.int64)
+        values = self._checked(events.values, 2)
+        if ts_ns.shape != (len(values),):
+            raise SchemaError("wrong shape", field="ts_ns", expected=f"({len(values)},)", was=str(ts_ns.shape))
+        out = np.empty((len(self.spec.features), len(values)), np.float32)
+        index = np.empty(len(values), np.int64)
+        self._run(ts_ns, values, index, out)
+        return out.T, index
+
+    def _run(self, ts_ns: Longs, values: Words, index: Longs, out: Singles) -> None:
+        # Every thread derives the shared values from its own copy of the clock and the carry: cheaper than handing
+        # them over. The first one's copies are the engine's own.
+        groups = self._groups if len(ts_ns) >= MIN_THREAD_EVENTS else [self._plan]
+        clocks = [self._clock, *(self._clock.copy() for _ in groups[1:])]
+        carries = [self._carry, *(self._carry.copy() for _ in groups[1:])]
+        indices = [index, *(np.empty(0, np.int64) for _ in groups[1:])]
+
+        def work(g: int) -> None:
+            block = np.empty((kernels.BLOCK, kernels.X_WORDS))
+            opens = np.empty(kernels.BLOCK, np.int64)
+            kernels.columns(
+                ts_ns, values, clocks[g], carries[g], groups[g], self._memory, block, opens, indices[g], out
+            )
+
+        if len(groups) == 1:
+            work(0)
+            return
+        with ThreadPoolExecutor(len(groups) - 1) as pool:
+            others = [pool.submit(work, g) for g in range(1, len(groups))]
+            work(0)
+            for other in others:
+                other.result()
+
+    def _check_kind(self, events: Events) -> None:
+        if (events.kind, events.levels * (events.kind == "book")) != (
+            self.spec.kind,
+            self.spec.levels * (self.spec.kind == "book"),
+        ):
+            raise SchemaError(
+                "events do not fit the feature spec",
+                field="events",
+                expected=f"{self.spec.kind} with {self.spec.levels} levels",
+                was=f"{events.kind} with {events.levels} levels",
+            )
+
+    def _checked(self, values: Any, rank: int) -> Words:
+        array = np.asarray(values)
+        if array.ndim != rank or array.shape[-1] != self._columns:
+            expected = f"{rank}-dimensional with {self._columns} columns"
+            raise SchemaError("wrong shape", field="values", expected=expected, was=str(array.shape))
+        if array.dtype.kind not in "fiu":
+            raise SchemaError("wrong dtype", field="values", expected="float64", was=str(array.dtype))
+        if rank == 1:
+            return np.array(array, np.float64)
+        return np.ascontiguousarray(array, np.float64)
+
+
+def _plain(row: Words) -> bool:
+    """Whether the kernel takes the row as it is: float64 in this machine's order, contiguous, writable."""
+    flags = row.flags
+    return row.dtype == np.float64 and flags.c_contiguous and flags.writeable and flags.aligned
+
+
+def _parameters(feature: Feature) -> list[float]:
+    return [1.0 / value if name in _RATES else float(value) for name, value in feature.params]
+
+
+def _compile(spec: FeatureSpec) -> tuple[Longs, Words, Words]:
+    """The spec as the kernels' plan int64 [F, 5], their memory, and the memory's initial content."""
+    plan, words = [], []
+    for column, feature in enumerate(spec.features):
+        kind, parameters = KINDS[feature.kind], _parameters(feature)
+        start = len(words)
+        words += parameters + [0.0] * kind.state_words(dict(feature.params))
+        plan.append((kind.id, start, start + len(parameters), len(words), column))
+    initial = np.array(words, np.float64)
+    return np.array(plan, np.int64), initial.copy(), initial
+
+
+def _share_out(spec: FeatureSpec, plan: Longs, threads: int) -> list[Longs]:
+    """The plan in at most `threads` groups of about equal cost, dearest features first."""
+    count = max(1, min(threads, len(plan) // 4))
+    costs = [KINDS[feature.kind].cost for feature in spec.features]
+    groups: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for column in sorted(range(len(plan)), key=lambda column: -costs[column]):
+        lightest = loads.index(min(loads))
+        groups[lightest].append(column)
+        loads[lightest] += costs[column]
+    return [np.ascontiguousarray(plan[sorted(group)]) for group in groups]

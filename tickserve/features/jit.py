@@ -1,0 +1,69 @@
+"""How the engine compiles: one arithmetic everywhere, so that stepped and columnar results are the same bits.
+
+No fast-math, no vector maths library (SVML rounds differently inside a vectorised loop), NumPy's division rule (a zero
+divisor gives inf or NaN, never an exception). Update functions are inlined into the two kernels of `kernels.py`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar, cast
+
+from tickserve.errors import ComponentError, MissingExtraError
+
+os.environ["NUMBA_DISABLE_INTEL_SVML"] = "1"  # read once, when numba is first imported
+
+try:
+    import numba
+except ImportError as error:
+    raise MissingExtraError.of("numba", "stream") from error
+
+if numba.config.USING_SVML:
+    raise ComponentError(
+        "numba was imported with Intel SVML, whose vectorised functions round differently",
+        field="NUMBA_DISABLE_INTEL_SVML",
+        expected="1",
+        was="0",
+        hint="import tickserve.features.engine before numba, or set the variable",
+    )
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def inlined(function: F) -> F:
+    """Compile an update function so that its body lands inside the kernel that calls it."""
+    compiled = numba.njit(forceinline=True, error_model="numpy", fastmath=False, _nrt=False)(function)
+    return cast(F, compiled)
+
+
+def kernel(signature: str) -> Callable[[F], F]:
+    """Compile a kernel ahead for `signature`, from the cache on disk where it is there.
+
+    Without any writable cache folder the kernel is compiled on every start.
+    """
+
+    def compile_it(function: F) -> F:
+        options = {"error_model": "numpy", "fastmath": False, "nogil": True, "_nrt": False}
+        try:
+            return cast(F, numba.njit(signature, cache=True, **options)(function))
+        except RuntimeError as error:
+            if "cannot cache" not in str(error):
+                raise
+            return cast(F, numba.njit(signature, **options)(function))
+
+    return compile_it
+
+
+def source_fingerprint() -> int:
+    """63 bits of a digest over the engine's source files.
+
+    numba's cache looks at the file of the kernel alone. The kernels capture this number, which is part of the
+    cache key, so that an edit to any update function compiles anew instead of running yesterday's arithmetic.
+    """
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return int.from_bytes(digest.digest()[:8], "big") >> 1
