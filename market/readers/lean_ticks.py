@@ -1,9 +1,9 @@
 """LEAN US equity ticks: quote and trade zips of one symbol to best bid/offer rows with the trades between them.
 
 A file holds milliseconds since midnight New York and prices in USD x 10,000. Its quotes are one-sided: each row is the
-new national best bid or the new national best ask, and the letter is the exchange that sets it; the other side is absent.
-The two sides therefore hold their last value whatever the exchange. (Kept per exchange instead, a venue's old quote
-outlives the moment it was best and nearly every best bid/offer comes out crossed: a test shows it.)
+new national best bid or the new national best ask, the letter is the exchange that sets it, and the other side is
+absent. The two sides therefore hold their last value whatever the exchange. (Kept per exchange instead, a venue's old
+quote outlives the moment it was best and nearly every best bid/offer comes out crossed: a test shows it.)
 
 Rules, each counted: quotes are taken at the end of their millisecond, then that millisecond's trades; only 09:30-16:00
 New York is emitted, earlier quotes still build the book; suspicious rows are excluded; a crossed best is not emitted,
@@ -60,14 +60,14 @@ class Best:
 def day_of(path: Path) -> date:
     """The day in a name like `20131007_quote.zip`. Raises DataError for another name."""
     try:
-        return datetime.strptime(path.name[:8], "%Y%m%d").date()  # noqa: DTZ007 - a date has no zone
+        return datetime.strptime(path.name[:8], "%Y%m%d").date()
     except ValueError as error:
         raise DataError(f"{path.name}", field="file name", expected="YYYYMMDD_quote.zip or _trade.zip") from error
 
 
 def new_york_midnight_ns(day: date) -> int:
     """Midnight of `day` in New York as UTC nanoseconds, with daylight saving time."""
-    midnight = pl.Series([datetime(day.year, day.month, day.day)], dtype=pl.Datetime("ns"))  # noqa: DTZ001
+    midnight = pl.Series([datetime(day.year, day.month, day.day)], dtype=pl.Datetime("ns"))
     return int(midnight.dt.replace_time_zone("America/New_York").dt.epoch("ns")[0])
 
 
