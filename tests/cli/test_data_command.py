@@ -16,13 +16,14 @@ def test_inspect_counts_what_the_catalogue_says(tickserve: Run, market_data: Pat
     report = json.loads(done.stdout)
     assert report["symbol"] == "btcusdt"
     assert report["simulated"] is False
-    assert report["quality"]["trades"] == 2_197 or report["quality"]["counters"]["trades"] == 2_197
+    assert report["quality"]["rows_read"] == 13_384
+    assert report["quality"]["complete"] is True
 
 
 def test_inspect_shows_a_person_the_same(tickserve: Run, market_data: Path) -> None:
     done = tickserve("data", "inspect", market_data / BINANCE)
     assert done.returncode == 0, done.stderr
-    assert "2,197" in done.stdout
+    assert "13,384" in done.stdout
 
 
 def test_broken_files_exit_3_with_one_line(tickserve: Run, market_data: Path, tmp_path: Path) -> None:

@@ -73,11 +73,12 @@ def _show(report: dict[str, Any]) -> None:
     out.print(f"{head}{report['symbol']} from {report['venue']}: {report['kind']}, {shape}")
     quality = {key: value for key, value in report["quality"].items() if not isinstance(value, dict | list)}
     table("summary", ("what", "value"), [(key, _shown(value)) for key, value in quality.items()])
-    counters = report["quality"].get("counters", {})
-    notes = report["quality"].get("descriptions", {})
-    rows = [(key, _shown(count), notes.get(key, "")) for key, count in counters.items()]
+    quirks = report["quality"]["quirks"]
+    rows = [(name, _shown(quirk["count"]), quirk["meaning"]) for name, quirk in quirks.items()]
     table("quirks", ("what", "count", "meaning"), rows)
+    for note in report["quality"]["notes"]:
+        out.print(f"note: {note}", markup=False)
 
 
 def _shown(value: Any) -> str:
-    return f"{value:,}" if isinstance(value, int) else str(value)
+    return f"{value:,}" if type(value) is int else str(value)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -34,13 +35,18 @@ def emit(value: Any, as_json: bool, render: Callable[[], None]) -> None:
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a plain table."""
+    """Print a plain table; columns of numbers are set flush right."""
     grid = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for index, name in enumerate(columns):
-        grid.add_column(name, justify="left" if index == 0 else "right", overflow="fold")
+        numbers = all(_is_number(row[index]) for row in rows)
+        grid.add_column(name, justify="right" if numbers else "left", overflow="fold")
     for row in rows:
-        grid.add_row(*(str(cell) for cell in row))
+        grid.add_row(*(escape(str(cell)) for cell in row))
     out.print(grid)
+
+
+def _is_number(cell: object) -> bool:
+    return isinstance(cell, int | float) or str(cell).replace(",", "").replace(".", "").lstrip("-").isdigit()
 
 
 def says(text: str) -> None:
