@@ -28,7 +28,7 @@ def load_booster(path: Path) -> Any:
     booster = xgboost.Booster(params={"nthread": 1})
     try:
         booster.load_model(path)
-    except xgboost.core.XGBoostError as error:
+    except (xgboost.core.XGBoostError, UnicodeDecodeError) as error:  # its message may quote the bytes it cannot read
         raise ArtifactError("not an XGBoost model in UBJSON", field=path.name) from error
     return booster
 

@@ -52,7 +52,15 @@ def real_rows(market_data: Path) -> RealRows:
 @pytest.fixture(scope="session")
 def booster(real_rows: RealRows) -> Any:
     matrix = xgb.QuantileDMatrix(real_rows.features[:4_000], label=real_rows.classes[:4_000], max_bin=64)
-    parameters = {"objective": "multi:softprob", "num_class": 3, "max_depth": 4, "eta": 0.3, "seed": 7, "nthread": 1}
+    parameters = {
+        "objective": "multi:softprob",
+        "num_class": 3,
+        "max_depth": 4,
+        "eta": 0.3,
+        "max_bin": 64,
+        "seed": 7,
+        "nthread": 1,
+    }
     return xgb.train(parameters, matrix, num_boost_round=20)
 
 
@@ -135,3 +143,15 @@ def rewrite() -> Callable[..., Manifest]:
 @pytest.fixture
 def repository(tmp_path: Path) -> Path:
     return tmp_path / "served" / "model_repository"
+
+
+@pytest.fixture(scope="session")
+def pairs() -> Callable[..., None]:
+    """Writes parity.npz and golden.npz into a bundle."""
+    return write_pairs
+
+
+@pytest.fixture(scope="session")
+def describe() -> Callable[..., Manifest]:
+    """Makes the manifest of a bundle's files."""
+    return manifest_for
