@@ -5,6 +5,9 @@ A bar with a price that is absent or not positive gives NaN and leaves all state
 where a venue reports none.
 """
 
+# numpy types an element of a float64 array as Any; these functions return floats.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 import math
@@ -14,8 +17,8 @@ from tickserve.features.book_updates import DAY_S, SECOND_NS, time_of_day
 from tickserve.features.jit import inlined
 from tickserve.features.windows import Words, lagged, rolled, turn
 
-NOW, DT, O, H, L, C, V, LOG_C, RETURN, GAP, TRUE_RANGE, SECOND, VALID = range(13)
-LAST_C, LAST_LOG = range(2)
+NOW, DT, PX_OPEN, PX_HIGH, PX_LOW, PX_CLOSE, TRADED, LOG_CLOSE, RETURN, GAP, TRUE_RANGE, SECOND, VALID = range(13)
+LAST_CLOSE, LAST_LOG = range(2)
 LN_2_X_4 = 4.0 * math.log(2.0)
 
 
@@ -26,7 +29,7 @@ def derive_bar(ts_ns: int, now: float, dt: float, first: bool, row: Words, carry
     RETURN and GAP are log changes from that close to this close and open; TRUE_RANGE is Wilder's (1978), in price.
     """
     if first:
-        carry[LAST_C] = 0.0
+        carry[LAST_CLOSE] = 0.0
     o, h, low, c, v = row[OPEN], row[HIGH], row[LOW], row[CLOSE], row[VOLUME]
     valid = math.isfinite(o + h + low + c) and o > 0.0 and h > 0.0 and low > 0.0 and c > 0.0
     x[NOW] = now
@@ -35,21 +38,24 @@ def derive_bar(ts_ns: int, now: float, dt: float, first: bool, row: Words, carry
     x[VALID] = 1.0 if valid else 0.0
     if not valid:
         return
-    x[O], x[H], x[L], x[C] = o, h, low, c
-    x[V] = v if math.isfinite(v) and v > 0.0 else 0.0
-    x[LOG_C] = math.log(c)
-    last = carry[LAST_C]
-    x[RETURN] = x[LOG_C] - carry[LAST_LOG] if last > 0.0 else 0.0
+    x[PX_OPEN] = o
+    x[PX_HIGH] = h
+    x[PX_LOW] = low
+    x[PX_CLOSE] = c
+    x[TRADED] = v if math.isfinite(v) and v > 0.0 else 0.0
+    x[LOG_CLOSE] = math.log(c)
+    last = carry[LAST_CLOSE]
+    x[RETURN] = x[LOG_CLOSE] - carry[LAST_LOG] if last > 0.0 else 0.0
     x[GAP] = math.log(o) - carry[LAST_LOG] if last > 0.0 else 0.0
     x[TRUE_RANGE] = max(h, last) - min(low, last) if last > 0.0 else h - low
-    carry[LAST_C] = c
-    carry[LAST_LOG] = x[LOG_C]
+    carry[LAST_CLOSE] = c
+    carry[LAST_LOG] = x[LOG_CLOSE]
 
 
 @inlined
 def bar_return(x: Words, p: Words, s: Words) -> float:
     """Log return over n bars; momentum, Jegadeesh and Titman (1993)."""
-    return x[LOG_C] - lagged(x[LOG_C], s, int(p[0]))
+    return x[LOG_CLOSE] - lagged(x[LOG_CLOSE], s, int(p[0]))
 
 
 @inlined
@@ -71,7 +77,7 @@ def average_true_range(x: Words, p: Words, s: Words) -> float:
     """Wilder (1978), "New Concepts in Technical Trading Systems": smoothed true range, over the close."""
     s[1] += 1.0 if s[1] < p[0] else 0.0
     s[0] += (x[TRUE_RANGE] - s[0]) / s[1]
-    return s[0] / x[C]
+    return s[0] / x[PX_CLOSE]
 
 
 @inlined
@@ -87,12 +93,12 @@ def relative_strength_index(x: Words, p: Words, s: Words) -> float:
 def macd(x: Words, p: Words, s: Words) -> float:
     """Appel (1979): fast less slow exponential moving average of the close, over the close."""
     if s[3] == 0.0:
-        s[0] = x[C]
-        s[1] = x[C]
+        s[0] = x[PX_CLOSE]
+        s[1] = x[PX_CLOSE]
         s[3] = 1.0
-    s[0] += 2.0 / (p[0] + 1.0) * (x[C] - s[0])
-    s[1] += 2.0 / (p[1] + 1.0) * (x[C] - s[1])
-    return (s[0] - s[1]) / x[C]
+    s[0] += 2.0 / (p[0] + 1.0) * (x[PX_CLOSE] - s[0])
+    s[1] += 2.0 / (p[1] + 1.0) * (x[PX_CLOSE] - s[1])
+    return (s[0] - s[1]) / x[PX_CLOSE]
 
 
 @inlined
@@ -135,13 +141,13 @@ def _standard_score(value: float, p: Words, s: Words) -> float:
 @inlined
 def bollinger_position(x: Words, p: Words, s: Words) -> float:
     """Bollinger (2001), "Bollinger on Bollinger Bands": place in the band of two standard deviations, -1 to 1."""
-    return 0.5 * _standard_score(x[C], p, s)
+    return 0.5 * _standard_score(x[PX_CLOSE], p, s)
 
 
 @inlined
 def volume_zscore(x: Words, p: Words, s: Words) -> float:
     """Standard score of the volume; abnormal volume as in Gervais, Kaniel, Mingelgrin (2001)."""
-    return _standard_score(x[V], p, s)
+    return _standard_score(x[TRADED], p, s)
 
 
 @inlined
@@ -149,13 +155,13 @@ def stochastic_k(x: Words, p: Words, s: Words) -> float:
     """Lane (1984), "Lane's Stochastics": the close's place in the range of n bars, -1 to 1."""
     n = int(p[0])
     slot = turn(s, n)
-    s[4 + slot] = x[H]
-    s[4 + n + slot] = x[L]
-    high, low = x[H], x[L]
+    s[4 + slot] = x[PX_HIGH]
+    s[4 + n + slot] = x[PX_LOW]
+    high, low = x[PX_HIGH], x[PX_LOW]
     for j in range(int(s[1])):
         high = max(high, s[4 + j])
         low = min(low, s[4 + n + j])
-    return 2.0 * (x[C] - low) / (high - low) - 1.0 if high > low else 0.0
+    return 2.0 * (x[PX_CLOSE] - low) / (high - low) - 1.0 if high > low else 0.0
 
 
 @inlined
@@ -163,9 +169,9 @@ def vwap_deviation(x: Words, p: Words, s: Words) -> float:
     """Log of the close over the volume-weighted typical price of n bars: Berkowitz, Logue, Noser (1988)."""
     n = int(p[0])
     slot = turn(s, n)
-    money = rolled((x[H] + x[L] + x[C]) / 3.0 * x[V], s, n, slot, 2, 4)
-    volume = rolled(x[V], s, n, slot, 3, 4 + n)
-    return x[LOG_C] - math.log(money / volume) if volume > 0.0 and money > 0.0 else 0.0
+    money = rolled((x[PX_HIGH] + x[PX_LOW] + x[PX_CLOSE]) / 3.0 * x[TRADED], s, n, slot, 2, 4)
+    volume = rolled(x[TRADED], s, n, slot, 3, 4 + n)
+    return x[LOG_CLOSE] - math.log(money / volume) if volume > 0.0 and money > 0.0 else 0.0
 
 
 @inlined
@@ -174,44 +180,48 @@ def obv_slope(x: Words, p: Words, s: Words) -> float:
     n = int(p[0])
     slot = turn(s, n)
     sign = 1.0 if x[RETURN] > 0.0 else (-1.0 if x[RETURN] < 0.0 else 0.0)
-    signed = rolled(sign * x[V], s, n, slot, 2, 4)
-    volume = rolled(x[V], s, n, slot, 3, 4 + n)
+    signed = rolled(sign * x[TRADED], s, n, slot, 2, 4)
+    volume = rolled(x[TRADED], s, n, slot, 3, 4 + n)
     return signed / volume if volume > 0.0 else 0.0
 
 
 @inlined
 def parkinson_volatility(x: Words, p: Words, s: Words) -> float:
     """Parkinson (1980), "The extreme value method for estimating the variance of the rate of return"."""
-    span = math.log(x[H] / x[L])
+    span = math.log(x[PX_HIGH] / x[PX_LOW])
     return _mean_square_root(span * span / LN_2_X_4, p, s)
 
 
 @inlined
 def garman_klass_volatility(x: Words, p: Words, s: Words) -> float:
     """Garman, Klass (1980), "On the estimation of security price volatilities from historical data"."""
-    span = math.log(x[H] / x[L])
-    body = math.log(x[C] / x[O])
+    span = math.log(x[PX_HIGH] / x[PX_LOW])
+    body = math.log(x[PX_CLOSE] / x[PX_OPEN])
     return _mean_square_root(0.5 * span * span - (2.0 * math.log(2.0) - 1.0) * body * body, p, s)
 
 
 @inlined
 def rogers_satchell_volatility(x: Words, p: Words, s: Words) -> float:
     """Rogers, Satchell (1991), "Estimating variance from high, low and closing prices"."""
-    upper = math.log(x[H] / x[C]) * math.log(x[H] / x[O])
-    lower = math.log(x[L] / x[C]) * math.log(x[L] / x[O])
+    upper = math.log(x[PX_HIGH] / x[PX_CLOSE]) * math.log(x[PX_HIGH] / x[PX_OPEN])
+    lower = math.log(x[PX_LOW] / x[PX_CLOSE]) * math.log(x[PX_LOW] / x[PX_OPEN])
     return _mean_square_root(upper + lower, p, s)
 
 
 @inlined
 def close_location(x: Words) -> float:
     """Close location value, Chaikin (1978), as in Achelis (2000): -1 at the low, 1 at the high, 0 for a flat bar."""
-    return ((x[C] - x[L]) - (x[H] - x[C])) / (x[H] - x[L]) if x[H] > x[L] else 0.0
+    return (
+        ((x[PX_CLOSE] - x[PX_LOW]) - (x[PX_HIGH] - x[PX_CLOSE])) / (x[PX_HIGH] - x[PX_LOW])
+        if x[PX_HIGH] > x[PX_LOW]
+        else 0.0
+    )
 
 
 @inlined
 def bar_range(x: Words) -> float:
     """log(high / low): Alizadeh, Brandt, Diebold (2002), "Range-based estimation of stochastic volatility models"."""
-    return math.log(x[H] / x[L])
+    return math.log(x[PX_HIGH] / x[PX_LOW])
 
 
 @inlined
@@ -223,7 +233,7 @@ def opening_gap(x: Words) -> float:
 @inlined
 def candle_body(x: Words) -> float:
     """(close - open) / (high - low), the body of Nison (1991), "Japanese Candlestick Charting Techniques"."""
-    return (x[C] - x[O]) / (x[H] - x[L]) if x[H] > x[L] else 0.0
+    return (x[PX_CLOSE] - x[PX_OPEN]) / (x[PX_HIGH] - x[PX_LOW]) if x[PX_HIGH] > x[PX_LOW] else 0.0
 
 
 @inlined
@@ -258,17 +268,19 @@ def return_skewness(x: Words, p: Words, s: Words) -> float:
 def drawdown(x: Words, p: Words, s: Words) -> float:
     """Log of the close over the highest close of n bars: Magdon-Ismail, Atiya (2004), "Maximum drawdown"."""
     slot = turn(s, int(p[0]))
-    s[4 + slot] = x[LOG_C]
-    top = x[LOG_C]
+    s[4 + slot] = x[LOG_CLOSE]
+    top = x[LOG_CLOSE]
     for j in range(int(s[1])):
         top = max(top, s[4 + j])
-    return x[LOG_C] - top
+    return x[LOG_CLOSE] - top
 
 
 @inlined
 def streak(x: Words, s: Words) -> float:
-    """Signed count of bars in a row that closed up or down: the runs of Fama (1965), "The behavior of stock-market
-    prices"; an unchanged close ends a run."""
+    """Signed count of bars in a row that closed up or down; an unchanged close ends a run.
+
+    The runs of Fama (1965), "The behavior of stock-market prices".
+    """
     if x[RETURN] > 0.0:
         s[0] = max(s[0], 0.0) + 1.0
     elif x[RETURN] < 0.0:
@@ -285,7 +297,7 @@ def amihud_illiquidity(x: Words, p: Words, s: Words) -> float:
     Bars without volume count as 0; the mean is floored at 1e-15, whose log a bar without any move gives.
     """
     n = int(p[0])
-    money = x[C] * x[V]
+    money = x[PX_CLOSE] * x[TRADED]
     mean = rolled(abs(x[RETURN]) / money if money > 0.0 else 0.0, s, n, turn(s, n), 2, 4) / s[1]
     return math.log(max(mean, 0.0) + 1e-15)
 

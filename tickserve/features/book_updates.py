@@ -8,6 +8,9 @@ order flow in units of quotes, and imbalances of zero.
 L: levels; level k (from 0) of a row starts at column 4 + 4k with bid price, bid size, ask price, ask size.
 """
 
+# numpy types an element of a float64 array as Any; these functions return floats.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 import math
@@ -124,9 +127,10 @@ def derive_book(ts_ns: int, now: float, dt: float, first: bool, row: Words, carr
 
 @inlined
 def microprice_deviation(x: Words) -> float:
-    """(microprice - mid) / mid, with the size-weighted mid, the first approximation in Stoikov (2018), "The
+    """(microprice - mid) / mid, with the size-weighted mid.
 
-    micro-price: a high-frequency estimator of future prices", Quantitative Finance 18(12).
+    The first approximation in Stoikov (2018), "The micro-price: a high-frequency estimator of future prices",
+    Quantitative Finance 18(12).
     """
     return x[MICRO]
 
@@ -238,9 +242,10 @@ def mid_return_events(x: Words, p: Words, s: Words) -> float:
 
 @inlined
 def arrival_rate(weight: float, x: Words, p: Words, s: Words) -> float:
-    """Square root of the decayed arrivals per second: an exponential-kernel intensity as in Bacry, Mastromatteo, Muzy
+    """Square root of the decayed arrivals per second.
 
-    (2015), "Hawkes processes in finance", under the root that steadies the variance of counts (Anscombe 1948).
+    An exponential-kernel intensity as in Bacry, Mastromatteo, Muzy (2015), "Hawkes processes in finance", under the
+    root that steadies the variance of counts (Anscombe 1948).
     """
     s[0] = faded(s[0], decay(x[DT], p[0])) + weight
     return math.sqrt(s[0] * p[0])
@@ -262,7 +267,7 @@ def time_since_event(x: Words) -> float:
 
 @inlined
 def time_of_day(second: float, cosine: bool, s: Words) -> float:
-    """sin or cos of the UTC time of day as an angle, by the whole second. s = [value, second + 1 it is for]."""
+    """Sine or cosine of the UTC time of day as an angle, by the whole second. s = [value, second + 1 it is for]."""
     if s[1] != second + 1.0:
         angle = second * (2.0 * math.pi / DAY_S)
         s[0] = math.cos(angle) if cosine else math.sin(angle)

@@ -157,7 +157,8 @@ def _parameters(feature: Feature) -> list[float]:
 
 def _compile(spec: FeatureSpec) -> tuple[Longs, Words, Words]:
     """The spec as the kernels' plan int64 [F, 5], their memory, and the memory's initial content."""
-    plan, words = [], []
+    plan: list[tuple[int, ...]] = []
+    words: list[float] = []
     for column, feature in enumerate(spec.features):
         kind, parameters = KINDS[feature.kind], _parameters(feature)
         start = len(words)

@@ -10,7 +10,7 @@ import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from tickserve.errors import ComponentError, MissingExtraError
 
@@ -21,7 +21,15 @@ try:
 except ImportError as error:
     raise MissingExtraError.of("numba", "stream") from error
 
-if numba.config.USING_SVML:
+njit: Any = numba.njit  # numba's own stubs lack `_nrt`
+config: Any = numba.config
+# Without numba's reference counting a slice is a pointer and a length; counted, every feature of every event pays for
+# it with atomic operations. The price: a kernel may not allocate, so it is handed every buffer it needs.
+OPTIONS: Final = {"error_model": "numpy", "fastmath": False, "_nrt": False}
+# Modules whose code is never inside a kernel.
+_OUTSIDE: Final = frozenset({"__init__.py", "compile.py", "engine.py", "lookahead.py", "spec.py"})
+
+if config.USING_SVML:
     raise ComponentError(
         "numba was imported with Intel SVML, whose vectorised functions round differently",
         field="NUMBA_DISABLE_INTEL_SVML",
@@ -35,8 +43,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 def inlined(function: F) -> F:
     """Compile an update function so that its body lands inside the kernel that calls it."""
-    compiled = numba.njit(forceinline=True, error_model="numpy", fastmath=False, _nrt=False)(function)
-    return cast(F, compiled)
+    return cast(F, njit(forceinline=True, **OPTIONS)(function))
 
 
 def kernel(signature: str) -> Callable[[F], F]:
@@ -46,24 +53,25 @@ def kernel(signature: str) -> Callable[[F], F]:
     """
 
     def compile_it(function: F) -> F:
-        options = {"error_model": "numpy", "fastmath": False, "nogil": True, "_nrt": False}
         try:
-            return cast(F, numba.njit(signature, cache=True, **options)(function))
+            return cast(F, njit(signature, cache=True, nogil=True, **OPTIONS)(function))
         except RuntimeError as error:
             if "cannot cache" not in str(error):
                 raise
-            return cast(F, numba.njit(signature, **options)(function))
+            return cast(F, njit(signature, nogil=True, **OPTIONS)(function))
 
     return compile_it
 
 
 def source_fingerprint() -> int:
-    """63 bits of a digest over the engine's source files.
+    """63 bits of a digest over the source files that end up in the kernels.
 
     numba's cache looks at the file of the kernel alone. The kernels capture this number, which is part of the
     cache key, so that an edit to any update function compiles anew instead of running yesterday's arithmetic.
     """
     digest = hashlib.sha256()
     for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.name in _OUTSIDE:
+            continue
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return int.from_bytes(digest.digest()[:8], "big") >> 1

@@ -8,6 +8,9 @@ clock int64 [4]: time of the last event, start of the session, events seen in it
 carry float64 [CARRY_WORDS]: what the derivation carries from event to event, then room for X_WORDS derived values.
 """
 
+# numpy types an element of a float64 array as Any; these functions return floats.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 import math
@@ -74,8 +77,8 @@ def _bound(fingerprint: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """The kernels, with the engine's source digest captured so that it is part of numba's cache key."""
 
     @kernel(
-        "void(Array(int64, 1, 'C', readonly=True), Array(float64, 2, 'C', readonly=True), int64[::1], float64[::1], int64[:,::1], "
-        "float64[::1], float64[:,::1], int64[::1], int64[::1], float32[:,::1])"
+        "void(Array(int64, 1, 'C', readonly=True), Array(float64, 2, 'C', readonly=True), int64[::1], float64[::1], "
+        "int64[:,::1], float64[::1], float64[:,::1], int64[::1], int64[::1], float32[:,::1])"
     )
     def columns(
         ts_ns: Longs,

@@ -7,6 +7,9 @@ Moving averages of unevenly spaced events follow Eckner (2014), "Algorithms for 
 Averages and Other Rolling Operators": the weight of the past falls by exp(-dt / tau).
 """
 
+# numpy types an element of a float64 array as Any; these functions return floats.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 import math
