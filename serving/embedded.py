@@ -1,0 +1,257 @@
+"""The embedded Triton: NVIDIA's tritonserver on this machine, loopback only, ready once golden pairs answer.
+
+A model repository goes in as it is; HTTP, gRPC and metrics come out on 127.0.0.1. The build inside the wheel is older
+than the fixes a server open to a network needs, so it never listens anywhere else; production runs the image.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from serving.golden import check_golden
+from serving.ports import LOOPBACK, Ports, reserved
+from serving.process import ServerProcess
+from serving.repository import served_versions
+from serving.triton_files import TritonFiles, environment, find_triton, lay_out_backends
+from tickserve.config import ServeSettings
+from tickserve.errors import ArtifactError, PortInUseError, ServerStartError, TickserveError
+from tickserve.manifest import Manifest
+from tickserve.model_config import BACKEND, CONFIG_NAME
+from tickserve.store import unwritable
+
+START_ATTEMPTS = 3
+POLL_S = 0.02
+TAIL_LINES = 30
+# How Triton's log says that somebody was faster on a port.
+PORT_MESSAGES = ("Address already in use", "failed to bind", "Socket '", "port is not available", "Only one usage")
+
+
+class EmbeddedTriton:
+    """A context manager around one server; `start` and `stop` for callers without a `with` block.
+
+    `models` are the names to serve, by default every model of the repository. `log` keeps Triton's log; without it the
+    log is gone after `stop`, but for its tail.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        settings: ServeSettings,
+        models: Sequence[str] | None = None,
+        log: Path | None = None,
+    ) -> None:
+        self._repository, self._settings = Path(repository), settings
+        self._wanted = None if models is None else list(dict.fromkeys(models))
+        self._log_wanted = log
+        self._log: Path | None = None
+        self._last_lines: list[str] = []
+        self._folder: Path | None = None
+        self._process: ServerProcess | None = None
+        self._ports: Ports | None = None
+        self._models: dict[str, dict[int, Manifest]] = {}
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    @property
+    def running(self) -> bool:
+        """Whether the server process is there."""
+        return self._process is not None and self._process.running
+
+    @property
+    def pid(self) -> int:
+        """The server's process id. Raises ServerStartError before `start` and after `stop`."""
+        if self._process is None:
+            raise ServerStartError("the server is not started")
+        return self._process.pid
+
+    @property
+    def http_url(self) -> str:
+        """`127.0.0.1:port` of HTTP."""
+        return f"{LOOPBACK}:{self._chosen().http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """`127.0.0.1:port` of gRPC."""
+        return f"{LOOPBACK}:{self._chosen().grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """The address Prometheus scrapes."""
+        return f"http://{LOOPBACK}:{self._chosen().metrics}/metrics"
+
+    @property
+    def models(self) -> dict[str, Manifest]:
+        """The newest served version's manifest of each model."""
+        return {name: versions[max(versions)] for name, versions in self._models.items()}
+
+    @property
+    def versions(self) -> dict[str, tuple[int, ...]]:
+        """The served versions of each model, oldest first."""
+        return {name: tuple(sorted(versions)) for name, versions in self._models.items()}
+
+    def tail(self, lines: int = TAIL_LINES) -> list[str]:
+        """The last lines of Triton's log, also after `stop`."""
+        if self._log is not None and self._log.is_file():
+            self._last_lines = self._log.read_text("utf-8", "replace").splitlines()[-200:]
+        return self._last_lines[-lines:] if lines > 0 else []
+
+    def start(self) -> None:
+        """Verify the models, start the server and wait until every model answers its golden pairs.
+
+        Raises, with nothing left running: ArtifactError and its kin for a repository that cannot be trusted,
+        PortInUseError, UnsupportedPlatformError, MissingExtraError, and ServerStartError with the log's last lines.
+        """
+        if self.running:
+            raise ServerStartError("the server is started already")
+        files = find_triton()
+        with reserved(self._settings):
+            # A taken port is reported before anything else is done.
+            self._models = self._verified()
+        self._open_folder()
+        try:
+            self._start_on_ports(files)
+            self._check_answers()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the server and its stubs and remove its folder; may be called again, and before `start`."""
+        if self._process is not None:
+            self._process.stop(self._settings.stop_timeout_s)
+            self._process = None
+        self.tail()
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+            self._folder = None
+
+    def _chosen(self) -> Ports:
+        if self._ports is None:
+            raise ServerStartError("the server is not started")
+        return self._ports
+
+    def _verified(self) -> dict[str, dict[int, Manifest]]:
+        """Each chosen model's versions, every digest checked. Raises ArtifactError."""
+        have = sorted(path.parent.name for path in self._repository.glob(f"[a-z0-9]*/{CONFIG_NAME}"))
+        names = have if self._wanted is None else self._wanted
+        if not names:
+            raise ArtifactError(f"no model in the repository {self._repository.name!r}", field="repository")
+        for name in names:
+            if name not in have:
+                raise ArtifactError(
+                    "no such model in the repository",
+                    field="model",
+                    expected=" or ".join(have) or "a published model",
+                    was=repr(name[:100]),
+                )
+        return {name: served_versions(self._repository / name) for name in names}
+
+    def _open_folder(self) -> None:
+        try:
+            self._folder = Path(tempfile.mkdtemp(prefix="tickserve-triton-"))
+            self._log = self._log_wanted or self._folder / "triton.log"
+            self._log.parent.mkdir(parents=True, exist_ok=True)
+            self._log.write_bytes(b"")
+        except OSError as error:
+            self.stop()
+            raise unwritable(self._log_wanted or Path(tempfile.gettempdir()), error) from error
+
+    def _start_on_ports(self, files: TritonFiles) -> None:
+        """Start the server; again on other free ports when somebody took one between choosing and starting."""
+        assert self._folder is not None  # noqa: S101 - `start` opened it
+        backends = lay_out_backends(files, self._folder / "backends")
+        for attempt in range(1, START_ATTEMPTS + 1):
+            with reserved(self._settings) as ports:
+                self._ports = ports
+            try:
+                self._launch(files, backends)
+                return
+            except PortInUseError:
+                if attempt == START_ATTEMPTS:
+                    raise
+
+    def _launch(self, files: TritonFiles, backends: Path) -> None:
+        assert self._log is not None  # noqa: S101 - `start` opened it
+        prefix = f"tickserve-{os.getpid()}-{secrets.token_hex(4)}-"
+        command = self._command(files, backends, prefix)
+        self._process = ServerProcess(command, environment(files), self._log, prefix)
+        self._wait_ready(time.monotonic() + self._settings.start_timeout_s)
+
+    def _command(self, files: TritonFiles, backends: Path, shm_prefix: str) -> list[str]:
+        ports = self._chosen()
+        return [
+            str(files.binary),
+            f"--model-repository={self._repository.resolve()}",
+            f"--backend-directory={backends}",
+            f"--cache-directory={files.caches}",
+            "--model-control-mode=explicit",
+            *(f"--load-model={name}" for name in self._models),
+            "--disable-auto-complete-config",
+            "--strict-readiness=true",
+            f"--exit-timeout-secs={max(1, int(self._settings.stop_timeout_s) - 1)}",
+            f"--http-address={LOOPBACK}",
+            f"--http-port={ports.http}",
+            f"--grpc-address={LOOPBACK}",
+            f"--grpc-port={ports.grpc}",
+            f"--metrics-address={LOOPBACK}",
+            f"--metrics-port={ports.metrics}",
+            "--allow-metrics=true",
+            # Quantiles of one server cannot be added up over servers; the client and the load test keep histograms.
+            "--metrics-config=summary_latencies=false",
+            f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+        ]
+
+    def _wait_ready(self, deadline: float) -> None:
+        paths = ["/v2/health/ready"]
+        paths += [f"/v2/models/{name}/versions/{n}/ready" for name, served in self._models.items() for n in served]
+        while paths:
+            if not self.running:
+                raise self._failed("the server ended before it was ready")
+            if time.monotonic() > deadline:
+                raise self._failed(f"not ready after {self._settings.start_timeout_s:g} s")
+            if self._answers_ok(paths[0]):
+                paths.pop(0)
+            else:
+                time.sleep(POLL_S)
+
+    def _answers_ok(self, path: str) -> bool:
+        connection = http.client.HTTPConnection(self.http_url, timeout=5)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().status == http.HTTPStatus.OK
+        except (OSError, http.client.HTTPException):
+            return False
+        finally:
+            connection.close()
+
+    def _check_answers(self) -> None:
+        for name, versions in self._models.items():
+            for version in versions:
+                try:
+                    check_golden(self.http_url, name, version, self._repository / name / str(version))
+                except TickserveError as error:
+                    raise self._failed(f"model {name!r} version {version}: {error}") from error
+
+    def _failed(self, reason: str) -> TickserveError:
+        lines = self.tail(200)
+        taken = next((line for line in lines if any(message in line for message in PORT_MESSAGES)), None)
+        if taken and not self.running:
+            return PortInUseError("a port was taken while the server started", hint=taken[-200:])
+        errors = [line for line in lines if line.startswith("E") or " error" in line.lower()] or lines
+        return ServerStartError(f"{reason}; the log says:\n" + "\n".join(line[:300] for line in errors[-8:]))

@@ -1,0 +1,146 @@
+"""The golden pairs, asked of a running server over its binary HTTP protocol: does it give research's numbers?
+
+One connection, the standard library, no retry: this is the readiness check, so it shares nothing with the client that
+it vouches for. Letters: G golden rows.
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from tickserve.errors import ArtifactError, GateRefusedError, ProtocolError, ServerRejectedError, TransportError
+from tickserve.manifest import GOLDEN_NAME, Manifest, load_manifest
+
+Array = npt.NDArray[Any]
+Arrays = dict[str, Array]
+HEADER_LENGTH = "Inference-Header-Content-Length"
+DTYPES: dict[str, npt.DTypeLike] = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
+
+
+def check_golden(
+    http_url: str, model: str, version: int, version_dir: Path, *, timeout_s: float = 30.0
+) -> dict[str, float | int | str]:
+    """Score the golden rows of `version_dir` on the server at `http_url` ("host:port").
+
+    Returns the largest absolute difference from research and the rows compared. Raises GateRefusedError when a number
+    lies outside the manifest's tolerance or the bundle_id is another's, ServerRejectedError, TransportError and
+    ProtocolError when there is no answer to compare, ArtifactError when the golden pairs cannot be read.
+    """
+    manifest = load_manifest(version_dir)
+    golden = read_golden(version_dir, manifest)
+    rows = len(golden[manifest.inputs[0].name])
+    limit = manifest.export.max_batch if manifest.export else rows
+    worst = 0.0
+    connection = http.client.HTTPConnection(http_url, timeout=timeout_s)
+    try:
+        for start in range(0, rows, limit):
+            part = {name: values[start : start + limit] for name, values in golden.items()}
+            inputs = {tensor.name: part[tensor.name] for tensor in manifest.inputs}
+            answer = infer(connection, model, version, inputs)
+            worst = max(worst, _compare(manifest, part, answer))
+    finally:
+        connection.close()
+    return {"model": model, "version": version, "rows": rows, "max_abs_diff": worst}
+
+
+def read_golden(version_dir: Path, manifest: Manifest) -> Arrays:
+    """The arrays of golden.npz: inputs [G, ...] and research's outputs. Raises ArtifactError."""
+    path = version_dir / GOLDEN_NAME
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            golden = {name: file[name] for name in file.files}
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise ArtifactError("cannot read the golden pairs", field=GOLDEN_NAME, hint=str(error)[:100]) from error
+    missing = {tensor.name for tensor in manifest.inputs} | {"probabilities"}
+    missing -= set(golden)
+    if missing:
+        raise ArtifactError("the golden pairs lack an array", field=GOLDEN_NAME, expected=", ".join(sorted(missing)))
+    return golden
+
+
+def infer(
+    connection: http.client.HTTPConnection, model: str, version: int, inputs: Mapping[str, Array]
+) -> dict[str, Array]:
+    """One binary HTTP request: inputs [B, ...] by name to outputs [B, ...] by name."""
+    head, payload = _encode(inputs)
+    headers = {HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
+    try:
+        connection.request("POST", f"/v2/models/{model}/versions/{version}/infer", head + payload, headers)
+        response = connection.getresponse()
+        body = response.read()
+    except (OSError, http.client.HTTPException) as error:
+        raise TransportError(f"no answer: {error or type(error).__name__}", model=model) from error
+    if response.status != http.HTTPStatus.OK:
+        reason = body[:300].decode("utf-8", "replace")
+        raise ServerRejectedError(f"HTTP {response.status}: {reason}", model=model)
+    try:
+        return _decode(body, int(response.getheader(HEADER_LENGTH, str(len(body)))))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ProtocolError(f"cannot read the answer: {error}", model=model) from error
+
+
+def _encode(inputs: Mapping[str, Array]) -> tuple[bytes, bytes]:
+    blobs = {name: np.ascontiguousarray(array).tobytes() for name, array in inputs.items()}
+    tensors = [
+        {
+            "name": name,
+            "shape": list(array.shape),
+            "datatype": "INT64" if array.dtype == np.int64 else "FP32",
+            "parameters": {"binary_data_size": len(blobs[name])},
+        }
+        for name, array in inputs.items()
+    ]
+    head = {"inputs": tensors, "parameters": {"binary_data_output": True}}
+    return json.dumps(head).encode(), b"".join(blobs.values())
+
+
+def _decode(body: bytes, header_length: int) -> dict[str, Array]:
+    outputs, offset = {}, header_length
+    for tensor in json.loads(body[:header_length])["outputs"]:
+        size = tensor["parameters"]["binary_data_size"]
+        flat: Array = np.frombuffer(body[offset : offset + size], DTYPES[tensor["datatype"]])
+        outputs[tensor["name"]] = flat.reshape(tensor["shape"])
+        offset += size
+    return outputs
+
+
+def _compare(manifest: Manifest, golden: Arrays, answer: Arrays) -> float:
+    """The largest absolute difference. Raises GateRefusedError naming the first value that is not research's."""
+    worst = 0.0
+    for name in (tensor.name for tensor in manifest.outputs if tensor.name in golden):
+        if name not in answer:
+            raise ProtocolError("an output is missing from the answer", model=manifest.name, field=name)
+        research = golden[name].reshape(answer[name].shape)
+        apart = np.abs(answer[name] - research)
+        # Not "any beyond": a NaN in the answer has to fail too.
+        within = apart <= manifest.tolerance.atol + manifest.tolerance.rtol * np.abs(research)
+        if not within.all():
+            row = int(np.argwhere(~within)[0][0])
+            raise GateRefusedError(
+                f"model {manifest.name!r}, golden row {row}: the served number is not research's",
+                field=name,
+                expected=f"{research[row].tolist()} within {manifest.tolerance}",
+                was=str(answer[name][row].tolist()),
+            )
+        worst = max(worst, float(apart.max()))
+    _check_bundle_id(manifest, answer)
+    return worst
+
+
+def _check_bundle_id(manifest: Manifest, answer: Arrays) -> None:
+    expected = manifest.bundle_id()
+    if "bundle_id" in answer and not (answer["bundle_id"] == expected).all():
+        raise GateRefusedError(
+            f"another model than {manifest.name!r} answers",
+            field="bundle_id",
+            expected=str(expected),
+            was=str(answer["bundle_id"].ravel()[0]),
+        )
