@@ -95,22 +95,26 @@ def test_a_queue_that_outlives_the_deadline_is_refused(manifest: Manifest, setti
 Change = Callable[[Any], object]
 
 
+def accelerate(config: Any) -> None:
+    config.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt")
+
+
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (lambda c: c.sequence_batching.SetInParent() or setattr(c.sequence_batching, "max_sequence_idle_microseconds", 5), "sequence_batching"),
+        (lambda c: setattr(c.sequence_batching, "max_sequence_idle_microseconds", 5), "sequence_batching"),
         (lambda c: c.ensemble_scheduling.step.add(model_name="other"), "ensemble_scheduling"),
         (lambda c: setattr(c.model_transaction_policy, "decoupled", True), "model_transaction_policy"),
         (lambda c: setattr(c, "platform", "onnxruntime_onnx"), "platform"),
         (lambda c: setattr(c, "backend", "python"), "backend"),
         (lambda c: setattr(c, "default_model_filename", "../evil.onnx"), "default_model_filename"),
         (lambda c: setattr(c, "max_batch_size", 0), "max_batch_size"),
-        (lambda c: c.optimization.execution_accelerators.gpu_execution_accelerator.add(name="tensorrt"), "optimization.execution_accelerators"),
+        (accelerate, "optimization.execution_accelerators"),
         (lambda c: setattr(c.optimization.cuda, "graphs", True), "optimization.cuda"),
         (lambda c: setattr(c.optimization.graph, "level", 7), "optimization.graph.level"),
         (lambda c: setattr(c.parameters["enable_mem_arena"], "string_value", "1"), "parameters.enable_mem_arena"),
         (lambda c: setattr(c.parameters["manifest.01"], "string_value", "x"), "parameters.manifest.01"),
-        (lambda c: setattr(c.parameters["intra_op_thread_count"], "string_value", "many"), "parameters.intra_op_thread_count"),
+        (lambda c: setattr(c.parameters["execution_mode"], "string_value", "x"), "execution_mode"),
         (lambda c: setattr(c.parameters["execution_mode"], "string_value", "1"), "execution_mode"),
         (lambda c: setattr(c.instance_group[0], "kind", schema.ModelInstanceGroup.KIND_MODEL), "instance_group.kind"),
         (lambda c: setattr(c.input[0], "data_type", schema.TYPE_FP16), "input features"),
