@@ -32,7 +32,10 @@ MAX_PENDING = 20_000
 # Nanoseconds of the years 2000 to 2100.
 EARLIEST_NS, LATEST_NS = 946_684_800_000_000_000, 4_102_444_800_000_000_000
 _INF = float("inf")
+# bookTickers remembered since the last depth update.
+MAX_NEWER = 10_000
 Message = dict[str, Any]
+Ticker = tuple[int, float, float, float, float]
 
 
 class L2Feed:
@@ -46,7 +49,9 @@ class L2Feed:
         self.snapshot_expected = True
         self._count = count
         self._pending: deque[Message] = deque(maxlen=MAX_PENDING)
-        self._ticker: tuple[int, float, float, float, float] | None = None
+        self._ticker: Ticker | None = None
+        # Those newer than the last depth update: an older depth update that comes late is laid under them.
+        self._newer: deque[Ticker] = deque(maxlen=MAX_NEWER)
 
     def start_file(self, has_snapshot: bool) -> None:
         """A new file begins: without a valid book and without a snapshot, build from updates alone."""
@@ -57,7 +62,7 @@ class L2Feed:
     def snapshot(self, message: Message) -> bool:
         """Load a REST snapshot, then the pending updates it does not hold yet, then a fresher bookTicker."""
         last = int(message["lastUpdateId"])
-        if self.valid and last < self.update_id and not self.from_updates_only:
+        if self.valid and last < self.update_id:
             self._count("stale_snapshots")
             return False
         self._count("snapshots")
@@ -69,7 +74,8 @@ class L2Feed:
         self._pending.clear()
         for update in pending:
             self.depth(update)
-        self._refresh_best()
+        if self.valid:
+            self._refresh_best()
         return self.valid
 
     def depth(self, update: Message) -> bool:
@@ -128,12 +134,18 @@ class L2Feed:
         if self.valid and update_id <= self.update_id:
             self._count("stale_tickers")
             return False
-        self._refresh_best()
+        self._newer.append(self._ticker)
+        if self.valid:
+            self.bids.set_best(bid, bid_size)
+            self.asks.set_best(ask, ask_size)
         return self.valid
 
     def _refresh_best(self) -> None:
-        if self.valid and self._ticker is not None and self._ticker[0] > self.update_id:
-            _, bid, bid_size, ask, ask_size = self._ticker
+        """Lay the bookTickers newer than the last depth update over it, in order."""
+        newer = self._newer
+        while newer and newer[0][0] <= self.update_id:
+            newer.popleft()
+        for _, bid, bid_size, ask, ask_size in newer:
             self.bids.set_best(bid, bid_size)
             self.asks.set_best(ask, ask_size)
 
