@@ -72,6 +72,7 @@ class FeatureSpec:
         _check_spec(self)
         for feature in self.features:
             _check_feature(feature, self)
+        _check_columns(self)
 
     @cached_property
     def columns(self) -> tuple[str, ...]:
@@ -142,6 +143,9 @@ def _check_spec(spec: FeatureSpec) -> None:
     _check_integer("spec.warmup_events", spec.warmup_events, 0, 10**9)
     if not spec.features:
         raise UsageError("no features", field="spec.features", expected="one at least", was="0")
+
+
+def _check_columns(spec: FeatureSpec) -> None:
     names = [feature.name for feature in spec.features]
     if len(set(names)) != len(names):
         repeated = next(name for name in names if names.count(name) > 1)
