@@ -2,7 +2,8 @@
 
 Training writes it beside the model file (a *bundle*), export copies it into each repository version with an `export`
 record, and the client holds requests against it. The *bundle digest* is the SHA-256 of the bundle manifest's canonical
-JSON without the `export` record; since the manifest names the digest of every file, it names the whole bundle.
+JSON without the `export` record and without values that are their defaults; since the manifest names the digest of
+every file, it names the whole bundle.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ class Manifest(Frozen):
 
     def digest(self) -> str:
         """The bundle digest, `sha256:<hex>`."""
-        return sha256_bytes(canonical_json(self.model_dump(mode="json", exclude={"export"})))
+        # Defaults are left out, so that a field added later does not change the digest of every older bundle.
+        return sha256_bytes(canonical_json(self.model_dump(mode="json", exclude={"export"}, exclude_defaults=True)))
 
     def bundle_id(self) -> int:
         """The first 8 bytes of the bundle digest as a signed big-endian integer: what the graph answers per row."""

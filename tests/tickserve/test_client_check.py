@@ -1,0 +1,260 @@
+"""What is refused before it is sent. The client here points at a port where nobody listens: nothing may reach it."""
+
+from __future__ import annotations
+
+import math
+import socket
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tickserve.client import Client
+from tickserve.client._check import Contract
+from tickserve.errors import (
+    ArtifactError,
+    DeadlineExceededError,
+    DigestMismatchError,
+    InputRejectedError,
+    TransportError,
+    UsageError,
+)
+from tickserve.manifest import FeatureContract, Manifest, TensorSpec
+
+MODEL = "hand-l1-gbdt"
+
+
+@pytest.fixture(scope="module")
+def nobody() -> Iterator[str]:
+    """An address that refuses connections: bound, and never listened on."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        yield f"127.0.0.1:{sock.getsockname()[1]}"
+
+
+@pytest.fixture
+def client(nobody: str, make_manifest: Any) -> Iterator[Client]:
+    with Client(nobody, manifest=make_manifest()) as opened:
+        yield opened
+
+
+def refused(client: Client, inputs: Any, **options: Any) -> InputRejectedError:
+    with pytest.raises(InputRejectedError) as caught:
+        client.score(MODEL, inputs, **options)
+    assert caught.value.model == MODEL
+    assert caught.value.request_id
+    return caught.value
+
+
+def test_a_good_row_gets_as_far_as_the_wire(client: Client, rows: np.ndarray, nobody: str) -> None:
+    with pytest.raises(TransportError, match=nobody):
+        client.score(MODEL, rows)
+
+
+def test_missing_and_extra_tensors(client: Client, rows: np.ndarray) -> None:
+    assert refused(client, {}).field == "features"
+    assert refused(client, {"feature": rows}).field == "features"
+    error = refused(client, {"features": rows, "more": rows})
+    assert (error.field, error.expected) == ("more", "features")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", ">f4", "int64", "object", "complex64", "U4", "bool"])
+def test_no_dtype_is_cast(client: Client, rows: np.ndarray, dtype: str) -> None:
+    error = refused(client, rows.astype(dtype))
+    assert error.field == "features"
+    assert error.expected == "float32 (FP32)"
+    assert "astype(np.float32)" in str(error)
+
+
+@pytest.mark.parametrize("value", [None, [[0.0] * 4], "rows", 1.0, memoryview(b"abcd")])
+def test_only_arrays(client: Client, value: Any) -> None:
+    assert refused(client, value).expected == "numpy.ndarray"
+
+
+def test_a_masked_array_would_lose_its_mask(client: Client, rows: np.ndarray) -> None:
+    assert refused(client, np.ma.masked_less(rows, 0)).was == "MaskedArray"
+
+
+@pytest.mark.parametrize("shape", [(), (4,), (2, 3), (2, 5), (2, 1, 4), (2, 0)])
+def test_wrong_rank_and_feature_count(client: Client, shape: tuple[int, ...]) -> None:
+    error = refused(client, np.zeros(shape, np.float32))
+    assert (error.expected, error.was) == ("[B, 4]", str(list(shape)))
+    assert ("newaxis" in str(error)) == (shape == (4,))
+
+
+@pytest.mark.parametrize("batch", [0, 9, 100_000])
+def test_batch_of_none_and_over_the_maximum(client: Client, batch: int) -> None:
+    error = refused(client, np.zeros((batch, 4), np.float32))
+    assert (error.expected, error.was) == ("1 to 8 rows", str(batch))
+
+
+def test_permuted_missing_and_foreign_columns(client: Client, rows: np.ndarray, make_manifest: Any) -> None:
+    columns = make_manifest().features.columns
+    permuted = refused(client, rows, columns=(columns[1], columns[0], *columns[2:]))
+    assert "permuted columns, first at position 0" in str(permuted)
+    assert permuted.expected == "'spread'"
+    assert "wrong columns, first at position 3" in str(refused(client, rows, columns=(*columns[:3], "other")))
+    assert refused(client, rows, columns=columns[:3]).expected == "4 columns"
+    with pytest.raises(TransportError):
+        client.score(MODEL, rows, columns=list(columns))
+
+
+def test_features_of_another_spec(client: Client, rows: np.ndarray, make_manifest: Any) -> None:
+    digest = make_manifest().features.digest
+    assert refused(client, rows, feature_digest="sha256:" + "0" * 64).expected == digest
+    with pytest.raises(TransportError):
+        client.score(MODEL, rows, feature_digest=digest)
+
+
+@pytest.mark.parametrize("value", [math.inf, -math.inf])
+def test_infinity_is_named_with_row_and_column(client: Client, rows: np.ndarray, value: float) -> None:
+    rows[1, 2] = value
+    error = refused(client, rows)
+    assert "row 1, column 'flow'" in str(error)
+    assert error.was == str(np.float32(value))
+
+
+def test_nan_is_refused_where_the_manifest_says_so(nobody: str, make_manifest: Any, rows: np.ndarray) -> None:
+    rows[0, 3] = np.nan
+    with Client(nobody, manifest=make_manifest(nan_policy="reject")) as strict:
+        assert "row 0, column 'volatility'" in str(refused(strict, rows))
+    for policy in ("native", "impute_mean"):
+        checked = Contract(make_manifest(nan_policy=policy)).check_inputs(rows)
+        assert checked.flags == ()
+        assert np.array_equal(np.frombuffer(checked.tensors[0].data, "<f4").reshape(2, 4), rows, equal_nan=True)
+
+
+def test_infinity_beside_nan_is_still_refused(client: Client, rows: np.ndarray) -> None:
+    rows[0, 0], rows[1, 1] = np.nan, np.inf
+    assert "row 1, column 'imbalance'" in str(refused(client, rows))
+
+
+def test_far_outside_the_training_range_is_flagged_not_refused(make_manifest: Any, rows: np.ndarray) -> None:
+    contract = Contract(make_manifest())
+    assert contract.check_inputs(rows).flags == ()
+    rows[0, 0], rows[1, 3], rows[1, 1] = 5.0, -5.1, 1e30
+    assert contract.check_inputs(rows).flags == ("out_of_range:imbalance", "out_of_range:volatility")
+
+
+def test_windows_name_row_step_and_column(make_manifest: Any) -> None:
+    window = TensorSpec(name="window", dtype="FP32", shape=(3, 4))
+    contract = Contract(make_manifest(inputs=(window,), nan_policy="reject"))
+    array = np.zeros((2, 3, 4), np.float32)
+    assert contract.check_inputs(array).batch == 2
+    array[1, 2, 0] = np.nan
+    with pytest.raises(InputRejectedError, match="row 1, step 2, column 'spread'"):
+        contract.check_inputs({"window": array})
+    array[1, 2, 0] = 99
+    assert contract.check_inputs(array).flags == ("out_of_range:spread",)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [
+        lambda rows: np.asfortranarray(rows),
+        lambda rows: np.repeat(rows, 2, axis=1)[:, ::2],
+        lambda rows: rows[::-1][::-1],
+        lambda rows: np.broadcast_to(rows[:1], (3, 4)),
+        lambda rows: np.frombuffer(rows.tobytes(), np.float32).reshape(rows.shape),
+        lambda rows: rows.view(type("Sub", (np.ndarray,), {})),
+    ],
+    ids=["fortran", "strided", "reversed", "broadcast", "read-only", "subclass"],
+)
+def test_any_memory_layout_is_sent_in_c_order(make_manifest: Any, rows: np.ndarray, layout: Any) -> None:
+    array = layout(rows)
+    sent = Contract(make_manifest()).check_inputs(array).tensors[0]
+    assert np.array_equal(np.frombuffer(sent.data, "<f4").reshape(sent.shape), np.array(array))
+
+
+@pytest.mark.parametrize("name", ["../x", "", "a\0b", "x" * 10_000, "a/b", "A", "..", ".hidden", "a b", "é", None, 3])
+def test_model_names_that_are_no_names(client: Client, rows: np.ndarray, name: Any) -> None:
+    with pytest.raises(InputRejectedError) as caught:
+        client.score(name, rows)
+    assert caught.value.field == "model"
+    assert len(str(caught.value)) < 300
+
+
+def test_a_model_without_a_manifest_is_not_asked(client: Client, rows: np.ndarray) -> None:
+    with pytest.raises(UsageError, match=r"no manifest is pinned for model 'other'.*manifest=\.\.\.") as caught:
+        client.score("other", rows)
+    assert caught.value.was == MODEL
+
+
+@pytest.mark.parametrize("version", [0, -1, True, 1.0, "1", 2**63, np.int64(1)])
+def test_versions_that_are_no_versions(client: Client, rows: np.ndarray, version: Any) -> None:
+    assert refused(client, rows, version=version).field == "version"
+
+
+@pytest.mark.parametrize("identity", ["", "a\nb", "\x00", "\x7f", "x" * 257, "\u2028", 5, b"x"])
+def test_request_ids_that_are_refused(client: Client, rows: np.ndarray, identity: Any) -> None:
+    with pytest.raises(InputRejectedError) as caught:
+        client.score(MODEL, rows, request_id=identity)
+    assert caught.value.field == "request_id"
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("deadline", [0, -1, -0.0, math.nan, math.inf, True, "100", 3_600_001])
+def test_deadlines_that_are_no_time_spans(
+    client: Client, rows: np.ndarray, deadline: Any, nobody: str, make_manifest: Any
+) -> None:
+    assert refused(client, rows, deadline_ms=deadline).field == "deadline_ms"
+    for field in ("deadline_ms", "max_age_ms"):
+        with pytest.raises(UsageError, match=field):
+            Client(nobody, manifest=make_manifest(), **{field: deadline})
+
+
+def test_a_deadline_of_a_microsecond_passes_before_anything_is_sent(client: Client, rows: np.ndarray) -> None:
+    began = time.perf_counter()
+    with pytest.raises(DeadlineExceededError, match="before the request was sent"):
+        client.score(MODEL, rows, deadline_ms=0.001)
+    assert time.perf_counter() - began < 0.05
+
+
+def test_events_too_old_give_a_signal_without_a_number(nobody: str, make_manifest: Any, rows: np.ndarray) -> None:
+    with Client(nobody, manifest=make_manifest(), max_age_ms=50) as client:
+        stale = client.score(MODEL, rows, newest_event_ns=time.time_ns() - 60_000_000)
+        assert (stale.status, stale.probabilities, stale.score, stale.decision) == ("STALE", None, None, None)
+        assert stale.event_age_us is not None
+        assert 60_000 <= stale.event_age_us < 5_000_000
+        with pytest.raises(TransportError):
+            client.score(MODEL, rows, newest_event_ns=time.time_ns())
+
+
+def test_an_age_limit_needs_a_time_it_can_believe(nobody: str, make_manifest: Any, rows: np.ndarray) -> None:
+    with Client(nobody, manifest=make_manifest(), max_age_ms=50) as client:
+        assert "newest_event_ns" in str(refused(client, rows))
+        ahead = refused(client, rows, newest_event_ns=time.time_ns() + 10**9)
+        assert "in the future" in str(ahead)
+        for value in (0, -1, 1.5, True, "now", 2**63):
+            assert refused(client, rows, newest_event_ns=value).field == "newest_event_ns"
+
+
+def test_a_closed_client_says_so(nobody: str, make_manifest: Any, rows: np.ndarray) -> None:
+    for url in (nobody, f"grpc://{nobody}"):
+        client = Client(url, manifest=make_manifest())
+        client.close()
+        client.close()
+        with pytest.raises(UsageError, match="closed"):
+            client.score(MODEL, rows)
+
+
+def broken(manifest: Manifest, **changes: Any) -> Manifest:
+    return manifest.model_copy(update=changes)
+
+
+def test_a_manifest_that_contradicts_itself_is_not_pinned(make_manifest: Any) -> None:
+    good = make_manifest()
+    Contract(good)
+    with pytest.raises(DigestMismatchError, match="changed after export"):
+        Contract(broken(good, nan_policy="reject"))
+    plain = broken(good, export=None)
+    negative = TensorSpec(name="features", dtype="FP32", shape=(-1,))
+    with pytest.raises(ArtifactError, match="negative or zero dimension"):
+        Contract(broken(plain, inputs=(negative,)))
+    with pytest.raises(ArtifactError, match="lacks tensors"):
+        Contract(broken(plain, outputs=plain.outputs[:1]))
+    ranges = FeatureContract(spec="s", digest="d", columns=("a", "b"), minimum=(0.0,), maximum=(1.0, 1.0))
+    with pytest.raises(ArtifactError, match="differ in number"):
+        Contract(broken(plain, features=ranges))
