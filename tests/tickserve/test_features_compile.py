@@ -13,7 +13,6 @@ import pytest
 from tickserve.features import compile as compile_module
 from tickserve.features import jit, kernels
 
-
 # What a start of the engine does: kernels loaded from the cache, and whether their code is free of fast-math and SVML.
 START = """
 from tickserve.features import kernels
