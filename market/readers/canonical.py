@@ -41,7 +41,7 @@ def write_events(path: Path, source: Source, *, rows: int = 131_072) -> int:
         temporary = Path(name)
         with os.fdopen(descriptor, "wb") as file:
             written = 0
-            with pq.ParquetWriter(file, schema, compression="zstd") as writer:
+            with pq.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer:
                 for events in source.chunks(rows):
                     writer.write_batch(_batch(events, schema))
                     written += len(events)

@@ -18,7 +18,7 @@ Arrays = dict[str, npt.NDArray[np.generic]]
 def open_parquet(path: Path) -> pq.ParquetFile:
     """The file, its footer read. Raises CorruptFileError for a truncated or foreign file, EmptyDataError if empty."""
     try:
-        file = pq.ParquetFile(path)
+        file = pq.ParquetFile(path, page_checksum_verification=True)
     except (pa.ArrowException, OSError) as error:
         raise CorruptFileError(f"{path.name}: broken Parquet: {_first_line(error)}") from error
     if not file.metadata.num_rows:
@@ -38,7 +38,7 @@ def record_batches(
         integer = kinds.get(column) == "integer"
         if not (pa.types.is_integer(kind) or (not integer and pa.types.is_floating(kind))):
             expected = "an integer column" if integer else "a numeric column"
-            raise SchemaError(path.name, field=column, expected=expected, was=str(kind))
+            raise SchemaError(f"{path.name}: column {column!r}", field=column, expected=expected, was=str(kind))
     try:
         for batch in file.iter_batches(batch_size=rows, columns=list(columns)):
             yield {column: _array(batch.column(column), column, path, kinds) for column in columns}
@@ -49,7 +49,12 @@ def record_batches(
 def _array(values: pa.Array, column: str, path: Path, kinds: Mapping[str, str]) -> npt.NDArray[np.generic]:
     if kinds.get(column) == "integer":
         if values.null_count:
-            raise SchemaError(path.name, field=column, expected="a time in every row", was=f"{values.null_count} empty")
+            raise SchemaError(
+                f"{path.name}: column {column!r}",
+                field=column,
+                expected="a time in every row",
+                was=f"{values.null_count} empty",
+            )
         return np.asarray(values.cast(pa.int64()).to_numpy(zero_copy_only=False))
     return np.asarray(values.cast(pa.float64()).to_numpy(zero_copy_only=False))
 

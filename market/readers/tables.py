@@ -43,7 +43,9 @@ def _first_fault(data: bytes, columns: Mapping[str, Column], name: str, first_ro
             )
         for text, (column, kind) in zip(fields, columns.items(), strict=True):
             if not _parses(text, kind):
-                return SchemaError(f"{name}: row {row}", field=column, expected=_EXPECTED[kind], was=repr(text[:40]))
+                return SchemaError(
+                    f"{name}: row {row}, column {column!r}", field=column, expected=_EXPECTED[kind], was=repr(text[:40])
+                )
     return None
 
 
@@ -70,7 +72,7 @@ def check_columns(columns: list[str], required: tuple[str, ...], name: str) -> N
     expected, was = f"columns {', '.join(required)}", ", ".join(columns)[:200]
     for column in columns:
         if columns.count(column) > 1:
-            raise SchemaError(f"{name}: repeated column", field=column, expected=expected, was=was)
+            raise SchemaError(f"{name}: repeated column {column!r}", field=column, expected=expected, was=was)
     for column in required:
         if column not in columns:
-            raise SchemaError(f"{name}: missing column", field=column, expected=expected, was=was)
+            raise SchemaError(f"{name}: missing column {column!r}", field=column, expected=expected, was=was)

@@ -198,11 +198,11 @@ def test_new_york_midnight_knows_daylight_saving(day: date) -> None:
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ("34200001,abc,100,0,0,N,1,0", r"bid: .*row 3: expected an integer, was 'abc'"),
+        ("34200001,abc,100,0,0,N,1,0", r"row 3, column 'bid': expected an integer, was 'abc'"),
         ("34200001,100000,100,0,0,N,1", r"row 3: expected 8 fields .*, was 7"),
         ("34200001,100000,100,0,0,N,1,0,9", r"row 3: expected 8 fields .*, was 9"),
-        ("34200001,,100,0,0,N,1,0", r"bid: .*row 3: expected an integer, was ''"),
-        ("34200001,1.5,100,0,0,N,1,0", r"bid: .*row 3"),
+        ("34200001,,100,0,0,N,1,0", r"row 3, column 'bid': expected an integer, was ''"),
+        ("34200001,1.5,100,0,0,N,1,0", r"row 3, column 'bid'"),
     ],
 )
 def test_a_wrong_field_is_named(tmp_path: Path, row: str, message: str) -> None:
