@@ -269,11 +269,12 @@ def read_pairs(path: Path, manifest: Manifest) -> Recorded:
     try:
         with np.load(path, allow_pickle=False) as arrays:
             rows, probabilities = arrays[name], arrays["probabilities"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:  # TypeError: one .npy
         raise ArtifactError(f"not recorded pairs: {error}", field=path.name) from error
+    count = len(rows) if rows.ndim else 0
     shapes = {name: (rows, manifest.inputs[0].shape), "probabilities": (probabilities, (len(manifest.classes),))}
     for field, (array, shape) in shapes.items():
-        if array.dtype != np.float32 or array.shape != (len(rows), *shape) or not len(rows):
+        if array.dtype != np.float32 or array.shape != (count, *shape) or not count:
             raise ArtifactError(
                 f"wrong recorded array in {path.name}",
                 field=field,

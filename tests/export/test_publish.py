@@ -271,3 +271,22 @@ def test_a_model_folder_left_empty_by_hand_is_used(
     (repository / NAME).mkdir(parents=True)
     assert export_bundle(trees_bundle, repository, settings).version == 1
     assert sorted(verify_model(repository / NAME)) == [1]
+
+
+def test_the_real_triton_serves_past_what_a_killed_publish_left(
+    trees_bundle: Path, repository: Path, settings: ExportSettings
+) -> None:
+    """A staging folder, the lock file, and a config that lists a version which never came."""
+    from serving.embedded import EmbeddedTriton
+    from tickserve.config import ServeSettings
+
+    export_bundle(trees_bundle, repository, settings)
+    staging = repository / NAME / ".staging-killed"
+    shutil.copytree(repository / NAME / "1", staging)
+    (staging / "model.onnx").write_bytes(b"half a fi")
+    config = repository / NAME / "config.pbtxt"
+    line = 'parameters { key: "manifest.2" value { string_value: "sha256:00" } }\n'
+    config.write_text(config.read_text() + line)
+    ports = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
+    with EmbeddedTriton(repository, ports) as server:
+        assert list(server.models) == [NAME]
