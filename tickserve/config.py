@@ -88,7 +88,7 @@ class LstmSettings(Section):
     batch_rows: int = Field(512, ge=1)
     learning_rate: float = Field(0.003, gt=0)
     max_train_windows: int = Field(20_000, ge=0, description="windows per fit, evenly spaced; 0 takes all")
-    threads: int = Field(2, ge=1)
+    threads: int = Field(1, ge=1, description="small nets gain little from more, and lose much on a busy machine")
 
 
 class CompressSettings(Section):

@@ -1,0 +1,193 @@
+"""From a feature table to labelled examples cut into folds: what every job learns from and is judged on.
+
+Labels, folds, the flat band and what a trade costs are fixed here once, so that every family and every baseline answers
+the same question on the same rows. Letters: N rows, F features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from market import labels
+from market.walkforward import Fold, purged_walk_forward
+from tickserve.config import Config
+from tickserve.errors import InsufficientDataError
+from tickserve.events import Kind
+from tickserve.manifest import Horizon
+
+if TYPE_CHECKING:
+    from market.build import FeatureTable
+
+FloatArray = npt.NDArray[np.float64]
+IntArray = npt.NDArray[np.int64]
+Rows = npt.NDArray[np.float32]
+BPS = 1e4
+
+
+@dataclass(frozen=True)
+class DataMeta:
+    """What the table is made of: market, feature spec and the digests of the source files."""
+
+    symbol: str
+    kind: Kind
+    levels: int
+    spec: str
+    feature_digest: str
+    columns: tuple[str, ...]
+    data: Mapping[str, str]
+    simulated: bool = False
+
+    @property
+    def tag(self) -> str:
+        """`symbol-l5` for a book of five levels, `symbol-bars` for bars: the start of its models' names."""
+        return f"{self.symbol}-{'bars' if self.kind == 'bars' else f'l{self.levels}'}"
+
+
+@dataclass(frozen=True)
+class LabelledFold:
+    """One fold as table row indices, with the flat band fitted on its training rows only."""
+
+    number: int
+    rows: Fold
+    threshold: float
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Every table row [N] with its label, and the folds over the rows that have one.
+
+    `ret` is the forward return (NaN without label), `end` the row where it is known (-1 without), `trailing` the last
+    move over the same horizon, `cost_bps` the half-spread crossed at that row.
+    """
+
+    features: Rows
+    session: npt.NDArray[np.int32]
+    ret: FloatArray
+    end: IntArray
+    trailing: FloatArray
+    cost_bps: FloatArray
+    horizon_unit: Literal["ms", "rows"]
+    horizon_value: int
+    horizon_median_ms: float
+    stride: int
+    folds: tuple[LabelledFold, ...]
+
+    @property
+    def published(self) -> LabelledFold:
+        """The last fold: its model is the one published, so its out-of-sample numbers are about that very model."""
+        return self.folds[-1]
+
+    @property
+    def horizon(self) -> Horizon:
+        """The manifest's record, with the flat band of the published fold."""
+        return Horizon(unit=self.horizon_unit, value=self.horizon_value, threshold=self.published.threshold)
+
+    def classes(self, rows: IntArray, threshold: float) -> IntArray:
+        """Class of each of `rows` under a fold's flat band."""
+        return labels.to_classes(self.ret[rows], threshold)
+
+
+def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
+    """Label the table and cut it into folds.
+
+    Raises InsufficientDataError: nothing finite, no labels, too few rows for the folds, or one class only.
+    """
+    features = _finite_or_nan(table.features)
+    if not np.isfinite(features).any() or not np.isfinite(table.mid).any():
+        raise InsufficientDataError("no finite value", field="features" if np.isfinite(table.mid).any() else "mid")
+    unit, step, value = _horizon(table, meta, config)
+    ret, end = _forward(table, unit, step)
+    usable = np.flatnonzero((end >= 0) & np.isfinite(features).any(axis=1))
+    if not usable.size:
+        raise InsufficientDataError("no row has a label inside its session", field="labels", was=f"{len(end)} rows")
+    span_ns = float(np.median(table.ts_ns[end[usable]] - table.ts_ns[usable]))
+    return Examples(
+        features=features,
+        session=table.session,
+        ret=ret,
+        end=end,
+        trailing=_trailing(table, unit, step),
+        cost_bps=_cost_bps(table, config),
+        horizon_unit=unit,
+        horizon_value=value,
+        horizon_median_ms=span_ns / labels.NS_PER_MS,
+        stride=table.stride,
+        folds=_folds(table, ret, end, usable, round(span_ns * config.validation.embargo_horizons), config),
+    )
+
+
+def _finite_or_nan(features: Rows) -> Rows:
+    """Infinite becomes "missing": the client refuses it, so no model may learn from it."""
+    if not np.isinf(features).any():
+        return features
+    return np.where(np.isinf(features), np.float32(np.nan), features)
+
+
+def _horizon(table: FeatureTable, meta: DataMeta, config: Config) -> tuple[Literal["ms", "rows"], int, int]:
+    """Unit, length in table steps, and length in the unit published.
+
+    A bar table that kept every k-th bar can only look ahead in multiples of k bars; what is published is the multiple.
+    """
+    if meta.kind == "book":
+        return "ms", config.labels.book_horizon_ms, config.labels.book_horizon_ms
+    step = max(1, round(config.labels.bars_horizon_rows / table.stride))
+    return "rows", step, step * table.stride
+
+
+def _forward(table: FeatureTable, unit: str, step: int) -> tuple[FloatArray, IntArray]:
+    if unit == "ms":
+        return labels.forward_returns_ms(table.ts_ns, table.mid, step, session=table.session)
+    return labels.forward_returns_rows(table.mid, step, session=table.session)
+
+
+def _trailing(table: FeatureTable, unit: str, step: int) -> FloatArray:
+    if unit == "ms":
+        return labels.trailing_returns_ms(table.ts_ns, table.mid, step, session=table.session)
+    return labels.trailing_returns_rows(table.mid, step, session=table.session)
+
+
+def _cost_bps(table: FeatureTable, config: Config) -> FloatArray:
+    quoted = np.isfinite(table.half_spread)
+    # A crossed book is not a rebate.
+    return np.where(quoted, np.maximum(table.half_spread, 0.0) * BPS, config.costs.bar_half_spread_bps)
+
+
+def _folds(
+    table: FeatureTable, ret: FloatArray, end: IntArray, usable: IntArray, embargo_ns: int, config: Config
+) -> tuple[LabelledFold, ...]:
+    rules = config.validation
+    cut = purged_walk_forward(
+        table.ts_ns[usable], table.ts_ns[end[usable]], rules.folds, embargo_ns, rules.min_train_rows
+    )
+    made = []
+    for number, fold in enumerate(cut, start=1):
+        rows = Fold(usable[fold.train], usable[fold.validation], usable[fold.test])
+        threshold = labels.flat_threshold(ret[rows.train], config.labels.flat_quantile)
+        _refuse_one_class(labels.to_classes(ret[rows.train], threshold), number)
+        made.append(LabelledFold(number, rows, threshold))
+    return tuple(made)
+
+
+def _refuse_one_class(classes: IntArray, fold: int) -> None:
+    present = np.unique(classes)
+    if len(present) < 2:
+        raise InsufficientDataError(
+            f"one class only among the training rows of fold {fold}",
+            field="labels",
+            expected="at least 2 of down, flat, up",
+            was=("down", "flat", "up")[present[0]],
+            hint="a price that never moves teaches nothing: use a longer horizon or another recording",
+        )
+
+
+def evenly(rows: IntArray, limit: int) -> IntArray:
+    """At most `limit` of `rows`, evenly spaced from first to last; all of them for 0."""
+    if not limit or len(rows) <= limit:
+        return rows
+    chosen: IntArray = rows[np.linspace(0, len(rows) - 1, limit).astype(np.int64)]
+    return chosen

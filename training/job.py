@@ -1,0 +1,65 @@
+"""What a family of models has to offer to be trained, judged and bundled by `training.train`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from tickserve.manifest import NanPolicy, TensorSpec, Tolerance
+from training.examples import IntArray, LabelledFold, Rows
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A trained model: `best` is the round or epoch that early stopping kept (from 1), `rows` how many it saw."""
+
+    model: Any
+    best: int
+    rows: int
+
+
+class Job(Protocol):
+    """One family over one `Examples`."""
+
+    family: Literal["gbdt", "lstm"]
+    model_file: str
+    nan_policy: NanPolicy
+    tolerance: Tolerance
+
+    @property
+    def tensor(self) -> TensorSpec:
+        """The input tensor."""
+        ...
+
+    def eligible(self, rows: IntArray) -> IntArray:
+        """Those of `rows` that the family can judge."""
+        ...
+
+    def fit(self, fold: LabelledFold) -> Fit:
+        """Learn from the fold's training rows, stop by its validation rows. Raises InsufficientDataError."""
+        ...
+
+    def inputs(self, rows: IntArray) -> Rows:
+        """The model inputs of `rows`: [n, F] or [n, T, F]."""
+        ...
+
+    def predict(self, fit: Fit, rows: IntArray) -> Rows:
+        """Research's probabilities [n, 3] of table `rows`, in bounded memory."""
+        ...
+
+    def score(self, fit: Fit, inputs: Rows) -> Rows:
+        """Research's probabilities [n, 3] of model inputs."""
+        ...
+
+    def save(self, fit: Fit, path: Path) -> None:
+        """Write the model file."""
+        ...
+
+    def architecture(self, fit: Fit) -> dict[str, Any]:
+        """What the manifest declares of the model."""
+        ...
+
+    def importance(self, fit: Fit, columns: tuple[str, ...]) -> list[dict[str, Any]]:
+        """The ten columns that matter most, where the family can say."""
+        ...

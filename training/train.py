@@ -1,0 +1,256 @@
+"""`train`: labels, walk-forward folds, every family and baseline on them, and the bundles of what came out.
+
+Each fold trains a model of its own, on everything before its test rows. What is published is the model of the *last*
+fold: it never saw its test rows, so the last fold's numbers are out of sample and about the published model itself.
+The report of a bundle is JSON: `folds` (rows, n_eff, metrics, baselines), `mean`, `calibration`, `importance`,
+`beats_baselines`, `verdict`, `children`, `seconds`, `rows_per_s`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from market.labels import UP
+from tickserve.config import Config
+from tickserve.errors import UsageError
+from tickserve.manifest import TensorSpec
+from training import baselines
+from training.bundles import TrainedBundle, feature_contract, provenance, write_bundle
+from training.examples import DataMeta, Examples, IntArray, LabelledFold, Rows, evenly, prepare
+from training.job import Fit, Job
+from training.leakage import refuse_leaks
+from training.metrics import Metrics, Prediction, calibration, evaluate, mean_over_folds
+
+if TYPE_CHECKING:
+    from market.build import FeatureSet, FeatureTable
+
+Say = Callable[[str], None]
+FAMILIES = ("gbdt", "lstm")
+# A fold-averaged information coefficient nearer to zero than this many standard errors may be luck.
+NOISE_T = 2.0
+
+
+def train(
+    feature_set: FeatureSet,
+    config: Config,
+    out: Path,
+    families: Sequence[str] = FAMILIES,
+    name_prefix: str | None = None,
+    progress: Say | None = None,
+) -> list[TrainedBundle]:
+    """Train `families` on a feature set and write their bundles to `out/<name>/`; `progress` gets a line per step.
+
+    Raises InsufficientDataError, GateRefusedError (a feature that knows the label) and ComponentError.
+    """
+    meta = DataMeta(
+        symbol=feature_set.symbol,
+        kind=feature_set.kind,
+        levels=feature_set.spec.levels,
+        spec=feature_set.spec.name,
+        feature_digest=feature_set.spec.digest,
+        columns=feature_set.spec.columns,
+        data=feature_set.source_digests,
+        simulated=feature_set.simulated,
+    )
+    return train_table(feature_set.load(), meta, config, out, families, name_prefix, progress)
+
+
+def train_table(
+    table: FeatureTable,
+    meta: DataMeta,
+    config: Config,
+    out: Path,
+    families: Sequence[str] = FAMILIES,
+    name_prefix: str | None = None,
+    progress: Say | None = None,
+) -> list[TrainedBundle]:
+    """As `train`, from a loaded table."""
+    say = progress or (lambda text: None)
+    examples = prepare(table, meta, config)
+    refuse_leaks(examples, meta.columns)
+    yardsticks = {fold.number: baselines.predict_all(examples, fold, meta.columns) for fold in examples.folds}
+    say(f"{len(examples.folds)} folds over {len(examples.ret):,} rows, baselines judged")
+    made: list[TrainedBundle] = []
+    for family in families:
+        run = _Run(examples, meta, config, _job(family, examples, config), yardsticks, say)
+        made += _publish(run, *_walk(run), out, f"{name_prefix or meta.tag}-{family}")
+    return made
+
+
+def _job(family: str, examples: Examples, config: Config) -> Job:
+    """The family's job; the other family's library is never imported."""
+    if family == "gbdt":
+        from training.gbdt import GbdtJob
+
+        return GbdtJob(examples, config.gbdt, config.seed)
+    if family == "lstm":
+        from training.nets import LstmJob
+
+        return LstmJob(examples, config.lstm, config.seed)
+    raise UsageError("unknown family", field="families", expected=" or ".join(FAMILIES), was=family[:40])
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One family's run over the folds."""
+
+    examples: Examples
+    meta: DataMeta
+    config: Config
+    job: Job
+    yardsticks: Mapping[int, dict[str, Prediction]]
+    say: Say
+
+
+@dataclass(frozen=True)
+class _Judged:
+    """One fold, trained and judged: its report row, and what the calibration curve is drawn from."""
+
+    fit: Fit
+    row: dict[str, Any]
+    p_up: np.ndarray[Any, np.dtype[np.float64]]
+    went_up: np.ndarray[Any, np.dtype[np.bool_]]
+
+
+def _walk(run: _Run) -> tuple[Fit, dict[str, Any]]:
+    """Every fold in turn; the last fold's fit, and the report."""
+    started = time.perf_counter()
+    judged = list(_judge_folds(run))
+    seconds = time.perf_counter() - started
+    rows = [item.row for item in judged]
+    fitted = sum(row["fit_rows"] for row in rows)
+    model = mean_over_folds([row["metrics"] for row in rows])
+    others = {name: mean_over_folds([row["baselines"][name] for row in rows]) for name in rows[0]["baselines"]}
+    beats, verdict = judge(model, others, len(rows))
+    return judged[-1].fit, {
+        "horizon": run.examples.horizon.model_dump() | {"median_ms": run.examples.horizon_median_ms},
+        "folds": rows,
+        "mean": {"model": model, "baselines": others},
+        "calibration": calibration(
+            np.concatenate([item.p_up for item in judged]), np.concatenate([item.went_up for item in judged])
+        ),
+        "importance": run.job.importance(judged[-1].fit, run.meta.columns),
+        "beats_baselines": beats,
+        "verdict": verdict,
+        "seconds": seconds,
+        "rows_per_s": fitted / max(sum(row["fit_seconds"] for row in rows), 1e-9),
+    }
+
+
+def _judge_folds(run: _Run) -> Iterator[_Judged]:
+    for fold in run.examples.folds:
+        started = time.perf_counter()
+        fit = run.job.fit(fold)
+        seconds = time.perf_counter() - started
+        judged = _judge(run, fold, fit, seconds)
+        metrics = judged.row["metrics"]
+        ic = "-" if metrics["ic"] is None else f"{metrics['ic']:+.3f}"
+        run.say(
+            f"{run.job.family} fold {fold.number}/{len(run.examples.folds)}: {fit.rows:,} rows in {seconds:.1f} s "
+            f"({fit.rows / max(seconds, 1e-9):,.0f} rows/s), macro-F1 {metrics['macro_f1']:.3f}, IC {ic}"
+        )
+        yield judged
+
+
+def _judge(run: _Run, fold: LabelledFold, fit: Fit, seconds: float) -> _Judged:
+    rows = run.job.eligible(fold.rows.test)
+    probabilities = run.job.predict(fit, rows)
+    mask = baselines.judged_mask(rows, fold)
+
+    def against(said: Prediction) -> Metrics:
+        return evaluate(said, rows, run.examples, fold.threshold, run.config.costs.fee_bps)
+
+    metrics = against(Prediction.of(probabilities))
+    row = {
+        "fold": fold.number,
+        "train": len(fold.rows.train),
+        "validation": len(fold.rows.validation),
+        "test": len(rows),
+        "n_eff": metrics["n_eff"],
+        "threshold": fold.threshold,
+        "best_iteration": fit.best,
+        "fit_rows": fit.rows,
+        "fit_seconds": seconds,
+        "metrics": metrics,
+        "baselines": {name: against(said.take(mask)) for name, said in run.yardsticks[fold.number].items()},
+    }
+    went_up = run.examples.classes(rows, fold.threshold) == UP
+    return _Judged(fit, row, probabilities[:, UP].astype(np.float64), went_up)
+
+
+def judge(model: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], folds: int) -> tuple[bool, str]:
+    """Whether the model's fold-averaged MCC and information coefficient top every baseline's, and that in words."""
+    shown = f"over {folds} folds: IC {_signed(model['ic'])}, MCC {_signed(model['mcc'])}"
+    for name, other in others.items():
+        for metric in ("ic", "mcc"):
+            if (model[metric] or 0.0) <= (other[metric] or 0.0):
+                return False, f"does not beat {name} on {metric.upper()} ({_signed(other[metric])}), {shown}"
+    if abs(model["ic"] or 0.0) * model["n_eff"] ** 0.5 < NOISE_T:
+        return False, f"above every baseline, but within noise, {shown}"
+    return True, f"beats {', '.join(others)} on IC and MCC, {shown}"
+
+
+def _signed(value: float | None) -> str:
+    return "none" if value is None else f"{value:+.3f}"
+
+
+def _publish(run: _Run, fit: Fit, report: dict[str, Any], out: Path, name: str) -> list[TrainedBundle]:
+    """Write the last fold's model as a bundle and make its children; the bundles, the teacher first."""
+    fold = run.examples.published
+    rows = parity_rows(run.job.eligible(fold.rows.test), run.config)
+    inputs = run.job.inputs(rows)
+    path, manifest = write_bundle(
+        out,
+        name=name,
+        model_file=run.job.model_file,
+        save=lambda file: run.job.save(fit, file),
+        predict=lambda given: run.job.score(fit, given),
+        tensor=run.job.tensor,
+        parity_inputs=inputs,
+        fields=_fields(run, fit, report),
+    )
+    teacher = TrainedBundle(path, manifest, {"model": name, "family": run.job.family, "precision": "fp32", **report})
+    run.say(f"{name}: {report['verdict']}")
+    return [teacher, *_children(run, fit, teacher, inputs, rows, out)]
+
+
+def parity_rows(rows: IntArray, config: Config) -> IntArray:
+    """The out-of-sample rows that the bundle carries with the model's numbers, evenly spaced."""
+    return evenly(rows, config.export.parity_rows)
+
+
+def _fields(run: _Run, fit: Fit, report: dict[str, Any]) -> dict[str, Any]:
+    kept = ("folds", "mean", "beats_baselines", "verdict")
+    stages = {"train": {"seconds": report["seconds"], "rows_per_s": report["rows_per_s"]}}
+    return {
+        "family": run.job.family,
+        "horizon": run.examples.horizon,
+        "architecture": run.job.architecture(fit),
+        "nan_policy": run.job.nan_policy,
+        "features": feature_contract(run.meta, run.examples, run.examples.published.rows.train),
+        "tolerance": run.job.tolerance,
+        "metrics": {name: report[name] for name in kept},
+        "provenance": provenance(run.meta, run.config.seed, stages),
+    }
+
+
+def _children(
+    run: _Run, fit: Fit, teacher: TrainedBundle, inputs: Rows, rows: IntArray, out: Path
+) -> list[TrainedBundle]:
+    """A net's children; `children` of the teacher's report holds a row for each, passed or refused."""
+    if run.job.family != "lstm":
+        return []
+    from training.quantize import Teacher, children
+
+    tensor: TensorSpec = run.job.tensor
+    expected = run.job.score(fit, inputs)
+    source = Teacher(fit.model, teacher, tensor, inputs, expected, run.examples.ret[rows])
+    bundles, report = children(source, run.config.compress, out, run.say)
+    teacher.report["children"] = report
+    return bundles
