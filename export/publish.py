@@ -267,7 +267,7 @@ def read_pairs(path: Path, manifest: Manifest) -> Recorded:
     """Recorded rows and research's probabilities from a `.npz` of the bundle. Raises ArtifactError naming the array."""
     name = manifest.inputs[0].name
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
             rows, probabilities = arrays[name], arrays["probabilities"]
     except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:  # TypeError: one .npy
         raise ArtifactError(f"not recorded pairs: {error}", field=path.name) from error
