@@ -178,15 +178,16 @@ def test_a_trade_is_signed_by_the_book_before_its_millisecond(tmp_path: Path) ->
         tmp_path,
         "34200000,100100,1,N,0,0",  # no book before its millisecond, no trade before it: unknown
         "34200005,100000,1,N,0,0",
-        "34200010,100200,1,N,0,0",
-        "34200020,100200,1,N,0,0",  # at the mid now: the last different price was below
+        "34200006,100300,1,N,0,0",
+        "34200010,100200,1,N,0,0",  # above the mid that stood; by the mid after, or the tick rule, a seller
+        "34200020,100200,1,N,0,0",  # at the mid now: the last different price was above
         "34200030,100100,1,N,0,0",
     )
     events = everything(open_source([tmp_path]))
     traded = events.values[:, EVENT] == TRADE
-    assert events.values[traded, 3].tolist() == [0, -1, 1, 1, -1]
+    assert events.values[traded, 3].tolist() == [0, -1, 1, 1, -1, -1]
     # The quote of a millisecond stands before its trades.
-    assert events.values[:, EVENT].tolist() == [0, 1, 1, 0, 1, 1, 1]
+    assert events.values[:, EVENT].tolist() == [0, 1, 1, 1, 0, 1, 1, 1]
 
 
 @pytest.mark.parametrize("day", [date(2013, 10, 7), date(2013, 12, 2), date(2021, 3, 15), date(1998, 1, 2)])
