@@ -37,6 +37,7 @@ class FeatureSettings(Section):
     levels: int = Field(5, ge=1, le=20, description="order-book levels read (fewer where the file has fewer)")
     chunk_rows: int = Field(131_072, ge=1_024, description="events held in memory at a time")
     max_rows: int = Field(60_000, ge=0, description="rows kept: every k-th event, k a power of two; 0 keeps all")
+    bars_max_rows: int = Field(500_000, ge=0, description="the same for bars, whose horizon is counted in rows")
     store: str = Field(".tickserve/features", description="folder of the feature cache")
 
 
@@ -179,7 +180,7 @@ class Config(Section):
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {},
     "production": {
-        "features": {"max_rows": 0},
+        "features": {"max_rows": 0, "bars_max_rows": 0},
         "validation": {"folds": 8},
         "gbdt": {"rounds": 1_000, "early_stopping_rounds": 20, "max_depth": 6, "learning_rate": 0.05, "max_bin": 256},
         "lstm": {"window": 50, "hidden": 100, "layers": 2, "epochs": 40, "patience": 5, "max_train_windows": 0},

@@ -55,7 +55,10 @@ def describe(source: Any) -> dict[str, Any]:
 def build_features(source: Any, config: Config, advance: Advance | None = None) -> Any:
     """The feature set of a source under its default spec, from the cache where nothing changed."""
     spec = stages.load_core("tickserve.features.spec").default_spec(source.kind, source.levels)
-    return stages.load("market.build").build_features(source, spec, config.features, progress=advance)
+    settings = config.features
+    if source.kind == "bars":
+        settings = settings.model_copy(update={"max_rows": settings.bars_max_rows})
+    return stages.load("market.build").build_features(source, spec, settings, progress=advance)
 
 
 def train(feature_set: Any, config: Config, out: Path, *, name: str | None = None, progress: Any = None) -> list[Any]:
@@ -122,11 +125,12 @@ def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[np.nd
     rows = feature_set.load()
     if len(manifest.inputs[0].shape) == 1:
         return np.ascontiguousarray(rows.features[-count:]), rows.ts_ns[-count:]
-    if rows.stride != manifest.features.stride:
+    stride = manifest.architecture.get("stride", 1)
+    if rows.stride != stride:
         raise ArtifactError(
             "the rows are at another pace than the model's windows",
             field="stride",
-            expected=str(manifest.features.stride),
+            expected=str(stride),
             was=str(rows.stride),
             hint="use the features.max_rows and the data the model was trained with",
         )

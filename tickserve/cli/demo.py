@@ -162,6 +162,7 @@ def _score(server: Any, item: Any, feature_set: Any, stage: Stage) -> dict[str, 
     manifest: Manifest = item.manifest
     inputs, _ = pipeline.last_inputs(feature_set, manifest, SIGNAL_ROWS)
     research = stages.load("export.runtime").score_onnx(item.path / "model.onnx", {manifest.inputs[0].name: inputs})
+    golden = stages.load("serving.golden").check_golden(server.http_url, item.model, item.version, item.path)
     answers = {}
     for transport, url in (("http", server.http_url), ("grpc", server.grpc_url)):
         with Client(f"{transport}://{url}", manifest=manifest, deadline_ms=2_000) as client:
@@ -173,7 +174,8 @@ def _score(server: Any, item: Any, feature_set: Any, stage: Stage) -> dict[str, 
         "version": item.version,
         "bundle_id": manifest.export.bundle_id if manifest.export else None,
         "rows": len(inputs),
-        "golden_max_abs_diff": server.golden[item.model]["max_abs_diff"],
+        "golden_rows": golden["rows"],
+        "golden_max_abs_diff": golden["max_abs_diff"],
         "http_max_abs_diff": float(np.max(np.abs(answers["http"] - research["probabilities"]))),
         "grpc_max_abs_diff": float(np.max(np.abs(answers["grpc"] - research["probabilities"]))),
         "decisions": np.bincount(answers["http"].argmax(axis=1), minlength=3).tolist(),
