@@ -44,7 +44,11 @@ class GbdtClassifier:
 
         booster = xgboost.Booster()
         try:
-            booster.load_model(bytearray(path.read_bytes()))
+            with path.open("rb") as file:
+                # XGBoost ends the whole process on an empty buffer; no UBJSON object starts otherwise than with this.
+                if file.read(1) != b"{":
+                    raise ArtifactError("not an XGBoost model", field=path.name)
+            booster.load_model(path)
         except (xgboost.core.XGBoostError, OSError, ValueError) as error:
             raise ArtifactError("not an XGBoost model", field=path.name) from error
         booster.set_param({"nthread": threads})

@@ -57,10 +57,10 @@ def effective_rows(rows: IntArray, end: IntArray) -> float:
 
 
 def rank_correlation(left: FloatArray, right: FloatArray) -> float | None:
-    """Spearman's rank correlation with average ranks for ties; None where one side is constant."""
+    """Spearman's rank correlation with average ranks for ties; None where one side is constant or not finite."""
     from scipy.stats import rankdata
 
-    if len(left) < 3 or np.ptp(left) == 0 or np.ptp(right) == 0:
+    if len(left) < 3 or not (0 < np.ptp(left) < np.inf and 0 < np.ptp(right) < np.inf):
         return None
     return float(np.corrcoef(rankdata(left), rankdata(right))[0, 1])
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from market.labels import UP
 from tickserve.config import Config
-from tickserve.errors import UsageError
+from tickserve.errors import GateRefusedError, UsageError
 from tickserve.manifest import TensorSpec
 from training import baselines
 from training.bundles import TrainedBundle, feature_contract, provenance, write_bundle
@@ -161,6 +161,7 @@ def _judge_folds(run: _Run) -> Iterator[_Judged]:
 def _judge(run: _Run, fold: LabelledFold, fit: Fit, seconds: float) -> _Judged:
     rows = run.job.eligible(fold.rows.test)
     probabilities = run.job.predict(fit, rows)
+    refuse_not_finite(probabilities, run.job.family)
     mask = baselines.judged_mask(rows, fold)
 
     def against(said: Prediction) -> Metrics:
@@ -182,6 +183,19 @@ def _judge(run: _Run, fold: LabelledFold, fit: Fit, seconds: float) -> _Judged:
     }
     went_up = run.examples.classes(rows, fold.threshold) == UP
     return _Judged(fit, row, probabilities[:, UP].astype(np.float64), went_up)
+
+
+def refuse_not_finite(probabilities: Rows, family: str) -> None:
+    """Raise GateRefusedError for a model whose training diverged."""
+    wrong = int((~np.isfinite(probabilities)).any(axis=1).sum())
+    if wrong:
+        raise GateRefusedError(
+            "training diverged: the model's probabilities are not finite",
+            field=family,
+            expected="finite probabilities",
+            was=f"{wrong} of {len(probabilities)} rows without",
+            hint=f"use a smaller {family}.learning_rate",
+        )
 
 
 def judge(model: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], folds: int) -> tuple[bool, str]:
