@@ -44,13 +44,17 @@ class TensorSpec(Frozen):
 
 
 class FeatureContract(Frozen):
-    """The features a model was trained on: spec name and digest, column order, and each column's training range."""
+    """The features a model was trained on: spec name and digest, column order, and each column's training range.
+
+    Rows are every `stride`-th event of the stream: a window model must be fed at the same pace.
+    """
 
     spec: str
     digest: str
     columns: tuple[str, ...]
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
+    stride: int = Field(1, ge=1)
 
 
 class Horizon(Frozen):
