@@ -121,7 +121,8 @@ def _check_contract(repository: Path, manifest: Manifest) -> None:
         "inputs": (published.inputs, manifest.inputs),
         "outputs": (published.outputs, manifest.outputs),
         "classes": (published.classes, manifest.classes),
-        "features.stride": (_pace(published), _pace(manifest)),
+        # How many events lie between the steps of a window: an engine has to feed the model at that pace.
+        "architecture.stride": (published.architecture.get("stride"), manifest.architecture.get("stride")),
     }
     for field, (expected, was) in pairs.items():
         if expected != was:
@@ -132,11 +133,6 @@ def _check_contract(repository: Path, manifest: Manifest) -> None:
                 was=str(was)[:200],
                 hint="publish this bundle under another model name",
             )
-
-
-def _pace(manifest: Manifest) -> int | None:
-    """The stride of a model on windows, which an engine has to feed at that pace; None for single rows."""
-    return manifest.features.stride if any(len(tensor.shape) > 1 for tensor in manifest.inputs) else None
 
 
 def _remove_leftovers(repository: Path, name: str) -> None:

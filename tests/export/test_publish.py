@@ -72,7 +72,7 @@ def test_another_largest_batch_is_gated_and_published_anew(
     assert (again.version, again.reused) == (2, False)
 
 
-@pytest.mark.parametrize("field", ["features", "classes", "outputs"])
+@pytest.mark.parametrize("field", ["features", "classes", "outputs", "architecture"])
 def test_another_contract_needs_another_name(
     field: str, trees_bundle: Path, repository: Path, settings: ExportSettings, rewrite: Rewrite
 ) -> None:
@@ -81,6 +81,7 @@ def test_another_contract_needs_another_name(
     changed: dict[str, Any] = {
         "features": manifest.features.model_dump() | {"digest": "sha256:" + "2" * 64},
         "classes": ("short", "none", "long"),
+        "architecture": {"stride": 4},
         "outputs": [tensor.model_dump() for tensor in reversed(manifest.outputs)],
     }
     rewrite(trees_bundle, **{field: changed[field]})
