@@ -1,0 +1,166 @@
+"""A run's report: one HTML page without anything outside it, drawn from the JSON files of the run's folder alone.
+
+Every file may be absent; its section then says that the stage was not run. What the files hold is data: it is escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from loadtest.calibration_plot import draw_calibration
+from loadtest.formats import FILTERS, count, megabytes, seconds
+from tickserve.errors import ArtifactError
+from tickserve.store import write_atomic
+
+REPORT_NAME = "report.html"
+ARTEFACTS = ("run", "quality", "features", "train", "export", "served", "loadtest", "stages")
+METRICS = (
+    ("n_eff", "n eff", "count"), ("macro_f1", "macro-F1", "fixed"), ("mcc", "MCC", "signed"), ("ic", "IC", "signed"),
+    ("ic_t", "IC t", "signed1"), ("hit_rate", "hit rate", "percent"), ("trades", "trades", "count"),
+    ("pnl_bps", "PnL bp", "signed2"),
+)  # fmt: skip
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `run_dir/report.html` and return its path.
+
+    Raises ArtifactError naming the file when one of the run's JSON files cannot be read or is not what its stage
+    writes, and ComponentError when the folder cannot be written.
+    """
+    run = {name: _read(run_dir / f"{name}.json") for name in ARTEFACTS}
+    try:
+        page = _template().render(**run, **_derived(run_dir, run))
+    except (jinja2.TemplateError, KeyError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(
+            f"a file of the run is not what its stage writes: {error}", field=run_dir.name, hint="run the stages again"
+        ) from error
+    path = run_dir / REPORT_NAME
+    write_atomic(path, page.encode())
+    return path
+
+
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise ArtifactError(f"not JSON: {str(error)[:100]}", field=path.name) from error
+
+
+def _template() -> jinja2.Template:
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=jinja2.ChainableUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(FILTERS)
+    # A value that a stage did not write is shown as one that does not exist.
+    for name, render in FILTERS.items():
+        environment.filters[name] = _absent_as_none(render)
+    return environment.get_template(f"{REPORT_NAME}.j2")
+
+
+def _absent_as_none(render: Any) -> Any:
+    def filtered(value: Any, *arguments: Any) -> str:
+        return str(render(None if isinstance(value, jinja2.Undefined) else value, *arguments))
+
+    return filtered
+
+
+def _derived(run_dir: Path, run: Mapping[str, Any]) -> dict[str, Any]:
+    """What the template needs and no file holds."""
+    models = [report for report in run["train"] or [] if report.get("folds")]
+    return {
+        "metrics": METRICS,
+        "models": models,
+        "children": _children(run["train"] or []),
+        "calibrations": [
+            (report["model"], draw_calibration(report["calibration"], report["model"]))
+            for report in models
+            if report.get("calibration")
+        ],
+        "parity": _parity(run),
+        "latency_plot": _data_uri(run_dir / "latency.svg"),
+        "stage_rows": _stage_rows(run["stages"] or []),
+        "verdict": _verdict(run, models),
+        "simulated": any((run[name] or {}).get("simulated") for name in ("run", "quality")),
+        "signals": _signals(run["served"]),
+    }
+
+
+def _children(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [child for report in reports for child in report.get("children") or []]
+
+
+def _data_uri(path: Path) -> str | None:
+    """The plot as an image: a file of the run can then neither run a script nor break the page."""
+    if not path.is_file():
+        return None
+    return "data:image/svg+xml;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _verdict(run: Mapping[str, Any], models: list[dict[str, Any]]) -> str:
+    """The run in one or two sentences."""
+    about = run["run"]
+    if not about:
+        return "Parts of a run."
+    what = "A simulated order book" if about.get("simulated") else _data_words(about)
+    served = run["served"] or {}
+    ended = "became a served signal" if served.get("signals_counted") else "was read"
+    limits = about.get("limits") or {}
+    inside = about["total_s"] <= limits.get("run_s", float("inf")) and about["peak_memory_mb"] <= limits.get(
+        "memory_mb", float("inf")
+    )
+    bounds = f"limits {seconds(limits.get('run_s'))} and {megabytes(limits.get('memory_mb'))}"
+    used = f"{seconds(about['total_s'])} and {megabytes(about['peak_memory_mb'])}"
+    parts = [f"{what} {ended} in {used}, {'inside' if inside else 'OUTSIDE'} the {bounds}."]
+    if models:
+        parts.append(_skill([report["model"] for report in models if report.get("beats_baselines")], len(models)))
+    return " ".join(parts)
+
+
+def _data_words(about: Mapping[str, Any]) -> str:
+    names = about.get("data") or []
+    return names[0] if len(names) == 1 else f"{about.get('symbol', 'Market data')} from {count(len(names))} files"
+
+
+def _skill(beating: list[str], judged: int) -> str:
+    if not beating:
+        return f"No model beats every baseline ({count(judged)} judged)."
+    return f"{' and '.join(beating)} {'beats' if len(beating) == 1 else 'beat'} every baseline."
+
+
+def _parity(run: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A row per exported model: its gates, and what the server's own answers differed by."""
+    served = {item["model"]: item for item in (run["served"] or {}).get("models", [])}
+    return [{**item, "served": served.get(item["model"], {})} for item in run["export"] or []]
+
+
+def _stage_rows(stages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    longest = max((stage["seconds"] for stage in stages), default=0.0) or 1.0
+    heaviest = max((stage["peak_memory_mb"] for stage in stages), default=0.0) or 1.0
+    return [
+        {
+            **stage,
+            "time_share": round(100 * stage["seconds"] / longest, 1),
+            "memory_share": round(100 * stage["peak_memory_mb"] / heaviest, 1),
+        }
+        for stage in stages
+    ]
+
+
+def _signals(served: Mapping[str, Any] | None) -> list[tuple[str, int]]:
+    """Signals by model, as Triton counted them (a plain number, or its counters)."""
+    metrics: dict[str, Any] = (served or {}).get("metrics") or {}
+    return [
+        (model, int(value.get("success", 0) if isinstance(value, dict) else value)) for model, value in metrics.items()
+    ]
