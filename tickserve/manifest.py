@@ -44,17 +44,13 @@ class TensorSpec(Frozen):
 
 
 class FeatureContract(Frozen):
-    """The features a model was trained on: spec name and digest, column order, and each column's training range.
-
-    Rows are every `stride`-th event of the stream: a window model must be fed at the same pace.
-    """
+    """The features a model was trained on: spec name and digest, column order, and each column's training range."""
 
     spec: str
     digest: str
     columns: tuple[str, ...]
     minimum: tuple[float, ...]
     maximum: tuple[float, ...]
-    stride: int = Field(1, ge=1)
 
 
 class Horizon(Frozen):

@@ -125,11 +125,12 @@ def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[np.nd
     rows = feature_set.load()
     if len(manifest.inputs[0].shape) == 1:
         return np.ascontiguousarray(rows.features[-count:]), rows.ts_ns[-count:]
-    if rows.stride != manifest.features.stride:
+    stride = manifest.architecture.get("stride", 1)
+    if rows.stride != stride:
         raise ArtifactError(
             "the rows are at another pace than the model's windows",
             field="stride",
-            expected=str(manifest.features.stride),
+            expected=str(stride),
             was=str(rows.stride),
             hint="use the features.max_rows and the data the model was trained with",
         )

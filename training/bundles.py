@@ -75,7 +75,6 @@ def feature_contract(meta: DataMeta, examples: Examples, rows: IntArray) -> Feat
         columns=meta.columns,
         minimum=tuple(map(float, low)),
         maximum=tuple(map(float, high)),
-        stride=examples.stride,
     )
 
 
