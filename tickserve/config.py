@@ -216,7 +216,7 @@ def _check_known(key: str, origin: str) -> None:
     known = _known_keys()
     if key in known:
         return
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    near = difflib.get_close_matches(key, [*known, *Config.model_fields], n=1, cutoff=0.4)
     hint = f"nearest: {near[0]}" if near else "see 'tickserve config show'"
     raise ConfigError(f"unknown key in {origin}", field=key[:100], hint=hint)
 
@@ -231,9 +231,11 @@ def _read_toml(path: Path) -> dict[str, Any]:
     if not text.strip():
         raise ConfigError("the file is empty", field=path.name, hint="leave the option out to take the defaults")
     try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(f"not TOML: {error}", field=path.name) from error
+        tree = tomllib.loads(text)
+        flatten(tree)
+        return tree
+    except (ValueError, RecursionError) as error:  # also numbers too long and tables too deep for Python
+        raise ConfigError(f"not TOML: {str(error)[:200]}", field=path.name) from error
 
 
 def _file_layer(path: Path) -> Flat:
@@ -251,7 +253,7 @@ def _file_layer(path: Path) -> Flat:
 def _env_value(text: str) -> Any:
     try:
         return json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):  # also numbers too long and lists too deep for Python
         return text
 
 
@@ -316,8 +318,8 @@ def _choose_profile(option: str | None, environ: Mapping[str, str], file_layer: 
         chosen, origin = environ["TICKSERVE_PROFILE"], "environment TICKSERVE_PROFILE"
     if option is not None:
         chosen, origin = option, "option"
-    if chosen not in PROFILES:
+    if not isinstance(chosen, str) or chosen not in PROFILES:
         raise ConfigError(
-            f"unknown profile (from {origin})", field="profile", expected=" or ".join(PROFILES), was=repr(chosen)
+            f"unknown profile (from {origin})", field="profile", expected=" or ".join(PROFILES), was=repr(chosen)[:80]
         )
     return chosen, origin

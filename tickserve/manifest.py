@@ -169,11 +169,11 @@ def parse_manifest(data: bytes | str | Mapping[str, Any]) -> Manifest:
     try:
         value = json.loads(data) if isinstance(data, bytes | str) else dict(data)
         return Manifest.model_validate(value)
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ArtifactError("the manifest is not JSON", field=MANIFEST_NAME, hint=str(error)[:100]) from error
     except ValidationError as error:
         field, message = _first_problem(error)
         raise ArtifactError(f"the manifest is not valid: {message}", field=field) from error
+    except (ValueError, TypeError, RecursionError) as error:  # not UTF-8, not JSON, not an object, too deep or too long
+        raise ArtifactError("the manifest is not JSON", field=MANIFEST_NAME, hint=str(error)[:100]) from error
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
