@@ -100,9 +100,9 @@ def rolled(value: float, s: Words, n: int, slot: int, total: int, ring: int) -> 
 def horizon_start(value: float, now: float, horizon: float, s: Words) -> float:
     """The value as it stood `horizon` seconds ago, or the first of the session until then.
 
-    Samples are kept at least horizon / 64 seconds apart, so the memory is bounded at any event rate and the
-    horizon is exact to that sixty-fourth: the answer is the newest sample not younger than the horizon. By that
-    spacing the ring cannot overflow; were it to, the oldest sample would go.
+    Samples are kept at least horizon / 64 seconds apart, so the memory is bounded at any event rate. The answer is the
+    newest sample as old as the horizon: the newest such event, or one at most horizon / 64 before that event. By
+    that spacing the ring cannot overflow; were it to, the oldest sample would go.
     s = [slot of the oldest, samples, time of the newest, -, times, values].
     """
     oldest = int(s[0])
