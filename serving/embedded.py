@@ -25,7 +25,7 @@ from serving.triton_files import TritonFiles, environment, find_triton, lay_out_
 from tickserve.config import ServeSettings
 from tickserve.errors import ArtifactError, PortInUseError, ServerStartError, TickserveError
 from tickserve.manifest import Manifest
-from tickserve.model_config import BACKEND, CONFIG_NAME
+from tickserve.model_config import CONFIG_NAME
 from tickserve.store import unwritable
 
 START_ATTEMPTS = 3

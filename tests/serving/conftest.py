@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from google.protobuf import text_format
 from onnx import ModelProto, TensorProto, helper, numpy_helper
+from tritonclient.grpc import model_config_pb2 as schema
 
 from export import versions
 from export.onnx_graph import serve_graph
@@ -47,7 +50,7 @@ class Tiny:
         return powers / powers.sum(axis=1, keepdims=True)
 
 
-def graph(weights: np.ndarray, nodes_before: list | None = None) -> ModelProto:
+def graph(weights: np.ndarray) -> ModelProto:
     zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
     nodes = [
         helper.make_node("IsNaN", ["features"], ["missing"]),
@@ -100,6 +103,13 @@ def golden_bytes(rows: np.ndarray, probabilities: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
+def edit_config(model: Path, change: Callable[[Any], object]) -> None:
+    """Change config.pbtxt as a person might, after it was published."""
+    config = text_format.Parse((model / "config.pbtxt").read_text(), schema.ModelConfig())
+    change(config)
+    (model / "config.pbtxt").write_text(text_format.MessageToString(config))
+
+
 def publish_tiny(repository: Path, name: str, seed: int, settings: ExportSettings | None = None) -> Tiny:
     settings = settings or ExportSettings(max_batch=64, preferred_batch_rows=(8, 32))
     random = np.random.default_rng(seed)
@@ -123,6 +133,9 @@ def publish_tiny(repository: Path, name: str, seed: int, settings: ExportSetting
     )
     published = manifest.model_copy(update={"export": record})
     _, path = publish(Release(published, onnx_bytes, golden), repository, settings)
+    # With any queue policy this build's batcher may sleep half a second over a waiting request, so these
+    # tests, which are not about queues, serve without one.
+    edit_config(repository / name, lambda config: config.dynamic_batching.ClearField("default_queue_policy"))
     return Tiny(name, weights, path, published)
 
 

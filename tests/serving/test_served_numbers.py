@@ -1,0 +1,129 @@
+"""The embedded server gives research's numbers over every protocol, alone and in dynamic batches."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import pytest
+import tritonclient.grpc as triton_grpc
+import tritonclient.http as triton_http
+
+from monitoring.triton_metrics import scrape, signals_counted
+from serving.golden import check_golden, infer, read_golden
+from tests.serving.conftest import FEATURES, Running, Tiny
+from tickserve.errors import GateRefusedError, ServerRejectedError, TransportError
+
+
+def post_json(http_url: str, model: str, data: str, rows: int = 1) -> tuple[int, dict[str, Any]]:
+    """`data` goes out as it is written here: what JSON text Triton takes is the question."""
+    tensor = f'{{"name":"features","shape":[{rows},{FEATURES}],"datatype":"FP32","data":{data}}}'
+    connection = http.client.HTTPConnection(http_url, timeout=10)
+    try:
+        connection.request("POST", f"/v2/models/{model}/infer", f'{{"inputs":[{tensor}]}}')
+        response = connection.getresponse()
+        return response.status, json.loads(response.read())
+    finally:
+        connection.close()
+
+
+def golden(tiny: Tiny) -> tuple[np.ndarray, np.ndarray]:
+    arrays = read_golden(tiny.path, tiny.manifest)
+    return arrays["features"], arrays["probabilities"]
+
+
+def test_golden_pairs_over_binary_http(running: Running) -> None:
+    for tiny in (running.tiny, running.other):
+        result = check_golden(running.server.http_url, tiny.name, 1, tiny.path)
+        assert result["rows"] == 16
+        assert float(result["max_abs_diff"]) <= tiny.manifest.tolerance.atol
+
+
+def test_golden_pairs_of_another_model_are_refused(running: Running) -> None:
+    with pytest.raises(GateRefusedError, match="not research's"):
+        check_golden(running.server.http_url, "tiny", 1, running.other.path)
+
+
+def test_golden_of_unknown_model_or_dead_server_is_a_typed_error(running: Running) -> None:
+    with pytest.raises(ServerRejectedError, match="unknown model"):
+        check_golden(running.server.http_url, "nobody", 1, running.tiny.path)
+    with pytest.raises(TransportError):
+        check_golden("127.0.0.1:1", "tiny", 1, running.tiny.path)
+
+
+def test_json(running: Running) -> None:
+    rows, expected = golden(running.tiny)
+    rows, expected = rows[:3], expected[:3]
+    status, answer = post_json(running.server.http_url, "tiny", json.dumps(rows.ravel().tolist()), rows=3)
+    assert status == 200
+    outputs = {output["name"]: output for output in answer["outputs"]}
+    assert np.allclose(np.reshape(outputs["probabilities"]["data"], (-1, 3)), expected, rtol=1e-5, atol=1e-6)
+    assert set(outputs["bundle_id"]["data"]) == {running.tiny.manifest.bundle_id()}
+
+
+@pytest.mark.parametrize("module", [triton_http, triton_grpc], ids=["http", "grpc"])
+def test_plain_tritonclient(running: Running, module: Any) -> None:
+    rows, expected = golden(running.tiny)
+    url = running.server.http_url if module is triton_http else running.server.grpc_url
+    tensor = module.InferInput("features", list(rows.shape), "FP32")
+    tensor.set_data_from_numpy(rows)
+    with module.InferenceServerClient(url) as client:
+        answer = client.infer("tiny", [tensor])
+    assert np.allclose(answer.as_numpy("probabilities"), expected, rtol=1e-5, atol=1e-6)
+    assert (answer.as_numpy("bundle_id") == running.tiny.manifest.bundle_id()).all()
+
+
+def test_nan_over_json_is_answered(running: Running) -> None:
+    """The bare word NaN is what this build takes for a missing value; not standard JSON, yet Python writes it so."""
+    row = np.linspace(-1, 1, FEATURES, dtype=np.float32)
+    row[2] = np.nan
+    status, answer = post_json(running.server.http_url, "tiny", json.dumps(row.tolist()))
+    assert status == 200
+    served = next(output["data"] for output in answer["outputs"] if output["name"] == "probabilities")
+    assert np.allclose(served, running.tiny.research(row[None])[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("word", ["null", '"NaN"', "nan", "true", "1e400"])
+def test_other_ways_to_write_a_missing_value_are_refused(running: Running, word: str) -> None:
+    data = "[" + ",".join([word] + ["0"] * (FEATURES - 1)) + "]"
+    status, answer = post_json(running.server.http_url, "tiny", data)
+    assert status in (400, 500)
+    assert answer["error"]
+    check_golden(running.server.http_url, "tiny", 1, running.tiny.path)
+
+
+def test_sixteen_threads_share_batches_and_each_gets_its_own_rows(running: Running) -> None:
+    def ask(seed: int) -> float:
+        tiny = running.tiny if seed % 2 else running.other
+        random = np.random.default_rng(seed)
+        connection = http.client.HTTPConnection(running.server.http_url, timeout=30)
+        worst = 0.0
+        try:
+            for _ in range(25):
+                rows = random.normal(size=(int(random.integers(1, 6)), FEATURES)).astype(np.float32)
+                answer = infer(connection, tiny.name, 1, {"features": rows})
+                worst = max(worst, float(np.abs(answer["probabilities"] - tiny.research(rows)).max()))
+                assert (answer["bundle_id"] == tiny.manifest.bundle_id()).all()
+        finally:
+            connection.close()
+        return worst
+
+    before = scrape(running.server.metrics_url)
+    with ThreadPoolExecutor(16) as threads:
+        assert max(threads.map(ask, range(16))) < 1e-6
+    after = scrape(running.server.metrics_url)
+    requests = sum(after[name, "1"].requests_ok - before[name, "1"].requests_ok for name in ("tiny", "other"))
+    executions = sum(after[name, "1"].executions - before[name, "1"].executions for name in ("tiny", "other"))
+    assert requests == 16 * 25
+    assert executions < requests, "nothing was batched"
+
+
+def test_signals_are_rows(running: Running) -> None:
+    before = signals_counted(running.server.metrics_url)
+    check_golden(running.server.http_url, "tiny", 1, running.tiny.path)
+    after = signals_counted(running.server.metrics_url)
+    assert after["tiny"] - before["tiny"] == 16
+    assert after["other"] == before["other"]
