@@ -20,6 +20,7 @@ FILE = "BTCUSD_1m_201804_201812.parquet"
 OVERRIDES: dict[str, Any] = {
     "validation.folds": 2,
     "gbdt.rounds": 12,
+    "gbdt.threads": 1,
     "lstm.window": 10,
     "lstm.hidden": 8,
     "lstm.epochs": 2,

@@ -66,6 +66,20 @@ def test_int8_holds_for_stacked_layers_too(teacher: Teacher) -> None:
     np.testing.assert_allclose(was, wanted, atol=0.01)
 
 
+def test_dynamic_quantization_would_let_a_rows_number_depend_on_its_batch(teacher: Teacher, tmp_path: Path) -> None:
+    # Why int8 is weight-only here. Should ONNX Runtime ever scale each row by itself, this fails: then think again.
+    from onnxruntime.quantization import quantize_dynamic
+
+    graph = net_to_onnx(teacher.net, *teacher.tensor.shape)
+    quantize_dynamic(graph, tmp_path / "dynamic.onnx")
+    dynamic = open_session(tmp_path / "dynamic.onnx")
+    extreme = np.concatenate([teacher.inputs[:32], 50 * teacher.inputs[32:64]])
+    together = run(dynamic, {"window": extreme})["probabilities"][:32]
+    alone = np.concatenate([run(dynamic, {"window": row[None]})["probabilities"] for row in extreme[:32]])
+    limits = teacher.bundle.manifest.tolerance
+    assert np.abs(together - alone).max() > 10 * (limits.atol + limits.rtol)
+
+
 def test_int8_rows_are_within_half_a_step() -> None:
     matrix = np.random.default_rng(1).normal(size=(1, 12, 5)).astype(np.float32)
     matrix[0, 3] = 0.0

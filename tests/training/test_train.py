@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -122,3 +124,12 @@ def test_a_model_whose_training_diverged_is_refused() -> None:
     fine[1, 0] = np.nan
     with pytest.raises(GateRefusedError, match=r"1 of 4 rows without \(use a smaller lstm.learning_rate"):
         refuse_not_finite(fine, "lstm")
+
+
+def test_training_trees_never_loads_torch_and_importing_training_loads_neither(root: Path) -> None:
+    code = (
+        "import sys, training.train; heavy = {'torch', 'xgboost', 'sklearn', 'onnx', 'onnxruntime'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules);"
+        "import training.gbdt; assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
