@@ -37,7 +37,6 @@ class _Output(NamedTuple):
     name: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    items: int
     offset: int
 
 
@@ -163,7 +162,7 @@ def _template(authority: str, model: str, version: int | None, signature: Signat
 def encode(request: InferRequest, authority: str) -> tuple[bytes, bytes]:
     """The request as (head with the JSON part, tensors' bytes)."""
     tensors = request.tensors
-    signature = tuple((tensor.name, tensor.dtype, tensor.shape, len(tensor.data)) for tensor in tensors)
+    signature = tuple([(tensor.name, tensor.dtype, tensor.shape, len(tensor.data)) for tensor in tensors])
     head, inputs = _template(authority, request.model, request.version, signature)
     payload = tensors[0].data if len(tensors) == 1 else b"".join(tensor.data for tensor in tensors)
     text = b'{"id":%b,"parameters":{"timeout":%d,"binary_data_output":true},"inputs":%b}' % (
@@ -205,8 +204,7 @@ def decode(reply: Reply, request_id: str) -> InferResponse:
             "the outputs do not fill the body", expected=f"{layout.size} bytes", was=f"{len(data) - end} bytes"
         )
     outputs: dict[str, Array] = {
-        output.name: np.frombuffer(data, output.dtype, output.items, end + output.offset).reshape(output.shape)
-        for output in layout.outputs
+        output.name: np.ndarray(output.shape, output.dtype, data, end + output.offset) for output in layout.outputs
     }
     return InferResponse(layout.model, layout.version, layout.request_id or request_id, outputs)
 
@@ -253,7 +251,7 @@ def _parse_output(entry: dict[str, Any], offset: int) -> tuple[_Output, int]:
         raise ProtocolError(
             "bytes do not match the shape", field=name[:100], expected=str(items * dtype.itemsize), was=str(size)[:40]
         )
-    return _Output(name, dtype, shape, items, offset), size
+    return _Output(name, dtype, shape, offset), size
 
 
 def _server_error(status: int, body: bytes) -> RequestError:
