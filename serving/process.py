@@ -20,8 +20,9 @@ from tickserve.errors import ServerStartError
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives; nothing is written here
 KILL_WAIT_S = 5.0
-# This build parses JSON by recursion: a body of 100,000 nested lists overruns the usual 8 MB stack and kills the server.
-# Reserved per thread, not used until something recurses into it; more than this still kills it, so it stays on loopback.
+# This build reads JSON by recursion: a body of 100,000 nested lists overruns the usual 8 MB stack and kills the server.
+# Reserved per thread, used only when something recurses into it. A deeper body still kills it: one more reason for it
+# to stay on loopback.
 STACK_BYTES = 64 * 1024 * 1024
 # Runs in the child, before it becomes the server: preexec_fn would do the same, but may deadlock beside threads.
 # PR_SET_PDEATHSIG is 1; the signal survives the exec. A parent that is gone already can no longer die.

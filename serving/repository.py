@@ -19,7 +19,11 @@ def served_versions(folder: Path) -> dict[int, Manifest]:
     All versions are verified, served or not. Raises ArtifactError (missing or wrong files, a manifest without an export
     record, nothing to serve), DigestMismatchError and UnsafeModelError.
     """
-    verified = verify_model(folder)
+    try:
+        verified = verify_model(folder)
+    except OSError as error:
+        name = Path(str(error.filename or folder)).name
+        raise ArtifactError(f"cannot read the model {folder.name!r}: {error.strerror}", field=name) from error
     chosen = _chosen(folder / CONFIG_NAME, sorted(verified))
     if not chosen:
         raise ArtifactError(f"model {folder.name!r} has no version to serve", field="version_policy")

@@ -50,12 +50,26 @@ class Tiny:
         return powers / powers.sum(axis=1, keepdims=True)
 
 
-def graph(weights: np.ndarray) -> ModelProto:
+# Adds nothing to the number, yet fails at run time for a row whose first feature is no index of its table.
+FRAGILE = (
+    helper.make_node("Gather", ["features", "first"], ["column"], axis=1),
+    helper.make_node("Cast", ["column"], ["index"], to=TensorProto.INT64),
+    helper.make_node("Gather", ["table", "index"], ["nothing"]),
+    helper.make_node("Add", ["product", "nothing"], ["logits"]),
+)
+FRAGILE_TABLE = (
+    numpy_helper.from_array(np.zeros(1, np.int64), "first"),
+    numpy_helper.from_array(np.zeros(4, np.float32), "table"),
+)
+
+
+def graph(weights: np.ndarray, *, fragile: bool = False) -> ModelProto:
     zero = numpy_helper.from_array(np.zeros(1, np.float32), "zero")
     nodes = [
         helper.make_node("IsNaN", ["features"], ["missing"]),
         helper.make_node("Where", ["missing", "zero", "features"], ["filled"]),
-        helper.make_node("MatMul", ["filled", "weights"], ["logits"]),
+        helper.make_node("MatMul", ["filled", "weights"], ["product" if fragile else "logits"]),
+        *(FRAGILE if fragile else ()),
         helper.make_node("Softmax", ["logits"], ["probabilities"], axis=1),
     ]
     body = helper.make_graph(
@@ -63,7 +77,11 @@ def graph(weights: np.ndarray) -> ModelProto:
         "tiny",
         [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", len(weights)])],
         [helper.make_tensor_value_info("probabilities", TensorProto.FLOAT, ["batch", 3])],
-        [zero, numpy_helper.from_array(weights.astype(np.float32), "weights")],
+        [
+            zero,
+            numpy_helper.from_array(weights.astype(np.float32), "weights"),
+            *(FRAGILE_TABLE if fragile else ()),
+        ],
     )
     imports = [helper.make_opsetid("", versions.OPSET)]
     return helper.make_model(body, opset_imports=imports, ir_version=versions.IR_VERSION)
@@ -110,14 +128,18 @@ def edit_config(model: Path, change: Callable[[Any], object]) -> None:
     (model / "config.pbtxt").write_text(text_format.MessageToString(config))
 
 
-def publish_tiny(repository: Path, name: str, seed: int, settings: ExportSettings | None = None) -> Tiny:
+def publish_tiny(
+    repository: Path, name: str, seed: int, settings: ExportSettings | None = None, *, fragile: bool = False
+) -> Tiny:
     settings = settings or ExportSettings(max_batch=64, preferred_batch_rows=(8, 32))
     random = np.random.default_rng(seed)
     weights = random.normal(size=(FEATURES, 3)).astype(np.float32)
     manifest = manifest_of(name, seed)
     rows = random.normal(size=(GOLDEN_ROWS, FEATURES)).astype(np.float32)
+    rows[:, 0] = 1
     rows[3, 2] = np.nan
-    served = serve_graph(graph(weights), manifest.bundle_id(), input_name="features", bundle_digest=manifest.digest())
+    model = graph(weights, fragile=fragile)
+    served = serve_graph(model, manifest.bundle_id(), input_name="features", bundle_digest=manifest.digest())
     onnx_bytes = served.SerializeToString()
     tiny = Tiny(name, weights, repository, manifest)
     golden = golden_bytes(rows, tiny.research(rows))
