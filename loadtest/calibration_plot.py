@@ -56,8 +56,8 @@ def _axes(top: float) -> Markup:
         Markup('<path class="grid" d="M{x} {y0}V{y1}M{x0} {y}H{x1}"/>').format(
             x=_x(tick), y0=_y(0), y1=_y(1), x0=_x(0), x1=_x(1), y=_y(tick)
         )
-        + Markup('<text x="{x}" y="{y}" text-anchor="middle">{label}</text>').format(
-            x=_x(tick), y=_y(0) + 15, label=f"{100 * tick * top:g} %"
+        + Markup('<text x="{x}" y="{y}" text-anchor="{anchor}">{label}</text>').format(
+            x=_x(tick), y=_y(0) + 15, label=f"{100 * tick * top:g} %", anchor="end" if tick == 1 else "middle"
         )
         + Markup('<text x="{x}" y="{y}" text-anchor="end">{label}</text>').format(
             x=_x(0) - 5, y=_y(tick) + 4, label=f"{100 * tick * top:g}" if tick else ""

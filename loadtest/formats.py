@@ -6,6 +6,7 @@ import math
 
 NONE = "–"
 MINUS = "\N{MINUS SIGN}"
+SUPERSCRIPT = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def _absent(value: float | None) -> bool:
@@ -37,9 +38,12 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def general(value: float | None) -> str:
-    """Four significant digits, whatever the size: `0.001234`, `1.234e-07`, `123,456`."""
+    """Four significant digits, or a power of ten for the very small: `0.1234`, `1.2 × 10⁻⁷`, `123,456`."""
     if value is None or _absent(value):
         return NONE
+    if 0 < abs(value) < 1e-3:
+        mantissa, _, exponent = f"{value:.1e}".partition("e")
+        return f"{_minus(mantissa)} × 10{str(int(exponent)).translate(SUPERSCRIPT)}"
     return _minus(f"{value:,.0f}" if abs(value) >= 10_000 else f"{value:.4g}")
 
 
@@ -51,21 +55,21 @@ def micros(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Seconds: 12.34 is `12.3 s`, 754.2 is `12 min 34 s`."""
+    """Seconds: 12.34 is `12.3 s`, 60 is `60 s`, 754.2 is `12 min 34 s`."""
     if value is None or _absent(value):
         return NONE
     if value < 100:
-        return f"{value:.2g} s" if value < 1 else f"{value:.1f} s"
+        return f"{value:.3g} s"
     hours, rest = divmod(round(value), 3_600)
     minutes, left = divmod(rest, 60)
     return f"{hours:,} h {minutes} min" if hours else f"{minutes} min {left} s"
 
 
 def megabytes(value: float | None) -> str:
-    """Memory in MB: 512.3 is `512 MB`, 2048 is `2.00 GB`."""
+    """Memory in MB: 512.3 is `512 MB`, 2048 is `2 GB`."""
     if value is None or _absent(value):
         return NONE
-    return f"{value:,.0f} MB" if value < 1_024 else f"{value / 1_024:.2f} GB"
+    return f"{value:,.0f} MB" if value < 1_024 else f"{value / 1_024:.3g} GB"
 
 
 FILTERS = {

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 INK = "#123456"
 COLORS = {"http": "#3b82f6", "grpc": "#f59e0b"}
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
-TICKS = (0.0, 0.5, 0.9, 0.99, 0.999, 0.9999)
+TICKS = (0.5, 0.9, 0.99, 0.999, 0.9999)
 STYLE = """<style>
 svg.latency { color: #1c2024; font-family: system-ui, sans-serif; max-width: 100%; height: auto; }
 @media (prefers-color-scheme: dark) { svg.latency { color: #d8dce1; } }
@@ -30,13 +30,15 @@ svg.latency { color: #1c2024; font-family: system-ui, sans-serif; max-width: 100
 def draw_latency(rows: Sequence[dict[str, Any]], users: int) -> bytes:
     """The plot as SVG bytes, of the rows of `loadtest.json` (those without an answer are left out)."""
     settings: Any = {
-        "svg.fonttype": "none", "svg.hashsalt": "tickserve-latency", "font.size": 10, "font.family": "sans-serif",
+        "svg.fonttype": "none", "svg.hashsalt": "tickserve-latency", "font.size": 9, "font.family": "sans-serif",
         "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     }  # fmt: skip
     with mpl.rc_context(settings):
-        figure = Figure(figsize=(7.2, 4.2), layout="constrained")
+        figure = Figure(figsize=(4.7, 4.3), layout="constrained")
         FigureCanvasSVG(figure)
         _draw(figure.add_subplot(), [row for row in rows if row["measured"]], users)
+        if any(row["measured"] for row in rows):
+            figure.legend(loc="outside lower left", ncols=2, frameon=False, fontsize=8.5)
         buffer = io.BytesIO()
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return _inline(buffer.getvalue().decode()).encode()
@@ -59,8 +61,6 @@ def _draw(axes: Any, rows: Sequence[dict[str, Any]], users: int) -> None:
     axes.set_xlabel(f"share of requests answered within, {users} users")
     axes.grid(visible=True, which="major", color=INK, alpha=0.15, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    if rows:
-        axes.legend(frameon=False, fontsize=8.5, loc="upper left")
 
 
 def _inline(svg: str) -> str:

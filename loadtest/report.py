@@ -120,7 +120,7 @@ def _verdict(run: Mapping[str, Any], models: list[dict[str, Any]]) -> str:
     inside = about["total_s"] <= limits.get("run_s", float("inf")) and about["peak_memory_mb"] <= limits.get(
         "memory_mb", float("inf")
     )
-    bounds = f"limits {seconds(limits.get('run_s'))} and {megabytes(limits.get('memory_mb'))}"
+    bounds = f"limits ({seconds(limits.get('run_s'))}, {megabytes(limits.get('memory_mb'))})"
     used = f"{seconds(about['total_s'])} and {megabytes(about['peak_memory_mb'])}"
     parts = [f"{what} {ended} in {used}, {'inside' if inside else 'OUTSIDE'} the {bounds}."]
     if models:

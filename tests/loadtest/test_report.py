@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from loadtest import formats
+from loadtest.calibration_plot import draw_calibration
+from loadtest.report import ARTEFACTS, write_report
+from tests.loadtest.conftest import whole_run, write_run
+from tickserve.errors import ArtifactError
+
+
+def page_of(folder: Path, **changes: object) -> str:
+    files = {name: value for name, value in (whole_run() | changes).items() if value is not None}
+    return write_report(write_run(folder, files)).read_text()
+
+
+def test_the_whole_run_is_on_the_page(tmp_path: Path) -> None:
+    page = page_of(tmp_path)
+    assert "not run" not in page
+    assert "SIMULATED" not in page
+    for shown in (
+        "usdm_btcusdt.jsonl.gz became a served signal in 42.3 s and 1.28 GB, inside the limits (60 s, 2 GB)",
+        "btcusdt-l5-gbdt beats every baseline", "89,509", "best bid above best ask; not emitted",
+        "reused from the cache",
+        "last move", "Fold 3", "+0.100", "−0.070", "57.1 %", "1.2 × 10⁻⁷", "12,345", "bundle_id -42", "400 µs",
+        "1.5 ms", "18.4 s", "2.7 times smaller", "tickserve predict btcusdt-l5-gbdt", "n eff",
+    ):  # fmt: skip
+        assert shown in page, shown
+    assert page.count('<svg class="calibration"') == 1
+    assert 'src="data:image/svg+xml;base64,' in page
+
+
+def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
+    page = page_of(tmp_path)
+    assert re.findall(r'(?:src|href)="(?!data:)[^"]*"', page) == []
+    assert not re.search(r"url\(|@import|<script|https?://", page)
+
+
+def test_the_same_run_gives_the_same_bytes(tmp_path: Path) -> None:
+    assert page_of(tmp_path / "a") == page_of(tmp_path / "b")
+
+
+@pytest.mark.parametrize("missing", ARTEFACTS)
+def test_any_file_may_be_missing(tmp_path: Path, missing: str) -> None:
+    page = page_of(tmp_path, **{missing: None})
+    assert ("not run" in page) == (missing != "run")
+
+
+def test_nothing_was_run(tmp_path: Path) -> None:
+    page = write_report(tmp_path).read_text()
+    assert page.count("not run") == 8
+
+
+@pytest.mark.parametrize("where", ["run", "quality"])
+def test_simulated_data_say_so_before_anything_else(tmp_path: Path, where: str) -> None:
+    files = whole_run()
+    files[where]["simulated"] = True
+    page = page_of(tmp_path, **files)
+    assert page.index("SIMULATED DATA") < page.index("<h1>")
+
+
+def test_a_run_past_its_limits_is_not_called_inside(tmp_path: Path) -> None:
+    files = whole_run()
+    files["run"]["peak_memory_mb"] = 4_096.0
+    assert "OUTSIDE the limits" in page_of(tmp_path, **files)
+
+
+def test_no_winner_is_said(tmp_path: Path) -> None:
+    files = whole_run()
+    files["train"][0]["beats_baselines"] = False
+    page = page_of(tmp_path, **files)
+    assert "No model beats every baseline (1 judged)." in page
+    assert "does not beat the baselines" in page
+
+
+def test_failed_requests_and_hidden_waiting_stand_out(tmp_path: Path) -> None:
+    files = whole_run()
+    files["loadtest"]["rows"][1] |= {
+        "failures": 2,
+        "errors": {"DeadlineExceededError: late": 2},
+        "queueing_visible": False,
+    }
+    page = page_of(tmp_path, **files)
+    assert "2 × DeadlineExceededError: late" in page
+    assert page.count('<td class="bad">') == 2
+
+
+def test_what_the_files_hold_cannot_become_markup(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script>"
+    files = json.loads(json.dumps(whole_run()).replace("btcusdt-l5-gbdt", evil).replace("usdm_btcusdt.jsonl.gz", evil))
+    page = page_of(tmp_path, **files)
+    assert "<script" not in page
+    assert "&lt;script&gt;" in page
+
+
+def test_a_spoilt_plot_cannot_become_markup(tmp_path: Path) -> None:
+    folder = write_run(tmp_path, whole_run())
+    (folder / "latency.svg").write_text("<svg><script>alert(1)</script></svg>")
+    assert "<script" not in write_report(folder).read_text()
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"rows": 3}', "3"])
+def test_a_file_that_is_not_what_its_stage_writes_is_named(tmp_path: Path, text: str) -> None:
+    folder = write_run(tmp_path, whole_run())
+    (folder / "run.json").write_text(text)
+    if text == "[]":  # as good as absent
+        write_report(folder)
+        return
+    with pytest.raises(ArtifactError):
+        write_report(folder)
+    assert not (folder / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("shown", "expected"),
+    [
+        (formats.count(12_345.4), "12,345"), (formats.count(None), "–"), (formats.signed(-0.07), "−0.070"),
+        (formats.signed(float("nan")), "–"), (formats.percent(0.5714), "57.1 %"),
+        (formats.general(1.234e-7), "1.2 × 10⁻⁷"),
+        (formats.general(0), "0"), (formats.general(-12_345.6), "−12,346"), (formats.micros(987.6), "988 µs"),
+        (formats.micros(12_345), "12.3 ms"), (formats.micros(2.5e6), "2.5 s"), (formats.seconds(0.42), "0.42 s"),
+        (formats.seconds(754.2), "12 min 34 s"), (formats.seconds(7_260), "2 h 1 min"),
+        (formats.megabytes(512.3), "512 MB"),
+        (formats.megabytes(2_048), "2 GB"),
+    ],
+)  # fmt: skip
+def test_numbers_are_for_people(shown: str, expected: str) -> None:
+    assert shown == expected
+
+
+def test_calibration_without_rows_or_beyond_its_range_is_drawn() -> None:
+    assert draw_calibration([], "m").count("<circle") == 0
+    odd = [{"rows": 5, "predicted": 0.2, "observed": 0.3}, {"rows": 0, "predicted": 0.9, "observed": 0.9}]
+    svg = draw_calibration(odd, "m")
+    assert svg.count("<circle") == 1
+    assert ">50 %<" in svg
