@@ -64,17 +64,26 @@ def _output(tensor: TensorSpec) -> Any:
 
 
 def _batching(settings: ExportSettings) -> Any:
-    """A bounded queue that refuses: Triton's own default waits without end and without limit."""
-    policy = schema.ModelQueuePolicy(
+    """Dynamic batching, and a bounded queue that refuses where the settings ask for one.
+
+    A queue policy switches off Triton's prefetching; a request that arrives while the only instance is just finishing
+    then does not wake the batcher, which looks again after 500 ms. So a bounded queue is a choice, not the default.
+    """
+    batching = schema.ModelDynamicBatching(
+        preferred_batch_size=sorted(set(settings.preferred_batch_rows)),
+        max_queue_delay_microseconds=settings.queue_delay_us,
+    )
+    if settings.queue_policy == "reject":
+        batching.default_queue_policy.CopyFrom(_reject(settings))
+    return batching
+
+
+def _reject(settings: ExportSettings) -> Any:
+    return schema.ModelQueuePolicy(
         timeout_action=schema.ModelQueuePolicy.REJECT,
         default_timeout_microseconds=settings.queue_timeout_us,
         allow_timeout_override=True,
         max_queue_size=settings.queue_size,
-    )
-    return schema.ModelDynamicBatching(
-        preferred_batch_size=sorted(set(settings.preferred_batch_rows)),
-        max_queue_delay_microseconds=settings.queue_delay_us,
-        default_queue_policy=policy,
     )
 
 

@@ -106,8 +106,11 @@ class ExportSettings(Section):
     max_batch: int = Field(256, ge=1, le=4_096)
     preferred_batch_rows: tuple[int, ...] = (8, 32, 128)
     queue_delay_us: int = Field(0, ge=0, description="longest wait for a fuller batch; adds itself to a lone request")
-    queue_size: int = Field(1_024, ge=1, description="requests waiting before the server refuses")
-    queue_timeout_us: int = Field(250_000, ge=1_000, description="longest wait in the queue before refusal")
+    queue_policy: Literal["none", "reject"] = Field(
+        "none", description="reject bounds the queue; Triton then may stall lone requests (docs/architecture.md)"
+    )
+    queue_size: int = Field(1_024, ge=1, description="with reject: requests waiting before the server refuses")
+    queue_timeout_us: int = Field(250_000, ge=1_000, description="with reject: longest wait before refusal")
     deadline_us: int = Field(500_000, ge=1_000, description="the engine's deadline the queue must stay inside")
     keep_versions: int = Field(2, ge=1, description="newest versions Triton serves")
     threads: int = Field(1, ge=1, le=64, description="ONNX Runtime threads per model instance")

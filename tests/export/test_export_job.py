@@ -91,8 +91,8 @@ def test_other_settings_reach_the_config_of_a_published_bundle(
     trees_bundle: Path, repository: Path, settings: ExportSettings
 ) -> None:
     first = export_bundle(trees_bundle, repository, settings)
-    export_bundle(trees_bundle, repository, settings.model_copy(update={"queue_size": 77}))
-    assert "max_queue_size: 77" in (repository / first.model / "config.pbtxt").read_text()
+    export_bundle(trees_bundle, repository, settings.model_copy(update={"keep_versions": 7}))
+    assert "num_versions: 7" in (repository / first.model / "config.pbtxt").read_text()
 
 
 def spoil_weights(original: Callable[..., onnx.ModelProto], change: float) -> Callable[..., onnx.ModelProto]:

@@ -51,13 +51,7 @@ def test_the_config_says_everything(manifest: Manifest, settings: ExportSettings
         ("score", schema.TYPE_FP32, [1]),
         ("bundle_id", schema.TYPE_INT64, [1]),
     ]
-    queue = config.dynamic_batching.default_queue_policy
-    assert queue.timeout_action == schema.ModelQueuePolicy.REJECT
-    assert (queue.max_queue_size, queue.default_timeout_microseconds) == (
-        settings.queue_size,
-        settings.queue_timeout_us,
-    )
-    assert queue.allow_timeout_override
+    assert not config.dynamic_batching.HasField("default_queue_policy")
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 8]
     assert [(group.count, group.kind) for group in config.instance_group] == [(1, schema.ModelInstanceGroup.KIND_AUTO)]
     assert config.version_policy.latest.num_versions == settings.keep_versions
@@ -65,6 +59,18 @@ def test_the_config_says_everything(manifest: Manifest, settings: ExportSettings
     assert all(warmup.inputs["features"].zero_data for warmup in config.model_warmup)
     assert not config.response_cache.enable
     assert not config.HasField("model_transaction_policy")
+
+
+def test_a_bounded_queue_is_written_where_it_is_asked_for(manifest: Manifest, settings: ExportSettings) -> None:
+    text = build_config(manifest, settings.model_copy(update={"queue_policy": "reject"}), DIGESTS)
+    queue = as_message(text).dynamic_batching.default_queue_policy
+    assert queue.timeout_action == schema.ModelQueuePolicy.REJECT
+    assert (queue.max_queue_size, queue.default_timeout_microseconds) == (
+        settings.queue_size,
+        settings.queue_timeout_us,
+    )
+    assert queue.allow_timeout_override
+    assert read_options(as_triton_gives_it(text)).name == manifest.name
 
 
 def test_the_config_reads_back_as_a_backend_reads_it(manifest: Manifest, settings: ExportSettings) -> None:
@@ -83,7 +89,7 @@ def test_the_config_is_the_same_bytes_for_the_same_settings(manifest: Manifest, 
         build_config(manifest, settings, dict(order)) for order in (DIGESTS.items(), reversed(list(DIGESTS.items())))
     }
     assert len(texts) == 1
-    assert build_config(manifest, settings.model_copy(update={"queue_size": 5}), DIGESTS) not in texts
+    assert build_config(manifest, settings.model_copy(update={"max_batch": 99}), DIGESTS) not in texts
 
 
 def test_a_queue_that_outlives_the_deadline_is_refused(manifest: Manifest, settings: ExportSettings) -> None:
