@@ -23,11 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
 
 from market.readers.source import Source
 from tickserve.errors import UsageError
 from tickserve.events import Events, book_columns
+from tickserve.features.jit import njit  # numba as the features use it: without SVML
 from tickserve.store import canonical_json, sha256_bytes, sha256_file
 
 # 2000-01-01T00:00:00Z: a date nobody takes for a recording.

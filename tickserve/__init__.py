@@ -1,3 +1,25 @@
 """Tickserve: the number a trading engine receives is the number research computed, or the engine is told why not."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tickserve.client import Client
+    from tickserve.signal import Signal
+
 __version__ = "0.1.0"
+__all__ = ["Client", "Signal", "__version__"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Client` and `Signal` when they are first asked for, so that the command starts without them."""
+    if name == "Client":
+        from tickserve.client import Client
+
+        return Client
+    if name == "Signal":
+        from tickserve.signal import Signal
+
+        return Signal
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from tickserve import stages
 from tickserve.config import Config
@@ -18,6 +19,8 @@ from tickserve.errors import ArtifactError, UsageError
 from tickserve.manifest import CLASSES, MANIFEST_NAME, Manifest, load_manifest
 
 Advance = Callable[[int], None]
+FloatArray = npt.NDArray[np.float32]
+TimeArray = npt.NDArray[np.int64]
 
 
 def open_source(data: Sequence[Path] | None, config: Config, *, symbol: str | None = None) -> Any:
@@ -102,14 +105,14 @@ def models_in(repository: Path) -> list[str]:
     return sorted({path.parents[1].name for path in repository.glob(f"*/[0-9]*/{MANIFEST_NAME}")})
 
 
-def golden_rows(version: Path, manifest: Manifest) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def golden_rows(version: Path, manifest: Manifest) -> tuple[FloatArray, dict[str, FloatArray]]:
     """A version's golden input and the research model's numbers for it."""
     with np.load(version / "golden.npz", allow_pickle=False) as arrays:
         expected = {name: arrays[name] for name in ("probabilities", "score")}
         return arrays[manifest.inputs[0].name], expected
 
 
-def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[np.ndarray, np.ndarray]:
+def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[FloatArray, TimeArray]:
     """The last `count` model inputs of a feature set, [B, F] or [B, T, F], and their event times in ns.
 
     Raises ArtifactError when the feature set is not the one the model was trained on.

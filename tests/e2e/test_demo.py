@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import numpy as np
-from tests.e2e.conftest import RECORDING, DemoRun, run_demo
 
+from tests.e2e.conftest import RECORDING, DemoRun, run_demo
 from tickserve.manifest import bundle_id_of, load_bundle, load_manifest
 
 

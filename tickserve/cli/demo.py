@@ -28,6 +28,7 @@ from tickserve.client import Client
 from tickserve.config import Config
 from tickserve.manifest import Manifest
 from tickserve.meter import Meter, Stage
+from tickserve.pipeline import FloatArray
 from tickserve.store import write_json_atomic
 
 SIGNAL_ROWS = 64
@@ -65,8 +66,7 @@ def demo(
     with Meter() as meter:
         run = Run(folder, settings, repository, meter)
         result = _stages(run, source)
-        with meter.stage("report"):
-            report = _report(run, source, result)
+        report = _report(run, source, result)
     emit(result | {"report": str(report)}, as_json, lambda: _show(run, result, report))
 
 
@@ -105,7 +105,7 @@ def _feature_summary(built: Any, table: Any) -> dict[str, Any]:
     } | {key: getattr(table, key) for key in keys}
 
 
-def _column(name: str, values: np.ndarray) -> dict[str, Any]:
+def _column(name: str, values: FloatArray) -> dict[str, Any]:
     finite = values[np.isfinite(values)].astype(np.float64)
     summary = (
         {"mean": finite.mean(), "std": finite.std(), "min": finite.min(), "max": finite.max()} if len(finite) else {}

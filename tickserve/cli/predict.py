@@ -16,6 +16,7 @@ from tickserve.client import Client
 from tickserve.config import Config
 from tickserve.errors import GateRefusedError, UsageError
 from tickserve.manifest import Manifest, load_manifest
+from tickserve.pipeline import FloatArray
 
 MAX_SHOWN = 20
 
@@ -60,7 +61,7 @@ def predict(
         raise GateRefusedError("the served numbers are not research's", field=model)
 
 
-def _rows_of(path: Path) -> np.ndarray:
+def _rows_of(path: Path) -> FloatArray:
     try:
         values = json.loads(path.read_bytes())
         return np.asarray(values, dtype=np.float32)
@@ -70,7 +71,7 @@ def _rows_of(path: Path) -> np.ndarray:
         raise UsageError("not a JSON list of number rows", field="--rows", hint=str(error)[:100]) from error
 
 
-def _ask(url: str, manifest: Manifest, inputs: np.ndarray, config: Config, times: Any) -> dict[str, Any]:
+def _ask(url: str, manifest: Manifest, inputs: FloatArray, config: Config, times: Any) -> dict[str, Any]:
     transport = None if "://" in url else config.client.transport
     with Client(url, manifest=manifest, transport=transport, deadline_ms=config.client.deadline_ms) as client:
         signal = client.score(manifest.name, inputs)
@@ -88,7 +89,7 @@ def _ask(url: str, manifest: Manifest, inputs: np.ndarray, config: Config, times
     }
 
 
-def _compare(result: dict[str, Any], expected: dict[str, np.ndarray], manifest: Manifest) -> dict[str, Any]:
+def _compare(result: dict[str, Any], expected: dict[str, FloatArray], manifest: Manifest) -> dict[str, Any]:
     served, research = result["_probabilities"], expected["probabilities"]
     limit = manifest.tolerance.atol + manifest.tolerance.rtol * np.abs(research)
     return {
