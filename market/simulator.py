@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +28,12 @@ import numpy.typing as npt
 from market.readers.source import Source
 from tickserve.errors import UsageError
 from tickserve.events import Events, book_columns
-from tickserve.features.jit import njit  # numba as the features use it: without SVML
 from tickserve.store import canonical_json, sha256_bytes, sha256_file
+
+if TYPE_CHECKING:
+    from numba import njit
+else:
+    from tickserve.features.jit import njit  # numba as the features use it: without SVML
 
 # 2000-01-01T00:00:00Z: a date nobody takes for a recording.
 START_NS = 946_684_800_000_000_000
