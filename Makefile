@@ -57,14 +57,16 @@ bench: $(INSTALLED)
 loadtest: $(INSTALLED)
 	$(BIN)/tickserve loadtest run --profile $(PROFILE)
 
-# Write requirements.lock anew from pyproject.toml; versions already locked are kept unless UPGRADE=--upgrade.
+# Write the locks anew from pyproject.toml; versions already locked are kept unless UPGRADE=--upgrade.
+PIP_COMPILE = build/lock/bin/pip-compile -q $(UPGRADE) --strip-extras --generate-hashes --no-header --no-annotate \
+  --unsafe-package torch --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
 lock: $(INSTALLED)
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install -q pip-tools
-	build/lock/bin/pip-compile -q $(UPGRADE) --strip-extras --all-extras --generate-hashes --no-header \
-	  --unsafe-package torch --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options \
-	  $(if $(UPGRADE),,-c requirements.lock) -o build/requirements.lock pyproject.toml
+	$(PIP_COMPILE) --all-extras $(if $(UPGRADE),,-c requirements.lock) -o build/requirements.lock pyproject.toml
 	cp build/requirements.lock requirements.lock
+	$(PIP_COMPILE) --extra triton -c requirements.lock -o build/requirements-serve.lock pyproject.toml
+	cp build/requirements-serve.lock requirements-serve.lock
 
 clean:
 	rm -rf $(VENV) runs .tickserve build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

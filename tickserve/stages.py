@@ -16,6 +16,7 @@ from tickserve.errors import MissingExtraError, StageMissingError
 
 STAGES = ("market", "models", "export", "training", "serving", "loadtest", "monitoring")
 EXTRAS = {
+    "tritonclient": "grpc",
     "numba": "stream",
     "onnxruntime": "inprocess",
     "pytriton": "triton",
@@ -26,7 +27,6 @@ EXTRAS = {
     "sklearn": "train",
     "scipy": "train",
     "safetensors": "train",
-    "zstandard": "train",
     "orjson": "train",
     "onnx": "export",
     "onnxmltools": "export",

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,18 +63,19 @@ def demo_run(market_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Dem
     return run_demo(tmp_path_factory.mktemp("demo"), "--data", market_data / RECORDING)
 
 
-@pytest.fixture(scope="session")
-def served(demo_run: DemoRun) -> Iterator[Served]:
+@contextmanager
+def serving(folder: Path) -> Iterator[Served]:
+    """`tickserve serve` in `folder` on free ports, stopped by its own process id."""
     ports = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     process = subprocess.Popen(
-        [*COMMAND, "serve", *ports], cwd=demo_run.folder, env=environment(), stdout=subprocess.PIPE, text=True
+        [*COMMAND, "serve", *ports], cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True
     )
     try:
         assert process.stdout is not None
         for line in process.stdout:
             found = re.match(r"http (\S+)\s+grpc (\S+)\s+metrics (\S+)", line)
             if found:
-                yield Served(*found.groups(), demo_run.repository)
+                yield Served(*found.groups(), folder / "model_repository")
                 break
         else:
             pytest.fail("the server ended before it was ready")
@@ -82,3 +84,9 @@ def served(demo_run: DemoRun) -> Iterator[Served]:
         code = process.wait(timeout=30)
         process.stdout.close()
         assert code == 0
+
+
+@pytest.fixture(scope="session")
+def served(demo_run: DemoRun) -> Iterator[Served]:
+    with serving(demo_run.folder) as running:
+        yield running

@@ -62,7 +62,7 @@ def simulate(
 
 
 def _write(source: Any, path: Path, as_json: bool) -> None:
-    stages.load("market.readers").write_events(path, source)
+    stages.load("market.readers.canonical").write_events(path, source)
     report = pipeline.describe(source) | {"written": str(path), "quality": source.quality.to_json()}
     emit(report, as_json, lambda: out.print(f"wrote {path}; next: tickserve features build --data {path}"))
 

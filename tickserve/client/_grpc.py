@@ -54,7 +54,7 @@ def _load() -> tuple[Any, Any]:
         from tritonclient.grpc import service_pb2
     except ImportError as error:
         raise ComponentError(
-            f"the gRPC transport needs {error.name or 'grpc'}", hint="pip install 'tritonclient[grpc]'"
+            f"the gRPC transport needs {error.name or 'grpc'}", hint="pip install 'tickserve[grpc]'"
         ) from error
     return grpc, service_pb2
 
