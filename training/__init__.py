@@ -2,6 +2,6 @@
 
 import os
 
-# OpenMP's threads spin while they wait by default: on a machine that does anything else, a fit of a tenth of a second then
-# takes several. Read when the library loads, so it is set before XGBoost and PyTorch are imported; a user's choice stays.
+# OpenMP threads spin while they wait by default, which slows short fits badly on a machine that does anything else.
+# Read when the library loads, so it is set before XGBoost and PyTorch are imported; a choice already made stays.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
