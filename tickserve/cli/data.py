@@ -69,8 +69,8 @@ def _write(source: Any, path: Path, as_json: bool) -> None:
 
 def _show(report: dict[str, Any]) -> None:
     head = "SIMULATED " if report["simulated"] else ""
-    shape = f"{report['levels']} levels" if report["kind"] == "book" else "bars"
-    out.print(f"{head}{report['symbol']} from {report['venue']}: {report['kind']}, {shape}")
+    shape = f"order book, {report['levels']} levels" if report["kind"] == "book" else "bars"
+    out.print(f"{head}{report['symbol']} from {report['venue']}: {shape}")
     quality = {key: value for key, value in report["quality"].items() if not isinstance(value, dict | list)}
     table("summary", ("what", "value"), [(key, _shown(value)) for key, value in quality.items()])
     quirks = report["quality"]["quirks"]

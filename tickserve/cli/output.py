@@ -64,7 +64,7 @@ def counting(what: str, unit: str) -> Iterator[Callable[[int], None]]:
         TextColumn("{task.fields[rate]}"),
     )
     started = time.perf_counter()
-    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True) as progress:
+    with Progress(*columns, TimeElapsedColumn(), console=err, transient=True, disable=not err.is_terminal) as progress:
         task = progress.add_task(what, total=None, rate="")
 
         def advance(done: int) -> None:
