@@ -57,16 +57,19 @@ bench: $(INSTALLED)
 loadtest: $(INSTALLED)
 	$(BIN)/tickserve loadtest run --profile $(PROFILE)
 
-# Write the locks anew from pyproject.toml; versions already locked are kept unless UPGRADE=--upgrade.
+# Write the locks anew from pyproject.toml; versions already locked are kept unless UPGRADE=--upgrade. PyTorch is left out, and
+# what it needs is locked for its CPU build: where the index has CUDA builds, say TORCH_INDEX=...whl/cpu as above.
 PIP_COMPILE = build/lock/bin/pip-compile -q $(UPGRADE) --strip-extras --generate-hashes --no-header --no-annotate \
-  --unsafe-package torch --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
+  --unsafe-package torch --unsafe-package setuptools -c build/torch.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
+  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
 lock: $(INSTALLED)
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install -q pip-tools
+	echo $(TORCH) > build/torch.txt
 	$(PIP_COMPILE) --all-extras $(if $(UPGRADE),,-c requirements.lock) -o build/requirements.lock pyproject.toml
-	cp build/requirements.lock requirements.lock
+	sed '/^# The following\|^# WARNING/,$$d' build/requirements.lock > requirements.lock
 	$(PIP_COMPILE) --extra triton -c requirements.lock -o build/requirements-serve.lock pyproject.toml
-	cp build/requirements-serve.lock requirements-serve.lock
+	sed '/^# The following\|^# WARNING/,$$d' build/requirements-serve.lock > requirements-serve.lock
 
 clean:
 	rm -rf $(VENV) runs .tickserve build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
