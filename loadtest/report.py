@@ -125,7 +125,8 @@ def _verdict(run: Mapping[str, Any], models: list[dict[str, Any]]) -> str:
     parts = [f"{what} {ended} in {used}, {'inside' if inside else 'OUTSIDE'} the {bounds}."]
     if models:
         parts.append(_skill([report["model"] for report in models if report.get("beats_baselines")], len(models)))
-    return " ".join(parts)
+        parts.append(_earnings(models))
+    return " ".join(part for part in parts if part)
 
 
 def _data_words(about: Mapping[str, Any]) -> str:
@@ -136,7 +137,19 @@ def _data_words(about: Mapping[str, Any]) -> str:
 def _skill(beating: list[str], judged: int) -> str:
     if not beating:
         return f"No model beats every baseline ({count(judged)} judged)."
-    return f"{' and '.join(beating)} {'beats' if len(beating) == 1 else 'beat'} every baseline."
+    verb = "beats" if len(beating) == 1 else "beat"
+    return f"{' and '.join(beating)} {verb} every baseline on IC and MCC, out of sample."
+
+
+def _earnings(models: list[dict[str, Any]]) -> str:
+    """Whether the signal pays for its costs: a score that beats baselines can still lose money."""
+    known = [report.get("mean", {}).get("model", {}).get("pnl_bps") for report in models]
+    pnl = max((value for value in known if value is not None), default=None)
+    if pnl is None:
+        return ""
+    if pnl > 0:
+        return f"After half-spread and fees the best makes {pnl:.2f} bp a trade."
+    return f"None pays for its costs: after half-spread and fees the best loses {-pnl:.2f} bp a trade."
 
 
 def _parity(run: Mapping[str, Any]) -> list[dict[str, Any]]:

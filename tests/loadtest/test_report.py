@@ -77,6 +77,15 @@ def test_no_winner_is_said(tmp_path: Path) -> None:
     assert "does not beat the baselines" in page
 
 
+@pytest.mark.parametrize(
+    ("pnl", "words"), [(-1.72, "the best loses 1.72 bp a trade"), (0.4, "the best makes 0.40 bp a trade")]
+)
+def test_skill_is_not_said_without_what_it_earns(tmp_path: Path, pnl: float, words: str) -> None:
+    files = whole_run()
+    files["train"][0]["mean"]["model"]["pnl_bps"] = pnl
+    assert words in page_of(tmp_path, **files)
+
+
 def test_failed_requests_and_hidden_waiting_stand_out(tmp_path: Path) -> None:
     files = whole_run()
     files["loadtest"]["rows"][1] |= {
