@@ -21,7 +21,7 @@ from loadtest.plan import GRACE_S, Plan, Transport, make_plan
 from loadtest.plot import draw_latency
 from tickserve.config import LoadtestSettings
 from tickserve.errors import ComponentError, MissingExtraError
-from tickserve.store import write_atomic, write_json_atomic
+from tickserve.store import check_writable, write_atomic, write_json_atomic
 
 RESULTS_NAME, PLOT_NAME, LOG_NAME = "loadtest.json", "latency.svg", "locust.log"
 STOP_S = 5.0
@@ -44,7 +44,7 @@ def run_load(
     """
     if find_spec("locust") is None:
         raise MissingExtraError.of("locust", "loadtest")
-    out.mkdir(parents=True, exist_ok=True)
+    check_writable(out)
     with tempfile.TemporaryDirectory(prefix="tickserve-loadtest-") as scratch:
         measured_path = Path(scratch) / "measured.json"
         plan = make_plan({"http": http_url, "grpc": grpc_url}, version_dirs, settings, measured_path)

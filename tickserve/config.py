@@ -121,6 +121,10 @@ class ExportSettings(Section):
             raise ValueError(
                 f"queue_delay_us: expected less than deadline_us ({self.deadline_us}), was {self.queue_delay_us}"
             )
+        if self.queue_policy == "reject" and self.queue_timeout_us >= self.deadline_us:
+            raise ValueError(
+                f"queue_timeout_us: expected less than deadline_us ({self.deadline_us}), was {self.queue_timeout_us}"
+            )
         if any(not 1 <= rows <= self.max_batch for rows in self.preferred_batch_rows):
             raise ValueError(
                 f"preferred_batch_rows: expected each from 1 to max_batch ({self.max_batch}), "
@@ -138,6 +142,13 @@ class ServeSettings(Section):
     start_timeout_s: float = Field(60.0, gt=0)
     stop_timeout_s: float = Field(10.0, gt=0)
 
+    @model_validator(mode="after")
+    def _ports_differ(self) -> ServeSettings:
+        ports = [port for port in (self.http_port, self.grpc_port, self.metrics_port) if port]
+        if len(set(ports)) < len(ports):
+            raise ValueError(f"http_port, grpc_port, metrics_port: expected three different ports, was {ports}")
+        return self
+
 
 class ClientSettings(Section):
     """The scoring client."""
@@ -151,7 +162,7 @@ class LoadtestSettings(Section):
 
     users: int = Field(4, ge=1, le=1_000)
     duration_s: float = Field(5.0, gt=0)
-    transports: tuple[Literal["http", "grpc"], ...] = ("http", "grpc")
+    transports: tuple[Literal["http", "grpc"], ...] = Field(("http", "grpc"), min_length=1)
 
 
 class LimitSettings(Section):
@@ -178,6 +189,12 @@ class Config(Section):
     client: ClientSettings = ClientSettings()
     loadtest: LoadtestSettings = LoadtestSettings()
     limits: LimitSettings = LimitSettings()
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> Config:
+        if not (self.gbdt.enabled or self.lstm.enabled):
+            raise ValueError("gbdt.enabled, lstm.enabled: expected at least one true, was both false")
+        return self
 
 
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
@@ -219,6 +236,8 @@ def _check_known(key: str, origin: str) -> None:
     known = _known_keys()
     if key in known:
         return
+    if key in Config.model_fields:
+        raise ConfigError(f"not a table in {origin}", field=key, expected=f"[{key}] with keys of its own")
     near = difflib.get_close_matches(key, [*known, *Config.model_fields], n=1, cutoff=0.4)
     hint = f"nearest: {near[0]}" if near else "see 'tickserve config show'"
     raise ConfigError(f"unknown key in {origin}", field=key[:100], hint=hint)
@@ -226,7 +245,7 @@ def _check_known(key: str, origin: str) -> None:
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        text = path.read_bytes().decode("utf-8")
+        text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise ConfigError("expected UTF-8 text", field=path.name) from error
     except OSError as error:
@@ -286,9 +305,22 @@ def _validate(flat: Flat) -> Config:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        origin = flat.get(key, (None, "the configuration"))[1]
-        was = repr(problem["input"])[:80] if not isinstance(problem["input"], dict) else None
-        raise ConfigError(f"{problem['msg']} (from {origin})", field=key, hint=was and f"was {was}") from error
+        raise _refusal(problem["msg"], key, problem["input"], flat) from error
+
+
+def _refusal(message: str, key: str, value: Any, flat: Flat) -> ConfigError:
+    """Pydantic's finding in this project's words."""
+    message = message.removeprefix("Value error, ")
+    field, separator, rest = message.partition(": expected ")
+    if separator:  # found by a validator of this page, which names the keys itself
+        prefix = f"{key}." if key and not field.startswith(key) else ""
+        where = next((flat[name][1] for name in (prefix + field, *flat) if name in flat), "the configuration")
+        return ConfigError(f"expected {rest} (from {where})", field=prefix + field)
+    origin = flat.get(key, (None, "the configuration"))[1]
+    expected = message.removeprefix("Input should be ")
+    if expected == message:
+        return ConfigError(f"{message} (from {origin})", field=key)
+    return ConfigError(f"wrong value from {origin}", field=key, expected=expected, was=repr(value)[:80])
 
 
 def load_settings(

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from tickserve import stages
 from tickserve.config import Config
-from tickserve.errors import ArtifactError, UsageError
+from tickserve.errors import ArtifactError, InsufficientDataError, UsageError
 from tickserve.manifest import CLASSES, MANIFEST_NAME, Manifest, load_manifest
 
 Advance = Callable[[int], None]
@@ -115,8 +115,12 @@ def golden_rows(version: Path, manifest: Manifest) -> tuple[FloatArray, dict[str
 def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[FloatArray, TimeArray]:
     """The last `count` model inputs of a feature set, [B, F] or [B, T, F], and their event times in ns.
 
-    Raises ArtifactError when the feature set is not the one the model was trained on.
+    A window lies inside one session. Fewer inputs come back where the data have no more; InsufficientDataError where
+    they have none. Raises ArtifactError when the feature set is not the one the model was trained on, UsageError for a
+    count below 1.
     """
+    if count < 1:
+        raise UsageError("nothing asked for", field="count", expected="at least 1", was=str(count))
     spec = feature_set.spec
     if spec.digest != manifest.features.digest:
         raise ArtifactError(
@@ -138,15 +142,32 @@ def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[Float
             hint="use the features.max_rows and the data the model was trained with",
         )
     window = manifest.inputs[0].shape[0]
-    views = np.lib.stride_tricks.sliding_window_view(rows.features, window, axis=0)[-count:]
-    return np.ascontiguousarray(views.transpose(0, 2, 1)), rows.ts_ns[-len(views) :]
+    ends = _window_ends(rows.session, window)[-count:]
+    views = np.lib.stride_tricks.sliding_window_view(rows.features, window, axis=0)[ends - window + 1]
+    return np.ascontiguousarray(views.transpose(0, 2, 1)), rows.ts_ns[ends]
 
 
-def signal_rows(signal: Any, times_ns: Sequence[int] | None = None) -> list[dict[str, Any]]:
-    """A signal as one JSON object per row."""
+def _window_ends(session: npt.NDArray[np.int32], window: int) -> npt.NDArray[np.intp]:
+    """Rows that end a window of `window` rows of one session, oldest first."""
+    inside = session[window - 1 :] == session[: max(0, len(session) - window + 1)]
+    ends = np.flatnonzero(inside) + window - 1
+    if not len(ends):
+        longest = int(np.bincount(session).max()) if len(session) else 0
+        raise InsufficientDataError(
+            "no session is as long as the model's window",
+            field="features",
+            expected=f"at least {window} rows in one session",
+            was=str(longest),
+        )
+    return ends
+
+
+def signal_rows(signal: Any, times_ns: Sequence[int | None]) -> list[dict[str, Any]]:
+    """A signal as one JSON object per row, with the row's event time where it is known."""
     rows = []
     for index, (probabilities, score) in enumerate(zip(signal.probabilities, signal.score, strict=True)):
-        row: dict[str, Any] = {"time_ns": int(times_ns[index])} if times_ns is not None else {}
+        time_ns = times_ns[index]
+        row: dict[str, Any] = {} if time_ns is None else {"time_ns": int(time_ns)}
         row |= {name: round(float(value), 6) for name, value in zip(CLASSES, probabilities, strict=True)}
         row |= {"score": round(float(score), 6), "decision": signal.decision[index]}
         rows.append(row)

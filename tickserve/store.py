@@ -85,6 +85,16 @@ def unwritable(path: Path, error: OSError) -> ComponentError:
     )
 
 
+def check_writable(folder: Path) -> None:
+    """Make `folder` and try to write in it, before work is spent on what is to go there. Raises ComponentError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise unwritable(folder, error) from error
+
+
 @contextmanager
 def staged_directory(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A folder to fill, renamed to `target` when the block ends well and removed when it does not.

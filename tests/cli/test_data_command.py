@@ -58,3 +58,17 @@ def test_an_unwritable_output_exits_4(tickserve: Run, tmp_path: Path) -> None:
     done = tickserve("data", "simulate", "--out", "file/sim.parquet", "--events", "1000")
     assert done.returncode == 4
     assert "cannot write" in done.stderr
+
+
+def test_convert_never_overwrites_unasked(tickserve: Run, market_data: Path, tmp_path: Path) -> None:
+    source = tmp_path / "spy.zip"
+    source.write_bytes((market_data / "bars_1d" / "lean_us" / "spy.zip").read_bytes())
+    before = source.read_bytes()
+    for arguments in (("--out", "spy.zip"), ("--out", "spy.zip", "--force")):
+        done = tickserve("data", "convert", "spy.zip", *arguments)
+        assert done.returncode == 2, done.stderr
+        assert "--out" in done.stderr
+    assert source.read_bytes() == before
+    assert tickserve("data", "convert", "spy.zip", "--out", "spy.parquet").returncode == 0
+    assert tickserve("data", "convert", "spy.zip", "--out", "spy.parquet").returncode == 2
+    assert tickserve("data", "convert", "spy.zip", "--out", "spy.parquet", "--force").returncode == 0

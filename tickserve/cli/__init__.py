@@ -6,7 +6,9 @@ or unreachable.
 
 from __future__ import annotations
 
+import signal
 import sys
+from types import FrameType
 
 import typer
 
@@ -47,8 +49,14 @@ def _root(
     """Hold the options of the command itself."""
 
 
+def _terminate(number: int, _: FrameType | None) -> None:
+    """Leave through the `finally` blocks, so that what was started is stopped and what was staged is removed."""
+    sys.exit(128 + number)
+
+
 def main() -> None:
     """Run the command; a typed error becomes one line on standard error and its exit code."""
+    signal.signal(signal.SIGTERM, _terminate)
     try:
         app()
     except TickserveError as error:

@@ -10,9 +10,11 @@ import typer
 from tickserve import pipeline, stages
 from tickserve.cli import options
 from tickserve.cli.output import counting, emit, out, table
+from tickserve.errors import UsageError
 
 app = typer.Typer(help="Look at market data, convert it, or simulate some.", no_args_is_help=True)
 Out = Annotated[Path, typer.Option("--out", help="The Parquet file to write.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace a file that exists.")]
 
 
 @app.command("inspect")
@@ -35,6 +37,7 @@ def inspect(
 def convert(
     data: Annotated[list[Path], typer.Argument(help="Files or folders.")],
     out_file: Out,
+    force: Force = False,
     symbol: options.Symbol = None,
     profile: options.Profile = None,
     config: options.ConfigFile = None,
@@ -42,13 +45,18 @@ def convert(
 ) -> None:
     """Write market data as one canonical Parquet file (zstd), readable by every other command."""
     settings = options.settings_of(config, profile).config
-    _write(pipeline.open_source(data, settings, symbol=symbol), out_file, as_json)
+    _check_target(out_file, force)
+    source = pipeline.open_source(data, settings, symbol=symbol)
+    if any(path.resolve() == out_file.resolve() for path in source.files):
+        raise UsageError("the output is one of the inputs", field="--out")
+    _write(source, out_file, as_json)
 
 
 @app.command("simulate")
 def simulate(
     out_file: Out,
     events: Annotated[int, typer.Option("--events", min=1_000, help="How many events.")] = 60_000,
+    force: Force = False,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The seed; the configuration's by default.")] = None,
     profile: options.Profile = None,
     config: options.ConfigFile = None,
@@ -56,9 +64,18 @@ def simulate(
 ) -> None:
     """Write a simulated order book (labelled as simulated) in the canonical form."""
     settings = options.settings_of(config, profile, {"seed": seed}).config
+    _check_target(out_file, force)
     simulator = stages.load("market.simulator")
     source = simulator.SimulatedSource(seed=settings.seed, events=events, levels=settings.features.levels)
     _write(source, out_file, as_json)
+
+
+def _check_target(path: Path, force: bool) -> None:
+    if path.is_dir() or (path.exists() and not force):
+        kind = "folder" if path.is_dir() else "file"
+        raise UsageError(
+            f"the {kind} {path.name!r} exists", field="--out", hint="name another, or say --force for a file"
+        )
 
 
 def _write(source: Any, path: Path, as_json: bool) -> None:

@@ -12,6 +12,7 @@ import platform
 import shlex
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,10 +27,11 @@ from tickserve.cli.export import published_json
 from tickserve.cli.output import counting, emit, out, says
 from tickserve.client import Client
 from tickserve.config import Config
-from tickserve.manifest import Manifest
+from tickserve.errors import ComponentError, TickserveError
+from tickserve.manifest import Manifest, load_manifest
 from tickserve.meter import Meter, Stage
 from tickserve.pipeline import FloatArray
-from tickserve.store import write_json_atomic
+from tickserve.store import check_writable, write_json_atomic
 
 SIGNAL_ROWS = 64
 VERSIONS = ("numpy", "xgboost", "torch", "onnx", "onnxruntime", "nvidia-pytriton", "tritonclient", "locust")
@@ -44,6 +46,7 @@ class Run:
     repository: Path
     meter: Meter
     started: float = field(default_factory=time.perf_counter)
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
 
     def write(self, name: str, value: Any) -> None:
         """Keep a stage's result as `runs/<id>/<name>`."""
@@ -62,17 +65,40 @@ def demo(
     """Run market data (the simulator without --data) to a trained, exported, served and load-tested model."""
     settings = options.settings_of(config, profile).config
     source = pipeline.open_source(data, settings, symbol=symbol)
-    folder = runs / f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{source.symbol}"
+    check_writable(repository)
+    folder = _run_folder(runs, source.symbol)
+    if not data:
+        says("no --data: SIMULATED order book, not market data")
     with Meter() as meter:
         run = Run(folder, settings, repository, meter)
-        result = _stages(run, source)
+        try:
+            result = _stages(run, source)
+        except BaseException as error:
+            _unfinished(run, source, error)
+            raise
         report = _report(run, source, result)
     emit(result | {"report": str(report)}, as_json, lambda: _show(run, result, report))
 
 
+def _run_folder(runs: Path, symbol: str) -> Path:
+    """A folder of this run's own, also where another starts in the same second."""
+    check_writable(runs)
+    name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{symbol}"
+    for suffix in ("", *(f"-{number}" for number in range(2, 100))):
+        with suppress(FileExistsError):
+            (runs / (name + suffix)).mkdir()
+            return runs / (name + suffix)
+    raise ComponentError("too many runs in one second", field="--runs")
+
+
+def _unfinished(run: Run, source: Any, error: BaseException) -> None:
+    """Mark the folder of a run that did not end well, so that nobody takes its files for a result."""
+    reason = str(error) if isinstance(error, TickserveError) else type(error).__name__
+    with suppress(TickserveError):
+        run.write("run.json", {"id": run.folder.name, "status": "failed", "symbol": source.symbol, "reason": reason})
+
+
 def _stages(run: Run, source: Any) -> dict[str, Any]:
-    if source.simulated:
-        says("no --data: SIMULATED order book, not market data")
     feature_set = _features(run, source)
     bundles = _train(run, feature_set)
     published = _export(run, bundles)
@@ -87,7 +113,7 @@ def _features(run: Run, source: Any) -> Any:
         stage.rows = 0 if built.reused else table.events_read
     run.write("quality.json", pipeline.describe(source) | {"quality": built.meta["quality"]})
     run.write("features.json", _feature_summary(built, table))
-    rule = f"every {table.stride}. event kept" if table.stride > 1 else "every event kept"
+    rule = f"one event in {table.stride} kept" if table.stride > 1 else "every event kept"
     how = "reused from the cache: nothing changed" if built.reused else "built"
     says(f"    {table.events_read:,} events, {len(table.ts_ns):,} rows ({rule}), {how}")
     return built
@@ -145,7 +171,7 @@ def _serve(run: Run, feature_set: Any, published: list[Any]) -> dict[str, Any]:
         server.start()
     try:
         with run.meter.stage("score") as stage:
-            served = [_score(server, item, feature_set, stage) for item in published]
+            served = [_score(run, server, item, feature_set, stage) for item in published]
         says("5/5 load test")
         with run.meter.stage("loadtest") as stage:
             load = _load(run, server, published, stage)
@@ -158,10 +184,11 @@ def _serve(run: Run, feature_set: Any, published: list[Any]) -> dict[str, Any]:
     return {"run": run.folder.name, **result, "loadtest": load["rows"]}
 
 
-def _score(server: Any, item: Any, feature_set: Any, stage: Stage) -> dict[str, Any]:
+def _score(run: Run, server: Any, item: Any, feature_set: Any, stage: Stage) -> dict[str, Any]:
     manifest: Manifest = item.manifest
     inputs, _ = pipeline.last_inputs(feature_set, manifest, SIGNAL_ROWS)
-    research = stages.load("export.runtime").score_onnx(item.path / "model.onnx", {manifest.inputs[0].name: inputs})
+    bundle = run.folder / "bundles" / item.model
+    research = stages.load("export.research").load_research(bundle, load_manifest(bundle)).predict(inputs)
     golden = stages.load("serving.golden").check_golden(server.http_url, item.model, item.version, item.path)
     answers = {}
     for transport, url in (("http", server.http_url), ("grpc", server.grpc_url)):
@@ -176,8 +203,8 @@ def _score(server: Any, item: Any, feature_set: Any, stage: Stage) -> dict[str, 
         "rows": len(inputs),
         "golden_rows": golden["rows"],
         "golden_max_abs_diff": golden["max_abs_diff"],
-        "http_max_abs_diff": float(np.max(np.abs(answers["http"] - research["probabilities"]))),
-        "grpc_max_abs_diff": float(np.max(np.abs(answers["grpc"] - research["probabilities"]))),
+        "http_max_abs_diff": float(np.max(np.abs(answers["http"] - research))),
+        "grpc_max_abs_diff": float(np.max(np.abs(answers["grpc"] - research))),
         "decisions": np.bincount(answers["http"].argmax(axis=1), minlength=3).tolist(),
     }
 
@@ -198,7 +225,8 @@ def _report(run: Run, source: Any, result: dict[str, Any]) -> Path:
         "run.json",
         {
             "id": run.folder.name,
-            "started": datetime.now(UTC).isoformat(timespec="seconds"),
+            "status": "done",
+            "started": run.began.isoformat(timespec="seconds"),
             "command": shlex.join(["tickserve", *sys.argv[1:]]),
             "data": [path.name for path in source.files],
             "symbol": source.symbol,

@@ -11,6 +11,7 @@ from tickserve import pipeline, stages
 from tickserve.cli import options
 from tickserve.cli.output import emit, out, says, table
 from tickserve.errors import UsageError
+from tickserve.store import check_writable
 
 app = typer.Typer(help="Measure served latency under load.", no_args_is_help=True)
 
@@ -37,6 +38,7 @@ def run(
     versions = {name: pipeline.newest_version(repository, name) for name in names}
     if not versions:
         raise UsageError("no published model in the repository", field="--repository", hint="tickserve export first")
+    check_writable(out_folder)
     load = stages.load("loadtest.run").run_load
     if http and grpc:
         results = load(http, grpc, versions, settings.loadtest, out_folder)

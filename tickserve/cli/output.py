@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +17,19 @@ from rich.table import Table
 
 from tickserve.errors import TickserveError
 
+
+class Pipe(Console):
+    """A console whose reader may go away: `| head` is no failure, and its exit code says so."""
+
+    def on_broken_pipe(self) -> None:
+        """Stop writing and end well."""
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)
+
+
 err = Console(stderr=True, highlight=False)
-out = Console(highlight=False, soft_wrap=True)
+out = Pipe(highlight=False, soft_wrap=True)
 
 
 def fail(error: TickserveError) -> int:

@@ -14,7 +14,7 @@ from tickserve.cli import options
 from tickserve.cli.output import emit, out, table
 from tickserve.client import Client
 from tickserve.config import Config
-from tickserve.errors import GateRefusedError, UsageError
+from tickserve.errors import GateRefusedError, SchemaError, UsageError
 from tickserve.manifest import Manifest, load_manifest
 from tickserve.pipeline import FloatArray
 
@@ -62,19 +62,43 @@ def predict(
 
 
 def _rows_of(path: Path) -> FloatArray:
+    """The rows of a JSON file as float32; what float32 cannot hold, and what is no number, is refused."""
     try:
         values = json.loads(path.read_bytes())
-        return np.asarray(values, dtype=np.float32)
     except OSError as error:
         raise UsageError(f"cannot read {path.name!r}: {error.strerror}", field="--rows") from error
-    except (ValueError, TypeError, RecursionError) as error:
-        raise UsageError("not a JSON list of number rows", field="--rows", hint=str(error)[:100]) from error
+    except (ValueError, RecursionError) as error:
+        raise SchemaError("not JSON", field=path.name, hint=str(error)[:100]) from error
+    try:
+        rows = np.array(values, dtype=np.float64)
+    except (ValueError, TypeError) as error:
+        raise SchemaError("wrong rows", field=path.name, expected="lists of numbers of one length") from error
+    if _holds_other_than_numbers(values):
+        raise SchemaError("wrong rows", field=path.name, expected="numbers", was="text, true, false or null")
+    if np.abs(rows[np.isfinite(rows)]).max(initial=0.0) > np.finfo(np.float32).max:
+        raise SchemaError("a value is too large", field=path.name, expected="what FP32 can hold")
+    return rows.astype(np.float32)
+
+
+def _holds_other_than_numbers(values: object) -> bool:
+    if isinstance(values, list):
+        return any(_holds_other_than_numbers(value) for value in values)
+    return isinstance(values, bool) or not isinstance(values, int | float)
 
 
 def _ask(url: str, manifest: Manifest, inputs: FloatArray, config: Config, times: Any) -> dict[str, Any]:
     transport = None if "://" in url else config.client.transport
+    limit = manifest.export.max_batch if manifest.export else len(inputs)
+    starts = range(0, len(inputs) or 1, limit)
     with Client(url, manifest=manifest, transport=transport, deadline_ms=config.client.deadline_ms) as client:
-        signal = client.score(manifest.name, inputs)
+        parts = [client.score(manifest.name, inputs[start : start + limit]) for start in starts]
+    signal = parts[0]
+    times = [None] * len(inputs) if times is None else times
+    rows = [
+        row
+        for start, part in zip(starts, parts, strict=True)
+        for row in pipeline.signal_rows(part, times[start : start + limit])
+    ]
     return {
         "model": signal.model,
         "version": signal.version,
@@ -82,10 +106,10 @@ def _ask(url: str, manifest: Manifest, inputs: FloatArray, config: Config, times
         "bundle_id": signal.bundle_id,
         "feature_digest": signal.feature_digest,
         "status": signal.status,
-        "flags": list(signal.flags),
+        "flags": sorted({flag for part in parts for flag in part.flags}),
         "stage_us": {name: round(value, 1) for name, value in signal.stage_us.items()},
-        "signals": pipeline.signal_rows(signal, times),
-        "_probabilities": signal.probabilities,
+        "signals": rows,
+        "_probabilities": np.concatenate([part.probabilities for part in parts]),
     }
 
 

@@ -10,6 +10,7 @@ import typer
 from tickserve import pipeline
 from tickserve.cli import options
 from tickserve.cli.output import counting, emit, out, says, table
+from tickserve.store import check_writable
 
 
 def train(
@@ -24,6 +25,7 @@ def train(
     """Train the enabled families on market data (the simulator without --data), walk-forward, beside baselines."""
     settings = options.settings_of(config, profile).config
     source = pipeline.open_source(data, settings, symbol=symbol)
+    check_writable(out_folder)
     with counting(f"features of {source.symbol}", "events") as advance:
         built = pipeline.build_features(source, settings, advance)
     says("features: reused from the cache" if built.reused else "features: built")
