@@ -7,14 +7,25 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from market.feature_store import FORMAT, META_NAME, FeatureSet, FeatureTable, PartWriter, Rows, open_feature_set
+from market.feature_store import (
+    FORMAT,
+    META_NAME,
+    FeatureSet,
+    FeatureTable,
+    PartWriter,
+    Rows,
+    meta_digest,
+    open_feature_set,
+)
 from market.readers.source import Source
+from market.sessions import SessionCounter
 from tickserve.config import FeatureSettings
 from tickserve.errors import ArtifactError, InsufficientDataError
 from tickserve.events import CLOSE, Events
@@ -30,10 +41,14 @@ _CODE: Final = (
     "tickserve/features/*.py",
     "tickserve/events.py",
     "market/readers/*.py",
+    "market/jumps.py",
     "market/quality.py",
+    "market/sessions.py",
     "market/build.py",
     "market/feature_store.py",
 )
+# Compilers and parsers whose next version may give other bits.
+_LIBRARIES: Final = ("llvmlite", "numba", "numpy", "polars", "pyarrow")
 STRIDE_RULE: Final = (
     "every event is computed; of those past warm-up every k-th is kept, k the smallest power of two that leaves at "
     "most max_rows (0 keeps all)"
@@ -45,7 +60,8 @@ def build_features(
 ) -> FeatureSet:
     """The feature set of `source` under `spec`: from `settings.store` where nothing changed, else built.
 
-    What decides is the spec's digest, the digests of the source files, the code version, the symbol and `max_rows`.
+    What decides is the spec's digest, the digests of the source files and the number of files ignored beside them, the
+    code version, the symbol, the venue and `max_rows`.
     A cached set that cannot be verified is built anew. `progress` takes the number of events done.
     Raises InsufficientDataError when no row is past warm-up, DataError from the source, ComponentError when the store
     cannot be written.
@@ -57,6 +73,7 @@ def build_features(
         "max_rows": settings.max_rows,
         "symbol": source.symbol,
         "venue": source.venue,
+        "ignored_files": source.ignored_files,
     }
     key = sha256_bytes(canonical_json(identity))
     folder = Path(settings.store) / f"{source.symbol}-{spec.name}-{key.removeprefix('sha256:')[:16]}"
@@ -66,13 +83,14 @@ def build_features(
     with staged_directory(folder, replace=True) as staging:
         meta = _build(source, spec, settings, progress, staging)
         meta = {"format": FORMAT, "key": key, **identity, **meta}
+        meta["digest"] = meta_digest(meta)
         write_json_atomic(staging / META_NAME, meta)
     return FeatureSet(folder, meta, reused=False)
 
 
 def code_version() -> str:
-    """`sha256:...` over the source files that decide a feature set's numbers."""
-    digest = hashlib.sha256()
+    """`sha256:...` over the source files and the versions of the libraries that decide a feature set's numbers."""
+    digest = hashlib.sha256(canonical_json({name: version(name) for name in _LIBRARIES}))
     for pattern in _CODE:
         for path in sorted(_ROOT.glob(pattern)):
             digest.update(path.relative_to(_ROOT).as_posix().encode() + b"\0" + path.read_bytes() + b"\0")
@@ -131,14 +149,12 @@ def _computed(source: Source, spec: FeatureSpec, chunk_rows: int) -> Iterator[tu
     """Per chunk: all its rows, and which of them are warm."""
     from tickserve.features.engine import FeatureEngine  # numba: only when there is something to compute
 
-    engine, sessions = FeatureEngine(spec), 0
+    engine, sessions = FeatureEngine(spec), SessionCounter(spec.kind)
     for events in source.chunks(chunk_rows):
         features, index = engine.batch_with_index(events)
-        session = sessions + np.cumsum(index == 0) - 1
-        sessions = int(session[-1]) + 1
         mid, half_spread = _mid_and_half_spread(events)
-        rows = Rows(events.ts_ns, session.astype(np.int32), mid, half_spread, features.T)
-        yield rows, np.flatnonzero(index >= spec.warmup_events)
+        session, place = sessions.advance(index, mid)
+        yield Rows(events.ts_ns, session, mid, half_spread, features.T), np.flatnonzero(place >= spec.warmup_events)
 
 
 def _mid_and_half_spread(events: Events) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:

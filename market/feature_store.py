@@ -1,12 +1,14 @@
 """The feature set on disk: zstd Parquet partitioned by symbol and date, and `features.json` that describes it.
 
-A set is written once, as a whole, and names the digest of each of its parts; what cannot be verified is not used.
+A set is written once, as a whole, and names the digest of each of its parts and of its own description; what cannot be
+verified is not used.
 Letters: N kept rows, F features.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, cast
@@ -16,13 +18,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tickserve.errors import ArtifactError, DigestMismatchError
+from tickserve.errors import ArtifactError, DigestMismatchError, UsageError
 from tickserve.events import Kind
 from tickserve.features.spec import FeatureSpec
-from tickserve.store import sha256_file
+from tickserve.store import canonical_json, sha256_bytes, sha256_file
 
 META_NAME: Final = "features.json"
-FORMAT: Final = 1
+FORMAT: Final = 2
+AGAIN: Final = "build the feature set again"
+# What features.json must hold, exactly of these types.
+META_TYPES: Final[dict[str, type]] = {
+    "digest": str, "key": str, "code": str, "spec_digest": str, "source_digests": dict, "symbol": str, "venue": str,
+    "kind": str, "levels": int, "simulated": bool, "files": list, "spec": dict, "columns": list, "stride": int,
+    "events_read": int, "events_warm": int, "sessions": int, "rows": int, "parts": dict, "quality": dict,
+    "max_rows": int, "ignored_files": int,
+}  # fmt: skip
 # Leading columns of every part, before the features.
 ROW_COLUMNS: Final = ("ts_ns", "session", "mid", "half_spread")
 # A part per UTC day for order books; per year for bars, whose days hold too few rows for a file of their own.
@@ -113,19 +123,28 @@ class FeatureSet:
         return table
 
 
-def open_feature_set(folder: Path, *, reused: bool = True) -> FeatureSet:
-    """The feature set in `folder`, every part verified against its digest.
+def meta_digest(meta: Mapping[str, Any]) -> str:
+    """`sha256:...` of a description without its own digest. Raises ValueError for what JSON cannot carry."""
+    return sha256_bytes(canonical_json({name: value for name, value in meta.items() if name != "digest"}))
 
-    Raises ArtifactError when features.json is missing or not one, or a part is missing, and DigestMismatchError when
-    a part's bytes changed.
+
+def open_feature_set(folder: Path, *, reused: bool = True) -> FeatureSet:
+    """The feature set in `folder`: its description and every part verified against their digests.
+
+    Raises ArtifactError when features.json is missing or not one, or a part is missing or cannot be read, and
+    DigestMismatchError when the description or a part's bytes changed.
     """
     meta = _read_meta(folder)
     for name, part in meta["parts"].items():
         path = folder / name
-        if ".." in Path(name).parts or not path.is_file():
-            raise ArtifactError("a part is missing", field=name, hint="build the feature set again")
-        if sha256_file(path) != part["sha256"]:
-            raise DigestMismatchError("the bytes changed", field=name, hint="build the feature set again")
+        if Path(name).is_absolute() or ".." in Path(name).parts or not path.is_file():
+            raise ArtifactError("a part is missing", field=name, hint=AGAIN)
+        try:
+            digest = sha256_file(path)
+        except OSError as error:
+            raise ArtifactError("a part cannot be read", field=name, hint=AGAIN) from error
+        if digest != part["sha256"]:
+            raise DigestMismatchError("the bytes changed", field=name, hint=AGAIN)
     return FeatureSet(folder, meta, reused)
 
 
@@ -133,12 +152,40 @@ def _read_meta(folder: Path) -> dict[str, Any]:
     path = folder / META_NAME
     try:
         meta = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ArtifactError("not a feature set", field=META_NAME, hint="tickserve features build") from error
-    needed = {"format", "parts", "columns", "rows", "spec", "stride", "events_read", "quality", "symbol", "kind"}
-    if not isinstance(meta, dict) or meta.get("format") != FORMAT or not needed <= set(meta):
+    if not isinstance(meta, dict) or meta.get("format") != FORMAT:
         raise ArtifactError("another format", field=META_NAME, expected=f"format {FORMAT}", was=str(meta)[:40])
+    _check_meta(meta)
     return meta
+
+
+def _check_meta(meta: dict[str, Any]) -> None:
+    """Types first, so that nothing below meets a surprise; then the digest; then what must agree."""
+    for name, kind in META_TYPES.items():
+        if type(meta.get(name)) is not kind:
+            was = type(meta.get(name)).__name__
+            raise ArtifactError("wrong type", field=f"{META_NAME}: {name}", expected=kind.__name__, was=was, hint=AGAIN)
+    try:
+        digest = meta_digest(meta)
+    except (ValueError, RecursionError) as error:
+        raise ArtifactError("not JSON that has a digest", field=META_NAME, hint=AGAIN) from error
+    if digest != meta["digest"]:
+        raise DigestMismatchError("the description changed", field=META_NAME, hint=AGAIN)
+    _check_agreement(meta)
+
+
+def _check_agreement(meta: dict[str, Any]) -> None:
+    try:
+        spec = FeatureSpec.from_json(meta["spec"])
+        rows = sum(part["rows"] for part in meta["parts"].values())
+    except (UsageError, TypeError, KeyError, AttributeError) as error:
+        raise ArtifactError("a spec or a part that is none", field=META_NAME, hint=AGAIN) from error
+    said = (meta["columns"], meta["spec_digest"], meta["kind"], meta["levels"], meta["rows"])
+    if said != (list(spec.columns), spec.digest, spec.kind, spec.levels, rows):
+        raise ArtifactError(
+            "spec, columns and rows do not agree", field=META_NAME, expected=f"{spec.digest}, {rows} rows", hint=AGAIN
+        )
 
 
 def _read_part(path: Path, columns: tuple[str, ...], table: FeatureTable, start: int) -> int:
@@ -146,7 +193,7 @@ def _read_part(path: Path, columns: tuple[str, ...], table: FeatureTable, start:
     try:
         part = pq.ParquetFile(path).read()  # not read_table, which adds columns for the folders' names
     except (OSError, pa.ArrowException) as error:
-        raise ArtifactError("cannot be read", field=path.name, hint="build the feature set again") from error
+        raise ArtifactError("cannot be read", field=path.name, hint=AGAIN) from error
     if tuple(part.column_names) != ROW_COLUMNS + columns or start + len(part) > len(table):
         raise ArtifactError("other columns or rows than features.json says", field=path.name)
     rows = slice(start, start + len(part))

@@ -11,44 +11,54 @@ from typing import Any
 
 import numpy as np
 
+from market.jumps import JUMP_FACTOR
 from tickserve.events import EVENT, TRADE, Events
 
-# Every counter a reader may use, with the rule it stands for.
-QUIRKS: dict[str, str] = {
-    "ignored_files": "files in the folder that are not market data by their name; not read",
-    "time_backwards": "rows timed before the row in front of them (by at most a second); given that row's time",
+# What became of a row that gave no event: exactly one of these counts it, so that rows add up (`Quality.unaccounted`).
+NO_EVENT: dict[str, str] = {
     "zero_trades": "trades with a zero, negative or non-finite price or size; skipped",
-    "bad_levels": "book levels or quotes with a negative or non-finite price or size; skipped",
+    "bad_quotes": "quotes with a negative or non-finite price or size (Binance: or a zero one); skipped",
     "crossed": "best bid above best ask (or at it, where a venue cannot lock); not emitted",
-    "locked": "best bid equal to best ask; kept",
     "other_messages": "messages of streams that carry neither book nor trades (mark price); skipped",
-    "snapshots": "full book snapshots applied",
     "stale_snapshots": "full book snapshots older than the book already built; ignored",
-    "no_snapshot": "files without a snapshot that do not continue the file before: best prices come from bookTicker, "
-    "deeper levels are those seen in updates so far, unknown ones absent",
-    "sequence_gaps": "missing book updates; the book is not used until the next snapshot",
     "stale_tickers": "bookTicker messages older than the book; ignored",
-    "stale_depth": "depth updates older than the snapshot; dropped as the venue's rule says",
+    "stale_depth": "depth updates older than the book; dropped as the venue's rule says",
     "depth_ahead_of_ticker": "depth updates without a snapshot whose best price no bookTicker has confirmed; the row "
     "waits for the next bookTicker",
-    "before_book": "messages before the first valid book or during a gap; no row emitted",
-    "unchanged": "book messages that change nothing in the visible levels; no row emitted",
-    "trade_id_gaps": "trade ids skipped by the venue's numbering",
+    "before_book": "quotes, trades and book messages before both sides of a valid book are known, or during a gap; no "
+    "row emitted (depth updates among them are kept for the snapshot)",
+    "unchanged": "book messages and quotes that change nothing in the visible levels; no row emitted",
     "outside_session": "quotes and trades outside 09:30-16:00 New York; quotes still build the book, none is emitted",
     "suspicious": "rows the vendor flags as suspicious; excluded",
-    "withdrawn_quotes": "quotes of zero size; that exchange's side is absent until its next quote",
+    "withdrawn_quotes": "quotes after which a side's best has zero size: that side is absent until its next quote; no "
+    "row emitted",
     "empty_quotes": "quotes with neither bid nor ask; skipped",
     "same_ms_quotes": "quotes merged into the best bid/offer at the end of their millisecond",
     "duplicate_times": "bars that repeat the time of the bar before; the first is kept",
+    "missing_values": "bars with an empty or non-finite value; skipped",
+    "non_positive_price": "rows with a zero or negative price; skipped",
+}
+# What was met besides: files, levels inside a message, and rows that gave an event all the same.
+MET: dict[str, str] = {
+    "ignored_files": "files in the folder that are not market data by their name; not read",
+    "time_backwards": "rows timed before the row in front of them (by at most a second); given that row's time",
+    "bad_levels": "levels inside a book message with a negative or non-finite price or size; left out of the book",
+    "locked": "best bid equal to best ask; kept",
+    "snapshots": "full book snapshots applied",
+    "no_snapshot": "files without a snapshot that do not continue the file before: best prices come from bookTicker, "
+    "deeper levels are those seen in updates so far, unknown ones absent",
+    "sequence_gaps": "missing book updates; the book is not used until the next snapshot",
+    "trade_id_gaps": "trade ids skipped by the venue's numbering",
     "gaps": "steps between bars longer than the bar (no trade, a closed market or an outage); nothing is filled",
     "zero_volume": "bars with zero or negative volume; kept",
     "no_volume": "bars of a file without a volume column; volume is 0",
-    "missing_values": "bars with an empty or non-finite value; skipped",
     "extra_columns": "columns of the file that are not read",
-    "non_positive_price": "rows with a zero or negative price; skipped",
     "high_low_violations": "bars whose high or low does not contain open and close; kept",
-    "jumps": "bars whose close moves by more than half in one step (splits, reused tickers, bad prints); kept",
+    "jumps": f"bars whose close moves by more than a factor of {JUMP_FACTOR} in one step (splits, reused tickers, bad "
+    "prints, crashes); kept, but no label spans one and the rows of a warm-up after it are not learned from",
 }
+# Every counter a reader may use, with the rule it stands for.
+QUIRKS: dict[str, str] = NO_EVENT | MET
 
 
 def _iso(ts_ns: int) -> str:
@@ -81,6 +91,11 @@ class Quality:
             raise KeyError(quirk)
         if by:
             self.counters[quirk] = self.counters.get(quirk, 0) + int(by)
+
+    @property
+    def unaccounted(self) -> int:
+        """Rows read that are neither an event nor counted as the reason for none: 0 once `complete`."""
+        return self.rows_read - self.events - sum(self.counters.get(name, 0) for name in NO_EVENT)
 
     def note(self, text: str) -> None:
         """Keep a stated rule for the report, once."""
@@ -117,6 +132,7 @@ class Quality:
             "complete": self.complete,
             "rows_read": self.rows_read,
             "events": self.events,
+            "unaccounted": self.unaccounted,
             "trades": self.trades,
             "book_updates": self.book_updates,
             "first": None if first is None else _iso(first),

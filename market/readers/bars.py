@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from market.jumps import jumps
 from market.quality import Quality
 from market.readers.containers import line_batches, open_stream
 from market.readers.parquet import open_parquet, record_batches
@@ -28,6 +29,11 @@ BATCH_ROWS = 131_072
 PRICES = ("open", "high", "low", "close")
 PARQUET_COLUMNS = ("timestamp_ms", *BAR_COLUMNS)
 CSV_COLUMNS = ("timestamp", *PRICES)
+# A header names no unit; btc-perp's volume is in quote currency, as its source says.
+CSV_VOLUME = (
+    "volume is taken as the CSV gives it, which does not state its unit (nautilus btc-perp: quote currency, not base); "
+    "features that divide or weigh by volume are in that unit"
+)
 LEAN_COLUMNS: dict[str, Column] = {"timestamp": pl.String, **dict.fromkeys(BAR_COLUMNS, pl.Float64)}
 LEAN_PRICE_SCALE = 10_000.0
 Ints = npt.NDArray[np.int64]
@@ -119,8 +125,7 @@ class _Cleaner:
         high, low = values[:, [OPEN, CLOSE]].max(axis=1), values[:, [OPEN, CLOSE]].min(axis=1)
         count("high_low_violations", int(((values[:, HIGH] < high) | (values[:, LOW] > low)).sum()))
         close = values[:, CLOSE]
-        before = np.concatenate([[self._last[1] if self._last else close[0]], close[:-1]])
-        count("jumps", int((np.abs(close / before - 1) > 0.5).sum()))
+        count("jumps", int(jumps(close, self._last[1] if self._last else np.nan).sum()))
 
 
 def bar_length_ns(steps: Ints, name: str) -> int:
@@ -157,6 +162,8 @@ def read_csv_bars(path: Path, quality: Quality) -> Iterator[RawBars]:
             if "volume" not in columns:
                 quality.count("no_volume", len(frame))
                 frame = frame.with_columns(volume=pl.lit(0.0))
+            else:
+                quality.note(CSV_VOLUME)
             yield RawBars(utc_ns(frame["timestamp"], path.name, quality), frame.select(BAR_COLUMNS).to_numpy())
         if first_row == 2:
             raise EmptyDataError(f"{path.name}: a header and no rows")

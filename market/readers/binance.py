@@ -39,7 +39,11 @@ Ticker = tuple[int, float, float, float, float]
 
 
 class L2Feed:
-    """The book of one instrument, message by message. Handlers say whether the book is valid and may have changed."""
+    """The book of one instrument, message by message.
+
+    A handler returns "" where the book is valid and may have changed, else the quirk that says why no row comes of the
+    message, so that each message has one outcome; `count` is for what is met besides.
+    """
 
     def __init__(self, count: Callable[[str], None]) -> None:
         self.bids, self.asks = BookSide(1.0), BookSide(-1.0)
@@ -59,12 +63,11 @@ class L2Feed:
         if not has_snapshot and not self.valid:
             self._count("no_snapshot")
 
-    def snapshot(self, message: Message) -> bool:
+    def snapshot(self, message: Message) -> str:
         """Load a REST snapshot, then the pending updates it does not hold yet, then a fresher bookTicker."""
         last = int(message["lastUpdateId"])
         if self.valid and last < self.update_id:
-            self._count("stale_snapshots")
-            return False
+            return "stale_snapshots"
         self._count("snapshots")
         self.bids.clear()
         self.asks.clear()
@@ -76,29 +79,28 @@ class L2Feed:
             self.depth(update)
         if self.valid:
             self._refresh_best()
-        return self.valid
+        return "" if self.valid else "before_book"
 
-    def depth(self, update: Message) -> bool:
+    def depth(self, update: Message) -> str:
         """Apply a depth update, or keep it while no snapshot has come."""
         first, last = int(update["U"]), int(update["u"])
         previous = int(update.get("pu", first - 1))
         if not self.valid:
             if self.snapshot_expected:
                 self._pending.append(update)
-                return False
+                return "before_book"
             self._restart_from_updates()
         elif last <= self.update_id:
-            self._count("stale_depth")
-            return False
+            return "stale_depth"
         elif self.update_id < 0:
             # bookTicker came first; what it said before this update may be gone by now.
             self._restart_from_updates()
         elif previous > self.update_id and not self._survives_gap(update):
-            return False
+            return "before_book"
         self._apply(update["b"], update["a"])
         self.update_id = last
         self._refresh_best()
-        return not self.from_updates_only or self._confirmed()
+        return "" if not self.from_updates_only or self._confirmed() else "depth_ahead_of_ticker"
 
     def _survives_gap(self, update: Message) -> bool:
         self._count("sequence_gaps")
@@ -114,31 +116,27 @@ class L2Feed:
         self.asks.clear()
         self.valid = self.from_updates_only = True
 
-    def ticker(self, update: Message) -> bool:
+    def ticker(self, update: Message) -> str:
         """Take the best bid and ask where they are newer than the book."""
         bid, bid_size = float(update["b"]), float(update["B"])
         ask, ask_size = float(update["a"]), float(update["A"])
         if not (0.0 < bid < _INF and 0.0 < ask < _INF and 0.0 < bid_size < _INF and 0.0 < ask_size < _INF):
-            self._count("bad_levels")
-            return False
+            return "bad_quotes"
         if bid >= ask:
-            self._count("crossed")
-            return False
+            return "crossed"
         update_id = int(update["u"])
         if self._ticker is not None and update_id < self._ticker[0]:
-            self._count("stale_tickers")
-            return False
+            return "stale_tickers"
         self._ticker = (update_id, bid, bid_size, ask, ask_size)
         if not self.valid and not self.snapshot_expected:
             self._restart_from_updates()
         if self.valid and update_id <= self.update_id:
-            self._count("stale_tickers")
-            return False
+            return "stale_tickers"
         self._newer.append(self._ticker)
         if self.valid:
             self.bids.set_best(bid, bid_size)
             self.asks.set_best(ask, ask_size)
-        return self.valid
+        return "" if self.valid else "before_book"
 
     def _refresh_best(self) -> None:
         """Lay the bookTickers newer than the last depth update over it, in order."""
@@ -151,10 +149,7 @@ class L2Feed:
 
     def _confirmed(self) -> bool:
         """Whether bookTicker names the best prices that the updates alone arrive at."""
-        if self._ticker is not None and self.bids.best == self._ticker[1] and self.asks.best == self._ticker[3]:
-            return True
-        self._count("depth_ahead_of_ticker")
-        return False
+        return self._ticker is not None and (self.bids.best, self.asks.best) == (self._ticker[1], self._ticker[3])
 
     def _apply(self, bids: list[list[str]], asks: list[list[str]]) -> None:
         for side, levels in ((self.bids, bids), (self.asks, asks)):
@@ -246,14 +241,15 @@ class _Replay:
     def _other(self, _: Message) -> None:
         self._quality.count("other_messages")
 
-    def _book(self, handle: Callable[[Message], bool]) -> Callable[[Message], Events | None]:
+    def _book(self, handle: Callable[[Message], str]) -> Callable[[Message], Events | None]:
         def take(message: Message) -> Events | None:
-            changed = handle(message)
+            no_row = handle(message)
             if not self._feed.valid:
                 self._view = []
-                self._quality.count("before_book")
+            if no_row:
+                self._quality.count(no_row)
                 return None
-            return self._emit_book() if changed else None
+            return self._emit_book()
 
         return take
 

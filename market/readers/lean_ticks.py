@@ -5,10 +5,10 @@ new national best bid or the new national best ask, the letter is the exchange t
 absent. The two sides therefore hold their last value whatever the exchange. (Kept per exchange instead, a venue's old
 quote outlives the moment it was best and nearly every best bid/offer comes out crossed: a test shows it.)
 
-Rules, each counted: quotes are taken at the end of their millisecond, then that millisecond's trades; only 09:30-16:00
-New York is emitted, earlier quotes still build the book; suspicious rows are excluded; a crossed best is not emitted,
-a locked one is; trades carry the last best bid/offer that stood. A trade's sign compares it with the mid before its
-millisecond (above: buyer +1, below: seller -1), and at the mid with the last different trade price.
+Rules, each counted once per row: quotes are taken at the end of their millisecond, then that millisecond's trades; only
+09:30-16:00 New York is emitted, earlier quotes still build the book; suspicious rows are excluded; a crossed best is
+not emitted, a locked one is; trades carry the last best bid/offer that stood. A trade's sign compares it with the mid
+before its millisecond (above: buyer +1, below: seller -1), and at the mid with the last different trade price.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ TRADE_COLUMNS: dict[str, Column] = {
     "time": pl.Int64, "price": pl.Int64, "size": pl.Int64,
     "exchange": pl.String, "condition": pl.String, "suspicious": pl.Int64,
 }  # fmt: skip
+NOTES: Final = (
+    "regular session only: 09:30:00 to 16:00:00 New York",
+    "each quote is read as its side's new national best: per exchange, they outlive their moment and most bests cross",
+    "a best price's size is the size quoted by the exchange that sets it, not the sum over exchanges",
+    "no trade is excluded by its sale condition",
+)
 Ints = npt.NDArray[np.int64]
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -88,7 +94,8 @@ class LeanTickSource(Source):
                 )
 
     def _read(self, rows: int) -> Iterator[Events]:
-        self.quality.note("regular session only: 09:30:00 to 16:00:00 New York")
+        for note in NOTES:
+            self.quality.note(note)
         for day, found in sorted(self._days.items()):
             if "trade" not in found:
                 self.quality.note(f"no trade file for {day}")
@@ -98,7 +105,7 @@ class LeanTickSource(Source):
 def read_day(quote_file: Path, trade_file: Path | None, day: date, quality: Quality) -> Events:
     """Book and trade rows of one day's regular session. Raises the DataError branch for broken files."""
     best = best_quotes(_load(quote_file, QUOTE_COLUMNS, quality), quality)
-    inside = (best.ms >= OPEN_MS) & (best.ms < CLOSE_MS)
+    inside = _in_session(best.ms)
     ms = [best.ms[inside]]
     values = [_rows(best.quotes[inside])]
     if trade_file is not None:
@@ -130,32 +137,46 @@ def best_quotes(frame: pl.DataFrame, quality: Quality) -> Best:
     """The best bid/offer at the end of every millisecond in which it changed."""
     sides = ("bid", "bid_size", "ask", "ask_size")
     quotes = frame.select(sides).to_numpy()
-    frame = _keep(frame, (quotes < 0).any(axis=1), "bad_levels", quality)
+    frame = _keep(frame, (quotes < 0).any(axis=1), "bad_quotes", quality)
     quotes = frame.select(sides).to_numpy()
     frame = _keep(frame, (quotes[:, 0] == 0) & (quotes[:, 2] == 0), "empty_quotes", quality)
     quotes, ms = frame.select(sides).to_numpy(), frame["time"].to_numpy()
     if not len(ms):
         return Best(np.empty(0, np.int64), np.empty((0, 4), np.int64))
-    quality.count("outside_session", int(((ms < OPEN_MS) | (ms >= CLOSE_MS)).sum()))
     ends = np.append(np.flatnonzero(np.diff(ms)), len(ms) - 1)
-    quality.count("same_ms_quotes", len(ms) - len(ends))
-    standing, known = np.empty((len(ends), 4), np.int64), np.ones(len(ends), np.bool_)
+    quality.count("outside_session", int((~_in_session(ms)).sum()))
+    quality.count("same_ms_quotes", int(_in_session(ms).sum() - _in_session(ms[ends]).sum()))
+    standing, known, sized = np.empty((len(ends), 4), np.int64), np.ones(len(ends), np.bool_), np.ones(len(ends), bool)
     for side in (0, 2):
-        speaks = quotes[:, side] > 0
-        quality.count("withdrawn_quotes", int((speaks & (quotes[:, side + 1] == 0)).sum()))
-        last = np.maximum.accumulate(np.where(speaks, np.arange(len(ms)), -1))[ends]
+        last = np.maximum.accumulate(np.where(quotes[:, side] > 0, np.arange(len(ms)), -1))[ends]
         standing[:, side : side + 2] = quotes[last, side : side + 2]
-        known &= (last >= 0) & (standing[:, side + 1] > 0)
-    crossed = known & (standing[:, 0] > standing[:, 2])
-    quality.count("crossed", int(crossed.sum()))
-    quality.count("locked", int((known & (standing[:, 0] == standing[:, 2])).sum()))
-    usable = known & ~crossed
-    ms, standing = ms[ends][usable], standing[usable]
+        known &= last >= 0
+        sized &= standing[:, side + 1] > 0
+    usable = _usable(ms[ends], standing, known, sized, quality)
+    return _changes(ms[ends][usable], standing[usable], quality)
+
+
+def _usable(ms: Ints, standing: Ints, known: Mask, sized: Mask, quality: Quality) -> Mask:
+    """Moments with a bid and an ask that are not crossed; those of the session that are not are counted, each once."""
+    inside, crossed = _in_session(ms), standing[:, 0] > standing[:, 2]
+    quality.count("before_book", int((inside & ~known).sum()))
+    quality.count("withdrawn_quotes", int((inside & known & ~sized).sum()))
+    quality.count("crossed", int((inside & known & sized & crossed).sum()))
+    quality.count("locked", int((inside & known & sized & (standing[:, 0] == standing[:, 2])).sum()))
+    return known & sized & ~crossed
+
+
+def _changes(ms: Ints, standing: Ints, quality: Quality) -> Best:
+    """Only what differs from the moment before; the session's first is emitted even where it repeats the last one."""
     changed = np.append(True, (np.diff(standing, axis=0) != 0).any(axis=1))[: len(ms)]
-    # The first quote of the session is emitted even where it repeats the last one before it.
     changed |= np.append(True, (ms[1:] >= OPEN_MS) & (ms[:-1] < OPEN_MS))[: len(ms)]
-    quality.count("unchanged", int((~changed).sum()))
+    quality.count("unchanged", int((_in_session(ms) & ~changed).sum()))
     return Best(ms[changed], standing[changed])
+
+
+def _in_session(ms: Ints) -> Mask:
+    inside: Mask = (ms >= OPEN_MS) & (ms < CLOSE_MS)
+    return inside
 
 
 def _rows(quotes: Ints) -> Floats:
@@ -169,7 +190,7 @@ def _rows(quotes: Ints) -> Floats:
 def _session_trades(frame: pl.DataFrame, quality: Quality) -> pl.DataFrame:
     frame = _keep(frame, ((frame["price"] <= 0) | (frame["size"] <= 0)).to_numpy(), "zero_trades", quality)
     ms = frame["time"].to_numpy()
-    return _keep(frame, (ms < OPEN_MS) | (ms >= CLOSE_MS), "outside_session", quality)
+    return _keep(frame, ~_in_session(ms), "outside_session", quality)
 
 
 def trade_events(trades: pl.DataFrame, best: Best, quality: Quality) -> tuple[Ints, Floats]:

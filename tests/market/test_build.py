@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from market import build
+from market import build, labels
 from market.build import FeatureSet, FeatureTable, build_features, open_feature_set
+from market.feature_store import meta_digest
 from market.readers import open_source
+from market.readers.source import Source, split
 from market.simulator import SimulatedSource
 from tickserve.config import FeatureSettings
 from tickserve.errors import ArtifactError, ComponentError, DigestMismatchError, InsufficientDataError
@@ -116,9 +118,12 @@ def test_what_decides_makes_another_set(built: FeatureSet, tmp_path: Path, monke
     folders = {built.folder, build_features(source(), other, settings(tmp_path)).folder}
     folders.add(build_features(source(seed=6), SPEC, settings(tmp_path)).folder)
     folders.add(build_features(source(), SPEC, settings(tmp_path, max_rows=100)).folder)
+    beside = source()
+    beside.ignored_files = 1
+    folders.add(build_features(beside, SPEC, settings(tmp_path)).folder)
     monkeypatch.setattr(build, "code_version", lambda: "sha256:other")
     folders.add(build_features(source(), SPEC, settings(tmp_path)).folder)
-    assert len(folders) == 5
+    assert len(folders) == 6
 
 
 def test_code_version_follows_the_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
@@ -128,6 +133,10 @@ def test_code_version_follows_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
             copy = tmp_path / path.relative_to(root)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
+    monkeypatch.setattr(build, "version", lambda name: "other" if name == "numba" else "1")
+    versions.add(build.code_version())
+    assert len(versions) == 2
+    monkeypatch.undo()
     monkeypatch.setattr(build, "_ROOT", tmp_path)
     assert build.code_version() in versions
     names = ("tickserve/features/windows.py", "market/readers/binance.py", "market/build.py", "tickserve/events.py")
@@ -135,7 +144,7 @@ def test_code_version_follows_the_sources(tmp_path: Path, monkeypatch: pytest.Mo
         with (tmp_path / name).open("a") as file:
             file.write("# edited\n")
         versions.add(build.code_version())
-    assert len(versions) == len(names) + 1
+    assert len(versions) == len(names) + 2
 
 
 def _truncate(folder: Path) -> None:
@@ -193,8 +202,60 @@ def test_a_damaged_set_does_not_open(built: FeatureSet, damage: Callable[[Path],
 def test_a_part_outside_the_folder_is_refused(built: FeatureSet) -> None:
     path = built.folder / "features.json"
     meta = built.meta | {"parts": {"../../etc/passwd": {"rows": 1, "sha256": "sha256:0"}}}
-    path.write_text(json.dumps(meta))
+    meta["rows"] = 1
+    path.write_text(json.dumps(meta | {"digest": meta_digest(meta)}))
     with pytest.raises(ArtifactError, match="missing"):
+        open_feature_set(built.folder)
+
+
+EDITS: dict[str, Any] = {
+    "stride": 64, "simulated": False, "quality": {}, "spec": {}, "rows": 5, "columns": ["x"] * 40, "parts": {},
+    "events_read": 7, "source_digests": {}, "symbol": "other", "kind": "bars", "levels": 9, "sessions": 3,
+    "spec_digest": "sha256:0", "code": "sha256:0", "digest": "sha256:0", "extra": 1,
+}  # fmt: skip
+# Of another type; those that carry a right digest must be refused all the same.
+RETYPED: dict[str, Any] = {
+    "stride": "1", "simulated": 1, "quality": [], "spec": [], "rows": 5800.0, "columns": "x", "parts": [],
+    "digest": None, "levels": True, "format": 1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edited_description_is_never_trusted(built: FeatureSet, tmp_path: Path, name: str) -> None:
+    path = built.folder / "features.json"
+    path.write_text(json.dumps(built.meta | {name: EDITS[name]}))
+    with pytest.raises(ArtifactError):
+        open_feature_set(built.folder)
+    again = build_features(source(), SPEC, settings(tmp_path))
+    assert not again.reused
+    assert again.meta == built.meta
+
+
+@pytest.mark.parametrize("name", RETYPED)
+def test_a_description_of_other_types_is_never_trusted(built: FeatureSet, tmp_path: Path, name: str) -> None:
+    meta = built.meta | {name: RETYPED[name]}
+    if name != "digest":
+        meta["digest"] = meta_digest(meta)
+    (built.folder / "features.json").write_text(json.dumps(meta))
+    with pytest.raises(ArtifactError, match=r"wrong type|another format"):
+        open_feature_set(built.folder)
+    assert not build_features(source(), SPEC, settings(tmp_path)).reused
+
+
+@pytest.mark.parametrize(
+    "change", [{"rows": 5}, {"columns": ["x"]}, {"parts": {"a": 1}}, {"parts": {"a": {}}}, {"spec": {"name": []}}]
+)
+def test_a_description_that_contradicts_itself_is_refused(built: FeatureSet, change: dict[str, Any]) -> None:
+    meta = built.meta | change
+    (built.folder / "features.json").write_text(json.dumps(meta | {"digest": meta_digest(meta)}))
+    with pytest.raises(ArtifactError, match=r"do not agree|that is none"):
+        open_feature_set(built.folder)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "null", "{}", '{"format": NaN}', "[" * 100_000])
+def test_what_is_no_description_is_refused(built: FeatureSet, text: str) -> None:
+    (built.folder / "features.json").write_text(text)
+    with pytest.raises(ArtifactError):
         open_feature_set(built.folder)
 
 
@@ -243,6 +304,43 @@ def test_sessions_are_counted_and_warm_up_anew(market_data: Path, tmp_path: Path
     assert table.ts_ns[opens + 1] - table.ts_ns[opens] > spec.session_gap_ns
     assert len(built.meta["parts"]) >= 2
     assert np.all(np.diff(table.ts_ns) >= 0)
+
+
+class _Bars(Source):
+    """A quiet minute series whose price is divided by ten at row 300."""
+
+    def __init__(self) -> None:
+        super().__init__(symbol="split", venue="test", kind="bars", levels=0)
+        close = 100.0 + np.sin(np.arange(600.0))
+        close[300:] /= 10
+        self.close = close
+
+    def digests(self) -> dict[str, str]:
+        return {"bars": "sha256:0"}
+
+    def _read(self, rows: int) -> Iterator[Events]:
+        values = np.repeat(self.close[:, None], 5, axis=1)
+        self.quality.rows_read = len(values)
+        yield from split(Events("bars", 0, np.arange(600, dtype=np.int64) * 60 * 10**9, values), rows)
+
+
+@pytest.mark.parametrize("chunk_rows", [299, 300, 301, 7, 600])
+def test_a_jump_of_bars_starts_a_session_and_a_warm_up(tmp_path: Path, chunk_rows: int) -> None:
+    spec = default_spec("bars", 0)
+    bars = _Bars()
+    built = build_features(
+        bars, spec, FeatureSettings.model_construct(store=str(tmp_path), max_rows=0, chunk_rows=chunk_rows)
+    )
+    table, warm = built.load(), spec.warmup_events
+    kept = [*range(warm, 300), *range(300 + warm, 600)]
+    assert (table.ts_ns // (60 * 10**9)).tolist() == kept
+    assert table.session.tolist() == [0] * (300 - warm) + [1] * (300 - warm)
+    every = FeatureEngine(spec).batch(next(bars.chunks(600)))
+    assert table.features.tobytes() == np.ascontiguousarray(every[kept]).tobytes()  # the engine itself is not reset
+    ret, _ = labels.forward_returns_rows(table.mid, 5, session=table.session)
+    assert np.nanmax(np.abs(ret)) < 0.1
+    windowed = [spec.columns.index(name) for name in ("bar_return_60", "drawdown_60", "volume_zscore_60")]
+    assert np.abs(table.features[:, windowed[:2]]).max() < 0.1
 
 
 def test_bars_have_a_close_and_no_spread(market_data: Path, tmp_path: Path) -> None:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from market import labels
+from market.readers import open_source
 from tickserve.errors import InsufficientDataError, SchemaError, UsageError
+from tickserve.events import CLOSE
 
 MS = 1_000_000
 Market = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -113,3 +117,39 @@ def test_bad_input_is_a_typed_error() -> None:
         labels.to_classes(np.array([np.nan]), 0.0)
     with pytest.raises(InsufficientDataError, match="no training row"):
         labels.flat_threshold(np.array([np.nan]), 0.5)
+
+
+def test_no_label_and_no_trailing_return_spans_a_jump() -> None:
+    mid = np.array([100.0, 101, 100, 50, 51, np.nan, 50, 51, 52, 51])  # a 2-for-1 split at row 3
+    ret, end = labels.forward_returns_rows(mid, 2)
+    assert np.flatnonzero(end >= 0).tolist() == [0, 4, 6, 7]
+    assert np.isnan(ret[[1, 2]]).all()
+    assert labels.jump_spans(mid, labels.span_ends_rows(len(mid), 2)).tolist() == [False, True, True] + [False] * 7
+    assert labels.trailing_returns_rows(mid, 2)[[3, 4]].tolist() == [0.0, 0.0]
+    ts = np.arange(10, dtype=np.int64) * MS
+    np.testing.assert_array_equal(labels.forward_returns_ms(ts, mid, 2)[1], end)
+    assert labels.trailing_returns_ms(ts, mid, 2)[[3, 4]].tolist() == [0.0, 0.0]
+
+
+def test_a_jump_over_rows_without_a_price_is_seen() -> None:
+    ret, end = labels.forward_returns_rows(np.array([100.0, np.nan, np.nan, 20.0, 20.0]), 3)
+    assert end.tolist() == [labels.UNKNOWN] * 5
+    assert np.isnan(ret).all()
+
+
+@pytest.mark.parametrize(("ratio", "jump"), [(1.45, False), (1.55, True), (0.7, False), (0.65, True), (0.5, True)])
+def test_a_jump_is_a_factor_either_way(ratio: float, jump: bool) -> None:
+    _, end = labels.forward_returns_rows(np.array([10.0, 10.0 * ratio]), 1)
+    assert end[0] == (labels.UNKNOWN if jump else 1)
+
+
+@pytest.mark.parametrize("name", ["aapl", "aig", "bac", "iwm", "uso"])
+def test_no_label_of_unadjusted_bars_holds_a_split(market_data: Path, name: str) -> None:
+    """One-step labels of real bars with known splits; without the rule the largest moves by far more than half."""
+    close = next(open_source([market_data / f"bars_1d/lean_us/{name}.zip"]).chunks()).values[:, CLOSE]
+    ret, _ = labels.forward_returns_rows(close, 1)
+    raw = close[1:] / close[:-1]
+    assert np.nanmax(np.abs(ret)) <= 0.5
+    assert np.maximum(raw, 1 / raw).max() > 1.9
+    voided = labels.jump_spans(close, labels.span_ends_rows(len(close), 1)).sum()
+    assert voided == np.isnan(ret[:-1]).sum() > 0

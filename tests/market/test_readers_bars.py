@@ -42,7 +42,7 @@ def iso_ns(text: str) -> int:
         ("nautilus/btc-perp-20211231-20220201_1m.csv.gz", 45_031, {}, "2021-12-31T23:02", "2022-02-01T05:32"),
         ("nautilus/usdjpy-m1-bid-2013.csv.gz", 28_761, USDJPY, "2013-02-01T00:01", "2013-03-01T00:01"),
         # 09:00 New York in January is 14:00 UTC, and the bar ends an hour later.
-        ("bars_1h/lean_us/aig.zip", 40_811, {"gaps": 5_850, "jumps": 5}, "1998-01-02T15:00", "2021-03-31T20:00"),
+        ("bars_1h/lean_us/aig.zip", 40_811, {"gaps": 5_850, "jumps": 9}, "1998-01-02T15:00", "2021-03-31T20:00"),
         ("bars_1d/lean_us/uso.zip", 3_910, {"gaps": 876, "jumps": 4}, "1998-01-03T05:00", "2021-04-01T04:00"),
     ],
 )  # fmt: skip

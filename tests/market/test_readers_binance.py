@@ -14,6 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from market.quality import NO_EVENT
 from market.readers import Source, open_source
 from market.readers.binance import receive_ns
 from market.readers.l2book import BookSide
@@ -245,8 +246,27 @@ def test_updates_before_the_snapshot_are_joined_to_it(replay: Callable[..., tupl
         ticker(13, "99", "100"),
         BOOK,
     )
-    assert source.quality.counters["stale_depth"] == 1
+    assert source.quality.counters == {"before_book": 3, "snapshots": 1}  # kept, and joined or dropped by the snapshot
     assert events.values[:, 4:].tolist() == [[99, 1, 100, 1, 97, 3, 101, 1]]
+
+
+def test_every_message_has_one_outcome(replay: Callable[..., tuple[Events, Source]]) -> None:
+    """Also the odd ones, and those that meet two quirks at once: counted once each, so that the rows add up."""
+    bad = ticker(3, "0", "101")
+    events, source = replay(
+        depth(1, 2, 0, [["99", "1"]], []), bad, ticker(4, "102", "101"), ticker(6, "99", "101"), ticker(5, "99", "101"),
+        trade(1, "99", "1"), trade(2, "99", "0"), BOOK, snapshot(3, [], []), depth(8, 9, 7, [], []),
+        ticker(9, "99", "101"), depth(11, 12, 10, [["-1", "1"], ["nan", "1"]], []),
+        depth(13, 14, 12, [["105", "1"]], []), depth(15, 16, 14, [["105", "0"]], []), trade(3, "99", "1"),
+        {"stream": "x@markPrice", "data": {}}, depth(20, 21, 19, [], []), ticker(19, "99", "101"), bad,
+    )  # fmt: skip
+    quality = source.quality
+    assert quality.unaccounted == 0
+    assert len(events) == 2
+    assert {name: count for name, count in quality.counters.items() if name in NO_EVENT} == {
+        "before_book": 5, "bad_quotes": 2, "crossed": 2, "stale_tickers": 2, "zero_trades": 1, "stale_snapshots": 1,
+        "stale_depth": 1, "unchanged": 2, "other_messages": 1,
+    }  # fmt: skip
 
 
 def test_a_fresher_ticker_removes_the_levels_it_proves_gone(replay: Callable[..., tuple[Events, Source]]) -> None:

@@ -162,9 +162,50 @@ def test_quirks_are_counted_by_rule(tmp_path: Path) -> None:
         [1, 10.02, 7, 1, 10.0, 200, 10.02, 300],
     ]
     assert source.quality.counters == {
-        "bad_levels": 1, "crossed": 1, "empty_quotes": 1, "locked": 1, "outside_session": 2, "same_ms_quotes": 1,
+        "bad_quotes": 1, "crossed": 1, "empty_quotes": 1, "locked": 1, "outside_session": 2, "same_ms_quotes": 1,
         "suspicious": 1, "withdrawn_quotes": 1, "zero_trades": 1,
     }  # fmt: skip
+
+
+def test_what_comes_before_both_sides_are_known_is_counted(tmp_path: Path) -> None:
+    """Each row is counted once: merged and early rows too, and rows outside the session under that name alone."""
+    quotes(
+        tmp_path,
+        "34199000,0,0,100200,300,N,1,0",  # before the open: builds the book
+        "34199000,0,0,100200,300,N,1,0",
+        "34199500,100300,5,0,0,N,1,0",  # crossed, but outside
+        "34199600,0,0,100200,0,N,1,0",  # withdrawn, but outside
+        "34200000,100000,100,0,0,N,1,0",  # the ask is withdrawn
+        "34200001,0,0,100200,300,N,1,0",
+    )
+    trades(tmp_path, "34199999,100000,5,N,0,0", "34200000,100100,5,N,0,0", "34200002,100100,5,N,0,0")
+    source = open_source([tmp_path])
+    assert len(everything(source)) == 2
+    assert source.quality.counters == {"outside_session": 5, "withdrawn_quotes": 1, "before_book": 1}
+    assert source.quality.unaccounted == 0
+
+    late = tmp_path / "late"
+    late.mkdir()
+    quotes(
+        late,
+        "34200000,100000,100,0,0,N,1,0",
+        "34200001,100000,200,0,0,N,1,0",
+        "34200002,100100,300,0,0,N,1,0",
+        "34200005,0,0,100200,300,N,1,0",
+    )
+    source = open_source([late])
+    assert len(everything(source)) == 1
+    assert source.quality.counters == {"before_book": 3}
+    assert source.quality.unaccounted == 0
+
+
+def test_the_notes_say_how_quotes_and_trades_are_read(tmp_path: Path) -> None:
+    quotes(tmp_path, "34200000,100000,100,0,0,N,1,0", "34200000,0,0,100200,300,Q,1,0")
+    source = open_source([tmp_path])
+    everything(source)
+    notes = "\n".join(source.quality.notes)
+    for said in ("new national best", "size quoted by the exchange that sets it", "sale condition"):
+        assert said in notes
 
 
 def test_a_trade_is_signed_by_the_book_before_its_millisecond(tmp_path: Path) -> None:
