@@ -70,6 +70,13 @@ def test_values_are_the_file_s_own_by_name(market_data: Path) -> None:
     assert daily.values[0].tolist() == [135.91, 140.93, 94.54, 100.37, 23_200_275]
 
 
+def test_the_unit_of_a_csv_s_volume_is_noted(market_data: Path) -> None:
+    for name, noted in (("btc-perp-20211231-20220201_1m", True), ("usdjpy-m1-bid-2013", False)):
+        source = open_source([market_data / "bars_1m/nautilus" / f"{name}.csv.gz"])
+        everything(source)
+        assert any("quote currency" in note for note in source.quality.notes) is noted
+
+
 def bars(count: int = 6) -> dict[str, list[float]]:
     """Quiet one-minute bars, in the recorded column order."""
     price = [100.0 + index for index in range(count)]
