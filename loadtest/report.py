@@ -13,6 +13,7 @@ from typing import Any
 
 import jinja2
 
+from loadtest import formats
 from loadtest.calibration_plot import draw_calibration
 from loadtest.formats import FILTERS, count, megabytes, seconds
 from tickserve.errors import ArtifactError
@@ -82,6 +83,8 @@ def _derived(run_dir: Path, run: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "metrics": METRICS,
         "models": models,
+        "bands": _bands(models),
+        "costs": next((report["costs"] for report in models if report.get("costs")), None),
         "children": _children(run["train"] or []),
         "calibrations": [
             (report["model"], draw_calibration(report["calibration"], report["model"]))
@@ -124,7 +127,7 @@ def _verdict(run: Mapping[str, Any], models: list[dict[str, Any]]) -> str:
     used = f"{seconds(about['total_s'])} and {megabytes(about['peak_memory_mb'])}"
     parts = [f"{what} {ended} in {used}, {'inside' if inside else 'OUTSIDE'} the {bounds}."]
     if models:
-        parts.append(_skill([report["model"] for report in models if report.get("beats_baselines")], len(models)))
+        parts.append(_skill(models))
         parts.append(_earnings(models))
     return " ".join(part for part in parts if part)
 
@@ -134,22 +137,34 @@ def _data_words(about: Mapping[str, Any]) -> str:
     return names[0] if len(names) == 1 else f"{about.get('symbol', 'Market data')} from {count(len(names))} files"
 
 
-def _skill(beating: list[str], judged: int) -> str:
-    if not beating:
-        return f"No model beats every baseline ({count(judged)} judged)."
-    verb = "beats" if len(beating) == 1 else "beat"
-    return f"{' and '.join(beating)} {verb} every baseline on IC and MCC, out of sample."
+def _skill(models: list[dict[str, Any]]) -> str:
+    """How the models rank out of sample against their best baselines, in the words of their comparisons."""
+    alike: dict[str, list[str]] = {}
+    for report in models:
+        words = (report.get("comparison") or {}).get("words") or "not compared with baselines"
+        alike.setdefault(words, []).append(report["model"])
+    clauses = [f"{' and '.join(names)}: {words}" for words, names in alike.items()]
+    return f"Out of sample, by IC with a 95 % interval: {'; '.join(clauses)}."
 
 
 def _earnings(models: list[dict[str, Any]]) -> str:
     """Whether the signal pays for its costs: a score that beats baselines can still lose money."""
-    known = [report.get("mean", {}).get("model", {}).get("pnl_bps") for report in models]
+    known = [report.get("pooled", {}).get("model", {}).get("pnl_bps") for report in models]
     pnl = max((value for value in known if value is not None), default=None)
     if pnl is None:
         return ""
     if pnl > 0:
-        return f"After half-spread and fees the best makes {pnl:.2f} bp a trade."
+        return f"After half-spread and fees the best makes {pnl:.2f} bp a trade, latency not counted."
     return f"None pays for its costs: after half-spread and fees the best loses {-pnl:.2f} bp a trade."
+
+
+def _bands(models: list[dict[str, Any]]) -> str:
+    """The flat band in basis points: moves up to it are "flat". It is fitted in each fold anew."""
+    found = [1e4 * fold["threshold"] for report in models for fold in report["folds"] if "threshold" in fold]
+    if not found:
+        return ""
+    low, high = formats.general(min(found)), formats.general(max(found))
+    return f"{low} bp" if low == high else f"{low} to {high} bp, by fold"
 
 
 def _parity(run: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -62,15 +62,18 @@ class Examples:
     """Every table row [N] with its label, and the folds over the rows that have one.
 
     `ret` is the forward return (NaN without label), `end` the row where it is known (-1 without), `trailing` the last
-    move over the same horizon, `cost_bps` the half-spread crossed at that row.
+    move over the same horizon, `cost_bps` the half-spread crossed at that row; `assumed_spreads` is the share of rows
+    that have no quote, whose half-spread is an assumption of the configuration. `mid` is the price.
     """
 
     features: Rows
     session: npt.NDArray[np.int32]
+    mid: FloatArray
     ret: FloatArray
     end: IntArray
     trailing: FloatArray
     cost_bps: FloatArray
+    assumed_spreads: float
     horizon_unit: Literal["ms", "rows"]
     horizon_value: int
     horizon_median_ms: float
@@ -109,10 +112,12 @@ def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
     return Examples(
         features=features,
         session=table.session,
+        mid=table.mid,
         ret=ret,
         end=end,
         trailing=_trailing(table, unit, step),
         cost_bps=_cost_bps(table, config),
+        assumed_spreads=float((~np.isfinite(table.half_spread)).mean()),
         horizon_unit=unit,
         horizon_value=value,
         horizon_median_ms=span_ns / labels.NS_PER_MS,

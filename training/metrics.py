@@ -8,6 +8,7 @@ by the share of its horizon that no other row covers. Letters: n rows judged, N 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,15 @@ from market.labels import DOWN, FLAT, UP
 from training.examples import BPS, Examples, FloatArray, IntArray
 
 CALIBRATION_BINS = 10
+# What each ratio is weighted by when folds are pooled.
+WEIGHTS = {
+    "macro_f1": "rows",
+    "mcc": "rows",
+    "ic": "rows",
+    "hit_rate": "calls",
+    "pnl_bps": "trades",
+    "pnl_gross_bps": "trades",
+}
 Metrics = dict[str, float | int | None]
 
 
@@ -58,19 +68,39 @@ def effective_rows(rows: IntArray, end: IntArray) -> float:
 
 def rank_correlation(left: FloatArray, right: FloatArray) -> float | None:
     """Spearman's rank correlation with average ranks for ties; None where one side is constant or not finite."""
+    if not (_ranks(left) and _ranks(right)):
+        return None
+    return float(rank_products(left, right).mean())
+
+
+def rank_products(left: FloatArray, right: FloatArray) -> FloatArray:
+    """Per row [n] the product of both sides' standardised ranks: their mean is the rank correlation.
+
+    Zeros where one side is constant or not finite.
+    """
+    if not (_ranks(left) and _ranks(right)):
+        return np.zeros(len(left))
+    return standard_ranks(left) * standard_ranks(right)
+
+
+def standard_ranks(values: FloatArray) -> FloatArray:
+    """Average ranks [n] of values that are not all equal, shifted to mean 0 and scaled to variance 1."""
     from scipy.stats import rankdata
 
-    if len(left) < 3 or not (0 < np.ptp(left) < np.inf and 0 < np.ptp(right) < np.inf):
-        return None
-    return float(np.corrcoef(rankdata(left), rankdata(right))[0, 1])
+    ranks: FloatArray = rankdata(values) - (len(values) + 1) / 2
+    return ranks / float(ranks.std())
+
+
+def _ranks(values: FloatArray) -> bool:
+    return len(values) >= 3 and bool(0 < np.ptp(values) < np.inf)
 
 
 def evaluate(said: Prediction, rows: IntArray, examples: Examples, threshold: float, fee_bps: float) -> Metrics:
     """Every metric of a prediction about table `rows` [n], under a fold's flat band.
 
     `ic` is Spearman(score, forward return), `ic_t` that times the root of `n_eff`. `hit_rate` is the share of rows
-    where the predicted side is the side the price went, among rows predicted up or down whose price moved. Money is
-    in basis points of the price, see `trades`. None where a number does not exist.
+    where the predicted side is the side the price went, among the `calls`: rows predicted up or down whose price moved.
+    Money is in basis points of the price, see `trades`. None where a number does not exist.
     """
     from sklearn.metrics import f1_score, matthews_corrcoef
 
@@ -87,7 +117,7 @@ def evaluate(said: Prediction, rows: IntArray, examples: Examples, threshold: fl
         "ic": ic,
         "ic_t": None if ic is None else ic * math.sqrt(n_eff),
         "hit_rate": float(hits.mean()) if hits.size else None,
-        "hit_n_eff": round(effective_rows(rows[called], examples.end[rows[called]]), 1),
+        "calls": hits.size,
         **trades(said.classes, rows, examples, fee_bps),
     }
 
@@ -97,22 +127,16 @@ def trades(classes: IntArray, rows: IntArray, examples: Examples, fee_bps: float
 
     A position is opened in the predicted direction at the first row predicted up or down while none is open, crossing
     the half-spread there; it is held until its label's end, and closed crossing the half-spread there; a fee is paid
-    on both sides. Rows predicted meanwhile are not traded, so trades do not overlap: `trades` is the effective size.
+    on both sides. It fills at the quote that the prediction was made from: latency costs nothing here. Rows predicted
+    meanwhile are not traded, so trades do not overlap: `trades` is the effective size.
     """
     taken = one_at_a_time(np.flatnonzero(classes != FLAT), rows, examples.end[rows])
     if not taken.size:
-        return {"trades": 0, "pnl_bps": None, "pnl_gross_bps": None, "pnl_total_bps": 0.0, "pnl_t": None}
+        return {"trades": 0, "pnl_bps": None, "pnl_gross_bps": None}
     entry = rows[taken]
     gross = (classes[taken] - FLAT) * examples.ret[entry] * BPS
     net = gross - examples.cost_bps[entry] - examples.cost_bps[examples.end[entry]] - 2 * fee_bps
-    spread = float(net.std(ddof=1)) if len(net) > 1 else 0.0
-    return {
-        "trades": len(net),
-        "pnl_bps": float(net.mean()),
-        "pnl_gross_bps": float(gross.mean()),
-        "pnl_total_bps": float(net.sum()),
-        "pnl_t": float(net.mean()) / spread * math.sqrt(len(net)) if spread else None,
-    }
+    return {"trades": len(net), "pnl_bps": float(net.mean()), "pnl_gross_bps": float(gross.mean())}
 
 
 def one_at_a_time(candidates: IntArray, rows: IntArray, end: IntArray) -> IntArray:
@@ -140,12 +164,27 @@ def calibration(p_up: FloatArray, went_up: npt.NDArray[np.bool_]) -> list[dict[s
     ]
 
 
-def mean_over_folds(folds: list[Metrics]) -> dict[str, Any]:
-    """The mean of each ratio over the folds that have it, and the sum of each count."""
-    counts = {"rows", "n_eff", "hit_n_eff", "trades", "pnl_total_bps"}
-    summary: dict[str, Any] = {}
-    for key in folds[0]:
-        values = [value for fold in folds if (value := fold[key]) is not None]
-        total = math.fsum(values)
-        summary[key] = (total if key in counts else total / len(values)) if values else None
+def pool(folds: Sequence[Metrics]) -> dict[str, Any]:
+    """All folds as one: what `evaluate` says of each, pooled as if their rows, calls and trades lay in one heap.
+
+    `rows`, `n_eff`, `calls` and `trades` are sums. `macro_f1`, `mcc` and `ic` are means weighted by rows, `hit_rate` by
+    calls, `pnl_bps` and `pnl_gross_bps` by trades (total profit over total trades); `ic_t = ic * sqrt(n_eff)`. A fold
+    without an IC, where the predictor does not rank, counts as an IC of 0; `ranked_folds` says how many have one. None
+    where no fold has the number.
+    """
+    summary: dict[str, Any] = {key: _total(folds, key) for key in ("rows", "n_eff", "calls", "trades")}
+    for key, weight in WEIGHTS.items():
+        summary[key] = _weighted(folds, key, weight)
+    summary["ic_t"] = None if summary["ic"] is None else summary["ic"] * math.sqrt(summary["n_eff"])
+    summary["ranked_folds"] = sum(fold["ic"] is not None for fold in folds)
     return summary
+
+
+def _total(folds: Sequence[Metrics], key: str) -> float:
+    return sum(fold[key] or 0 for fold in folds)
+
+
+def _weighted(folds: Sequence[Metrics], key: str, weight: str) -> float | None:
+    if all(fold[key] is None for fold in folds):
+        return None
+    return math.fsum((fold[key] or 0.0) * (fold[weight] or 0) for fold in folds) / _total(folds, weight)

@@ -2,8 +2,9 @@
 
 Each fold trains a model of its own, on everything before its test rows. What is published is the model of the *last*
 fold: it never saw its test rows, so the last fold's numbers are out of sample and about the published model itself.
-The report of a bundle is JSON: `folds` (rows, n_eff, metrics, baselines), `mean`, `calibration`, `importance`,
-`beats_baselines`, `verdict`, `children`, `seconds`, `rows_per_s`.
+The report of a bundle is JSON: `folds` (rows, n_eff, metrics, baselines), `pooled` (all folds, see `metrics.pool`),
+`comparison` with the best baseline, `beats_baselines`, `verdict`, `costs`, `calibration`, `importance`, `children`,
+`seconds`, `rows_per_s`.
 """
 
 from __future__ import annotations
@@ -22,18 +23,17 @@ from tickserve.errors import GateRefusedError, UsageError
 from tickserve.manifest import TensorSpec
 from training import baselines
 from training.bundles import TrainedBundle, feature_contract, provenance, write_bundle
+from training.comparison import MODEL, Cells, judge
 from training.examples import DataMeta, Examples, IntArray, LabelledFold, Rows, evenly, prepare
 from training.job import Fit, Job
-from training.leakage import refuse_leaks
-from training.metrics import Metrics, Prediction, calibration, evaluate, mean_over_folds
+from training.leakage import refuse_leaks, refuse_too_good
+from training.metrics import Metrics, Prediction, calibration, evaluate, pool
 
 if TYPE_CHECKING:
     from market.build import FeatureSet, FeatureTable
 
 Say = Callable[[str], None]
 FAMILIES = ("gbdt", "lstm")
-# A fold-averaged information coefficient nearer to zero than this many standard errors may be luck.
-NOISE_T = 2.0
 
 
 def train(
@@ -110,10 +110,11 @@ class _Run:
 
 @dataclass(frozen=True)
 class _Judged:
-    """One fold, trained and judged: its report row, and what the calibration curve is drawn from."""
+    """One fold, trained and judged: its report row, what ranks are compared by, and what calibration is drawn from."""
 
     fit: Fit
     row: dict[str, Any]
+    cells: Cells
     p_up: np.ndarray[Any, np.dtype[np.float64]]
     went_up: np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -125,19 +126,24 @@ def _walk(run: _Run) -> tuple[Fit, dict[str, Any]]:
     seconds = time.perf_counter() - started
     rows = [item.row for item in judged]
     fitted = sum(row["fit_rows"] for row in rows)
-    model = mean_over_folds([row["metrics"] for row in rows])
-    others = {name: mean_over_folds([row["baselines"][name] for row in rows]) for name in rows[0]["baselines"]}
-    beats, verdict = judge(model, others, len(rows))
+    pooled = {
+        "model": pool([row["metrics"] for row in rows]),
+        "baselines": {name: pool([row["baselines"][name] for row in rows]) for name in rows[0]["baselines"]},
+    }
+    refuse_too_good(pooled["model"], run.job.family)
+    judgement = judge(rows, pooled, [item.cells for item in judged], run.config.seed)
     return judged[-1].fit, {
         "horizon": run.examples.horizon.model_dump() | {"median_ms": run.examples.horizon_median_ms},
         "folds": rows,
-        "mean": {"model": model, "baselines": others},
+        "pooled": pooled,
+        "comparison": judgement.to_json(),
+        "costs": run.config.costs.model_dump() | {"assumed_spreads": run.examples.assumed_spreads},
         "calibration": calibration(
             np.concatenate([item.p_up for item in judged]), np.concatenate([item.went_up for item in judged])
         ),
         "importance": run.job.importance(judged[-1].fit, run.meta.columns),
-        "beats_baselines": beats,
-        "verdict": verdict,
+        "beats_baselines": judgement.outcome == "better",
+        "verdict": judgement.sentence(pooled["model"]),
         "seconds": seconds,
         "rows_per_s": fitted / max(sum(row["fit_seconds"] for row in rows), 1e-9),
     }
@@ -164,10 +170,10 @@ def _judge(run: _Run, fold: LabelledFold, fit: Fit, seconds: float) -> _Judged:
     refuse_not_finite(probabilities, run.job.family)
     mask = baselines.judged_mask(rows, fold)
 
-    def against(said: Prediction) -> Metrics:
-        return evaluate(said, rows, run.examples, fold.threshold, run.config.costs.fee_bps)
-
-    metrics = against(Prediction.of(probabilities))
+    said = {MODEL: Prediction.of(probabilities)}
+    said |= {name: other.take(mask) for name, other in run.yardsticks[fold.number].items()}
+    judged = {name: _evaluated(run, fold, rows, prediction) for name, prediction in said.items()}
+    metrics = judged.pop(MODEL)
     row = {
         "fold": fold.number,
         "train": len(fold.rows.train),
@@ -179,10 +185,16 @@ def _judge(run: _Run, fold: LabelledFold, fit: Fit, seconds: float) -> _Judged:
         "fit_rows": fit.rows,
         "fit_seconds": seconds,
         "metrics": metrics,
-        "baselines": {name: against(said.take(mask)) for name, said in run.yardsticks[fold.number].items()},
+        "baselines": judged,
     }
+    scores = {name: prediction.score for name, prediction in said.items()}
+    cells = Cells.of(rows, run.examples.end[rows], run.examples.ret[rows], scores)
     went_up = run.examples.classes(rows, fold.threshold) == UP
-    return _Judged(fit, row, probabilities[:, UP].astype(np.float64), went_up)
+    return _Judged(fit, row, cells, probabilities[:, UP].astype(np.float64), went_up)
+
+
+def _evaluated(run: _Run, fold: LabelledFold, rows: IntArray, said: Prediction) -> Metrics:
+    return evaluate(said, rows, run.examples, fold.threshold, run.config.costs.fee_bps)
 
 
 def refuse_not_finite(probabilities: Rows, family: str) -> None:
@@ -196,22 +208,6 @@ def refuse_not_finite(probabilities: Rows, family: str) -> None:
             was=f"{wrong} of {len(probabilities)} rows without",
             hint=f"use a smaller {family}.learning_rate",
         )
-
-
-def judge(model: Mapping[str, Any], others: Mapping[str, Mapping[str, Any]], folds: int) -> tuple[bool, str]:
-    """Whether the model's fold-averaged MCC and information coefficient top every baseline's, and that in words."""
-    shown = f"over {folds} folds: IC {_signed(model['ic'])}, MCC {_signed(model['mcc'])}"
-    for name, other in others.items():
-        for metric in ("ic", "mcc"):
-            if (model[metric] or 0.0) <= (other[metric] or 0.0):
-                return False, f"does not beat {name} on {metric.upper()} ({_signed(other[metric])}), {shown}"
-    if abs(model["ic"] or 0.0) * model["n_eff"] ** 0.5 < NOISE_T:
-        return False, f"above every baseline, but within noise, {shown}"
-    return True, f"beats {', '.join(others)} on IC and MCC, {shown}"
-
-
-def _signed(value: float | None) -> str:
-    return "none" if value is None else f"{value:+.3f}"
 
 
 def _publish(run: _Run, fit: Fit, report: dict[str, Any], out: Path, name: str) -> list[TrainedBundle]:
@@ -240,7 +236,7 @@ def parity_rows(rows: IntArray, config: Config) -> IntArray:
 
 
 def _fields(run: _Run, fit: Fit, report: dict[str, Any]) -> dict[str, Any]:
-    kept = ("folds", "mean", "beats_baselines", "verdict")
+    kept = ("folds", "pooled", "comparison", "costs", "beats_baselines", "verdict")
     stages = {"train": {"seconds": report["seconds"], "rows_per_s": report["rows_per_s"]}}
     return {
         "family": run.job.family,

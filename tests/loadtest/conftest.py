@@ -53,7 +53,16 @@ def whole_run() -> dict[str, Any]:
     """What the stages of one run write, with invented numbers."""
     baselines = {"majority": metrics(None), "last_move": metrics(-0.02), "linear": metrics(0.08)}
     folds = [
-        {"fold": n, "train": 8_000 * n, "validation": 800, "test": 1_000, "metrics": metrics(), "baselines": baselines}
+        {
+            "fold": n,
+            "train": 8_000 * n,
+            "validation": 800,
+            "test": 1_000,
+            "metrics": metrics(),
+            "baselines": baselines,
+            "fit_rows": 8_000,
+            "threshold": 1.5e-5 * n,
+        }
         for n in (1, 2, 3)
     ]
     bins = [
@@ -63,8 +72,13 @@ def whole_run() -> dict[str, Any]:
     ]
     report = {
         "model": "btcusdt-l5-gbdt", "family": "gbdt", "precision": "fp32", "folds": folds,
-        "mean": {"model": metrics(), "baselines": baselines}, "calibration": bins, "beats_baselines": True,
-        "verdict": "beats majority, last_move, linear on IC and MCC",
+        "pooled": {"model": metrics(), "baselines": baselines}, "calibration": bins, "beats_baselines": True,
+        "verdict": "better than every baseline: IC +0.100; PnL -1.72 bp a trade after costs",
+        "comparison": {
+            "outcome": "better", "words": "better than every baseline", "baseline": "linear", "ic_difference": 0.02,
+            "ic_difference_95": [0.01, 0.03], "folds_won": 3, "folds": 3,
+        },
+        "costs": {"fee_bps": 1.0, "bar_half_spread_bps": 1.5, "assumed_spreads": 0.0},
         "children": [{"model": "btcusdt-l5-lstm-int8", "verdict": "2.7 times smaller"}],
     }  # fmt: skip
     gate = {

@@ -24,10 +24,12 @@ def test_the_whole_run_is_on_the_page(tmp_path: Path) -> None:
     assert "SIMULATED" not in page
     for shown in (
         "usdm_btcusdt.jsonl.gz became a served signal in 42.3 s and 1.28 GB, inside the limits (60 s, 2 GB)",
-        "btcusdt-l5-gbdt beats every baseline", "89,509", "best bid above best ask; not emitted",
+        "btcusdt-l5-gbdt: better than every baseline", "89,509", "best bid above best ask; not emitted",
         "reused from the cache",
         "last move", "Fold 3", "+0.100", "−0.070", "57.1 %", "1.2 × 10⁻⁷", "12,345", "bundle_id -42", "400 µs",
         "1.5 ms", "18.4 s", "2.7 times smaller", "tickserve predict btcusdt-l5-gbdt", "n eff",
+        "8,000 of 16,000 rows to learn", "more than the flat band (0.15 to 0.45 bp, by fold)", "without latency",
+        "after a fee of 1 bp a side", "the quoted half-spread a side",
     ):  # fmt: skip
         assert shown in page, shown
     assert page.count('<svg class="calibration"') == 1
@@ -69,20 +71,43 @@ def test_a_run_past_its_limits_is_not_called_inside(tmp_path: Path) -> None:
     assert "OUTSIDE the limits" in page_of(tmp_path, **files)
 
 
-def test_no_winner_is_said(tmp_path: Path) -> None:
+@pytest.mark.parametrize("words", ["no clear difference from linear", "worse than last_move"])
+def test_no_winner_is_said(tmp_path: Path, words: str) -> None:
     files = whole_run()
     files["train"][0]["beats_baselines"] = False
+    files["train"][0]["comparison"]["words"] = words
+    files["train"].append(files["train"][0] | {"model": "btcusdt-l5-lstm"})
     page = page_of(tmp_path, **files)
-    assert "No model beats every baseline (1 judged)." in page
-    assert "does not beat the baselines" in page
+    assert f"95 % interval: btcusdt-l5-gbdt and btcusdt-l5-lstm: {words}." in page
+    assert f'<span class="pill no">{words}</span>' in page
+    assert "better than" not in page.replace(files["train"][0]["verdict"], "")
 
 
 @pytest.mark.parametrize(
-    ("pnl", "words"), [(-1.72, "the best loses 1.72 bp a trade"), (0.4, "the best makes 0.40 bp a trade")]
+    ("share", "words"),
+    [
+        (1.0, "an assumed half-spread of 1.5 bp a side (these data carry no quotes)"),
+        (0.25, "the quoted half-spread a side (1.5 bp assumed in the 25.0 % of rows without a quote)"),
+    ],
+)
+def test_an_assumed_spread_is_called_one(tmp_path: Path, share: float, words: str) -> None:
+    files = whole_run()
+    files["train"][0]["costs"]["assumed_spreads"] = share
+    assert words in page_of(tmp_path, **files)
+
+
+def test_a_model_that_learned_from_every_row_says_so_plainly(tmp_path: Path) -> None:
+    files = whole_run()
+    assert "Fold 1 · 8,000 rows to learn" in page_of(tmp_path, **files)
+
+
+@pytest.mark.parametrize(
+    ("pnl", "words"),
+    [(-1.72, "the best loses 1.72 bp a trade"), (0.4, "the best makes 0.40 bp a trade, latency not counted")],
 )
 def test_skill_is_not_said_without_what_it_earns(tmp_path: Path, pnl: float, words: str) -> None:
     files = whole_run()
-    files["train"][0]["mean"]["model"]["pnl_bps"] = pnl
+    files["train"][0]["pooled"]["model"]["pnl_bps"] = pnl
     assert words in page_of(tmp_path, **files)
 
 

@@ -16,8 +16,8 @@ from training.metrics import (
     calibration,
     effective_rows,
     evaluate,
-    mean_over_folds,
     one_at_a_time,
+    pool,
     rank_correlation,
     trades,
 )
@@ -100,7 +100,29 @@ def test_a_predictor_without_opinion_has_no_ic_hit_rate_or_trades(examples: Exam
     flat = Prediction(np.ones(len(rows), dtype=np.int64), np.zeros(len(rows)))
     found = evaluate(flat, rows, examples, fold.threshold, 1.0)
     assert (found["ic"], found["hit_rate"], found["trades"], found["pnl_bps"]) == (None, None, 0, None)
-    assert mean_over_folds([found, found])["ic"] is None
+    both = pool([found, found])
+    assert (both["ic"], both["ic_t"], both["hit_rate"], both["pnl_bps"], both["ranked_folds"]) == (None,) * 4 + (0,)
+    assert (both["rows"], both["trades"]) == (2 * len(rows), 0)
+
+
+def fold_of(**numbers: float | None) -> dict[str, float | int | None]:
+    usual = {"rows": 100, "n_eff": 25.0, "macro_f1": 0.4, "mcc": 0.1, "ic": 0.2, "ic_t": 1.0, "hit_rate": 0.5}
+    return usual | {"calls": 10, "trades": 1, "pnl_bps": 0.0, "pnl_gross_bps": 2.0} | numbers
+
+
+def test_folds_are_pooled_by_what_lies_behind_each_number() -> None:
+    folds = [
+        fold_of(trades=1, pnl_bps=10.0, calls=90, hit_rate=0.6, rows=300, n_eff=75.0, ic=0.4, mcc=0.2),
+        fold_of(trades=99, pnl_bps=-1.0, calls=10, hit_rate=0.1),
+        fold_of(trades=0, pnl_bps=None, pnl_gross_bps=None, calls=0, hit_rate=None, ic=None, ic_t=None, mcc=0.0),
+    ]
+    found = pool(folds)
+    assert found["pnl_bps"] == pytest.approx((10 - 99) / 100)
+    assert found["hit_rate"] == pytest.approx((0.6 * 90 + 0.1 * 10) / 100)
+    assert found["ic"] == pytest.approx((0.4 * 300 + 0.2 * 100 + 0.0 * 100) / 500)
+    assert found["ic_t"] == pytest.approx(found["ic"] * 125.0**0.5)
+    assert found["mcc"] == pytest.approx((0.2 * 300 + 0.1 * 100) / 500)
+    assert (found["rows"], found["n_eff"], found["trades"], found["ranked_folds"]) == (500, 125.0, 100, 2)
 
 
 def test_calibration_of_honest_probabilities_is_the_diagonal() -> None:

@@ -18,7 +18,7 @@ from tickserve.config import Config
 from tickserve.errors import ComponentError, GateRefusedError, UsageError
 from tickserve.manifest import load_bundle
 from training.examples import DataMeta
-from training.train import judge, refuse_not_finite, train_table
+from training.train import refuse_not_finite, train_table
 
 
 def test_every_bundle_verifies_and_is_named_by_its_market(trained) -> None:  # noqa: ANN001
@@ -79,22 +79,17 @@ def test_reports_are_json_with_folds_baselines_and_calibration(trained) -> None:
             assert {each["rows"] for each in row["baselines"].values()} == {row["test"]}
             assert 0 < row["n_eff"] < row["test"]
         assert sum(row["rows"] for row in report["calibration"]) == sum(row["test"] for row in report["folds"])
-        assert isinstance(report["beats_baselines"], bool)
-        assert "over 2 folds" in report["verdict"]
+        compared = report["comparison"]
+        assert report["beats_baselines"] == (compared["outcome"] == "better")
+        assert report["verdict"].startswith(compared["words"])
+        pooled = report["pooled"]
+        assert compared["ic_difference"] == pytest.approx(
+            (pooled["model"]["ic"] or 0.0) - (pooled["baselines"][compared["baseline"]]["ic"] or 0.0)
+        )
+        assert compared["ic_difference_95"][0] < compared["ic_difference"] < compared["ic_difference_95"][1]
+        assert report["costs"] == {"fee_bps": 1.0, "bar_half_spread_bps": 1.0, "assumed_spreads": 1.0}
     assert trained.bundles["btcusd-bars-gbdt"].report["importance"]
     assert any("rows/s" in line for line in trained.said)
-
-
-def test_the_verdict_is_plain_about_a_model_that_does_not_beat_its_baselines() -> None:
-    model = {"ic": 0.05, "mcc": 0.04, "n_eff": 10_000.0}
-    others = {"majority": {"ic": None, "mcc": 0.0}, "linear": {"ic": 0.04, "mcc": 0.03}}
-    assert judge(model, others, 3)[0]
-    beats, words = judge(model, others | {"last_move": {"ic": 0.06, "mcc": 0.0}}, 3)
-    assert not beats
-    assert "does not beat last_move on IC (+0.060)" in words
-    beats, words = judge(model | {"n_eff": 100.0}, others, 3)
-    assert not beats
-    assert "within noise" in words
 
 
 def test_a_leak_is_refused_before_anything_is_written(
@@ -105,6 +100,25 @@ def test_a_leak_is_refused_before_anything_is_written(
     columns = (*meta.columns, "tomorrow")
     with pytest.raises(GateRefusedError, match="tomorrow"):
         train_table(leaky, replace(meta, columns=columns), config, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_answer_shared_by_columns_is_refused_by_the_score_it_gives(
+    table: FeatureTable, meta: DataMeta, config: Config, tmp_path: Path
+) -> None:
+    """Neither column knows anything alone: one is noise, the other the answer plus the same noise."""
+    future = np.roll(table.mid, -config.labels.bars_horizon_rows) / table.mid - 1
+    mask = np.random.default_rng(1).choice([-1.0, 1.0], len(future))
+    shared = np.column_stack([table.features, mask, mask * future]).astype(np.float32)
+    deeper = config.model_copy(update={"gbdt": config.gbdt.model_copy(update={"rounds": 60, "learning_rate": 0.3})})
+    with pytest.raises(GateRefusedError, match="too good to be true"):
+        train_table(
+            replace(table, features=shared),
+            replace(meta, columns=(*meta.columns, "mask", "masked")),
+            deeper,
+            tmp_path / "out",
+            families=("gbdt",),
+        )
     assert not (tmp_path / "out").exists()
 
 
