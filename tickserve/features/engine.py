@@ -8,7 +8,9 @@ Letters: N events, C columns of a row, F features.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -16,18 +18,20 @@ import numpy.typing as npt
 
 from tickserve.errors import SchemaError
 from tickserve.events import Events, columns_of
+from tickserve.features import book_stage as stage
 from tickserve.features import kernels
-from tickserve.features.catalog import KINDS
+from tickserve.features.catalog import HORIZON_SLOTS, KINDS
 from tickserve.features.spec import Feature, FeatureSpec
 
 # Below this many events a thread costs more than it saves.
 MIN_THREAD_EVENTS: Final = 4_096
-# Parameters that the kernels use as rates, 1 / seconds.
-_RATES: Final = frozenset({"tau_s"})
+# Kinds whose time constant is of a moving average; the others' are of decayed sums.
+_AVERAGED: Final = frozenset({"spread_deviation", "depth_deviation", "mid_deviation"})
 
 Singles = npt.NDArray[np.float32]
 Words = npt.NDArray[np.float64]
 Longs = npt.NDArray[np.int64]
+_NO_INDEX: Final = np.zeros(0, np.int64)
 
 
 class FeatureEngine:
@@ -40,22 +44,25 @@ class FeatureEngine:
     def __init__(self, spec: FeatureSpec, *, threads: int | None = None) -> None:
         self.spec = spec
         self._columns = len(columns_of(spec.kind, spec.levels))
-        self._plan, self._memory, self._initial = _compile(spec)
-        self._clock: Longs = np.zeros(4, np.int64)
-        self._carry: Words = np.zeros(kernels.CARRY_WORDS)
+        self._plan, self._initial, self._taus = _compile(spec)
         self._groups = _share_out(spec, self._plan, threads or len(os.sched_getaffinity(0)))
+        self._memory = self._initial.copy()
+        self._lanes = [_Lane.of(spec, self._taus) for _ in self._groups]
+        self._time: Longs = np.zeros(1, np.int64)
+        first = self._lanes[0]
+        self._state = (first.clock, first.carry, self._plan, self._memory, *first.tables, _NO_INDEX)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: the next event is the first of a session."""
-        self._clock[:] = (0, 0, 0, self.spec.session_gap_ns)
-        self._carry[:] = 0.0
+        self._lanes[0].clock[kernels.SEEN] = 0
+        self._lanes[0].carry[:] = 0.0
         self._memory[:] = self._initial
 
     @property
     def events_seen(self) -> int:
         """Events since the session started."""
-        return int(self._clock[kernels.SEEN])
+        return int(self._lanes[0].clock[kernels.SEEN])
 
     @property
     def warm(self) -> bool:
@@ -70,7 +77,7 @@ class FeatureEngine:
         if row.__class__ is not np.ndarray or row.shape != (self._columns,) or not _plain(row):
             row = self._checked(row, 1)
         out = np.empty(len(self._plan), np.float32)
-        kernels.step(ts_ns, row, self._clock, self._carry, self._plan, self._memory, out)
+        kernels.step(ts_ns, self._time, row, *self._state, out)
         return out
 
     def batch(self, events: Events) -> Singles:
@@ -98,19 +105,18 @@ class FeatureEngine:
         return out.T, index
 
     def _run(self, ts_ns: Longs, values: Words, index: Longs, out: Singles) -> None:
-        # Every thread derives the shared values from its own copy of the clock and the carry: cheaper than handing
-        # them over. The first one's copies are the engine's own.
+        # Every thread computes the shared columns for itself, from its own copy of the state they carry: cheaper than
+        # handing them over. The first one's copy is the engine's own.
         groups = self._groups if len(ts_ns) >= MIN_THREAD_EVENTS else [self._plan]
-        clocks = [self._clock, *(self._clock.copy() for _ in groups[1:])]
-        carries = [self._carry, *(self._carry.copy() for _ in groups[1:])]
-        indices = [index, *(np.empty(0, np.int64) for _ in groups[1:])]
+        for lane in self._lanes[1 : len(groups)]:
+            lane.follow(self._lanes[0])
 
         def work(g: int) -> None:
-            block = np.empty((kernels.BLOCK, kernels.X_WORDS))
-            opens = np.empty(kernels.BLOCK, np.int64)
-            kernels.columns(
-                ts_ns, values, clocks[g], carries[g], groups[g], self._memory, block, opens, indices[g], out
-            )
+            lane = self._lanes[g]
+            places = _NO_INDEX if g else index
+            kernels.advance(
+                ts_ns, values, lane.clock, lane.carry, groups[g], self._memory, *lane.tables, places, out
+            )  # fmt: skip
 
         if len(groups) == 1:
             work(0)
@@ -151,21 +157,71 @@ def _plain(row: Words) -> bool:
     return row.dtype == np.float64 and flags.c_contiguous and flags.writeable and flags.aligned
 
 
-def _parameters(feature: Feature) -> list[float]:
-    return [1.0 / value if name in _RATES else float(value) for name, value in feature.params]
+@dataclass(frozen=True)
+class _Lane:
+    """What one thread carries besides the features' own state: clock, carry, and the tables of `book_stage.py`."""
+
+    clock: Longs
+    carry: Words
+    tables: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, spec: FeatureSpec, taus: Mapping[float, int]) -> _Lane:
+        clock, carry = np.zeros(kernels.CLOCK_WORDS, np.int64), np.zeros(kernels.CARRY_WORDS)
+        history = max([int(value) for item in spec.features for name, value in item.params if name == "count"] + [1])
+        clock[kernels.GAP], clock[kernels.HISTORY] = spec.session_gap_ns, history
+        rates, uses = 1.0 / np.array(list(taus), np.float64), np.array(list(taus.values()), np.int64)
+        if spec.kind == "bars":
+            return cls(clock, carry, (_bars(), np.zeros((2, stage.TILE)), *_empty(), rates, uses))
+        x = np.zeros((stage.X_COLUMNS + max(len(taus), 1), stage.TILE))
+        past = np.zeros((stage.PAST_COLUMNS, history + stage.SPAN))
+        sums = np.zeros((len(taus), stage.TILE + 1, stage.SUMS))
+        return cls(clock, carry, (x, past, sums, np.zeros((len(taus), stage.TILE + 1, stage.MOVES)), rates, uses))
+
+    def follow(self, other: _Lane) -> None:
+        """Take over another lane's state."""
+        self.clock[:], self.carry[:] = other.clock, other.carry
+        (_, past, sums, moves, _, _), (_, its_past, its_sums, its_moves, _, _) = self.tables, other.tables
+        past[:] = its_past
+        sums[:, 0], moves[:, 0] = its_sums[:, 0], its_moves[:, 0]
 
 
-def _compile(spec: FeatureSpec) -> tuple[Longs, Words, Words]:
-    """The spec as the kernels' plan int64 [F, 5], their memory, and the memory's initial content."""
+def _bars() -> Words:
+    return np.zeros((stage.TILE, kernels.X_WORDS))
+
+
+def _empty() -> tuple[Words, Words]:
+    return np.zeros((0, 1, stage.SUMS)), np.zeros((0, 1, stage.MOVES))
+
+
+def _parameters(feature: Feature, taus: Mapping[float, int]) -> list[float]:
+    """As the kernels read them: a tau as its number and its rate, a horizon with its spacing of samples."""
+    words: list[float] = []
+    for name, value in feature.params:
+        if name == "tau_s":
+            words += [float(list(taus).index(value)), 1.0 / value]
+        elif name == "horizon_s":
+            words += [float(value), value / HORIZON_SLOTS]
+        else:
+            words.append(float(value))
+    return words
+
+
+def _compile(spec: FeatureSpec) -> tuple[Longs, Words, dict[float, int]]:
+    """The spec as the kernels' plan int64 [F, 5], their memory's initial content, and what each tau is used for."""
+    taus: dict[float, int] = {}
+    for feature in spec.features:
+        for name, value in feature.params:
+            if name == "tau_s":
+                taus[float(value)] = taus.get(float(value), 0) | (2 if feature.kind in _AVERAGED else 1)
     plan: list[tuple[int, ...]] = []
     words: list[float] = []
     for column, feature in enumerate(spec.features):
-        kind, parameters = KINDS[feature.kind], _parameters(feature)
+        kind, parameters = KINDS[feature.kind], _parameters(feature, taus)
         start = len(words)
         words += parameters + [0.0] * kind.state_words(dict(feature.params))
         plan.append((kind.id, start, start + len(parameters), len(words), column))
-    initial = np.array(words, np.float64)
-    return np.array(plan, np.int64), initial.copy(), initial
+    return np.array(plan, np.int64), np.array(words, np.float64), taus
 
 
 def _share_out(spec: FeatureSpec, plan: Longs, threads: int) -> list[Longs]:

@@ -21,6 +21,8 @@ try:
 except ImportError as error:
     raise MissingExtraError.of("numba", "stream") from error
 
+from numba.extending import intrinsic  # noqa: E402 - after the check above
+
 njit: Any = numba.njit  # numba's own stubs lack `_nrt`
 config: Any = numba.config
 # Without numba's reference counting a slice is a pointer and a length; counted, every feature of every event pays for
@@ -44,6 +46,19 @@ F = TypeVar("F", bound=Callable[..., Any])
 def inlined(function: F) -> F:
     """Compile an update function so that its body lands inside the kernel that calls it."""
     return cast(F, njit(forceinline=True, **OPTIONS)(function))
+
+
+def reinterpreted(source: str, target: str) -> Any:
+    """A compiled function that takes the bits of a 64-bit `source` number as a `target` one, at no cost."""
+    given, wanted = getattr(numba.types, source), getattr(numba.types, target)
+
+    def of_types(_: Any, __: Any) -> tuple[Any, Any]:
+        def generate(context: Any, builder: Any, ___: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], context.get_value_type(wanted))
+
+        return wanted(given), generate
+
+    return intrinsic(of_types)
 
 
 def kernel(signature: str) -> Callable[[F], F]:
