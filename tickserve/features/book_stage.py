@@ -3,8 +3,9 @@
 The features of a tile of events, which may be one event, are computed by passes over these columns. Letters:
 n events of a tile, T distinct time constants.
 
-x float64 [X_COLUMNS + T, TILE]: the tile's columns, named below; then, per time constant, what an event's time step
-leaves of the past, exp(-dt / tau).
+x float64 [X_COLUMNS + max(T, 1), ROW]: the tile's columns, named below; then, per time constant, what an event's time
+step leaves of the past, exp(-dt / tau). The columns of the quote start with the event before the tile.
+book float64 [4 L, ROW]: the tile's levels, as in a row from column LEVEL_0 on, sizes cleaned.
 past float64 [3, H + SPAN]: log mid, order flow and depth, of the tile and of at least H events before it.
 sums float64 [T, TILE + 1, 8]: six decayed sums after each event, row 0 from before the tile.
 moves float64 [T, TILE + 1, 4]: log mid, spread, log depth, each less its moving average; row 0 likewise.
@@ -26,17 +27,19 @@ from tickserve.features.elementary import SMALLEST, exp_minus, log_positive
 from tickserve.features.jit import inlined
 from tickserve.features.windows import Longs, Words
 
-TILE: Final = 512
+TILE: Final = 256
+# Length of a tile's column; a power of two would put all columns in one set of the first-level cache.
+ROW: Final = TILE + 24
 # Events that `past` takes before its last H are moved to the front.
 SPAN: Final = 4_096
 NOW, DT, MID, SPREAD, MICRO, IS_TRADE, SIGNED, LOG_TRADE, TRADE_TIME, LOG_MID, LOG_DEPTH = range(11)
-MID_MOVE, SPREAD_MOVE, DEPTH_MOVE, X_COLUMNS = range(11, 15)
+MID_MOVE, SPREAD_MOVE, DEPTH_MOVE, Q_BID, Q_BID_SIZE, Q_ASK, Q_ASK_SIZE, X_COLUMNS = range(11, 19)
 PAST_LOG, PAST_FLOW, PAST_DEPTH, PAST_COLUMNS = range(4)
 # Decayed sums of these; then what the moving averages are of.
 FLOW_SUM, DEPTH_SUM, EVENTS_SUM, SIGNED_SUM, SQUARES_SUM, TRADES_SUM, SUMS = 0, 1, 2, 3, 4, 5, 8
 MOVES: Final = 4
 # Carried from event to event.
-BID, BID_SIZE, ASK, ASK_SIZE, LAST_LOG, LAST_SPREAD, LAST_DEPTH, LAST_LOG_TRADE, LAST_TRADE, HAS_MID = range(10)
+LAST_LOG, LAST_SPREAD, LAST_DEPTH, LAST_LOG_TRADE, LAST_TRADE, HAS_MID = range(6)
 LEVEL_0: Final = 4
 LARGEST_SIZE: Final = 1.7976931348623157e308
 # Added at every event, so that a decayed sum of zeros stays clear of slow subnormal numbers; no float32 shows it.
@@ -56,43 +59,64 @@ def is_price(value: float) -> bool:
 
 
 @inlined
-def open_session(carry: Words, past: Words, sums: Words, moves: Words) -> None:
+def open_session(carry: Words, x: Words, past: Words, sums: Words, moves: Words) -> None:
     """Forget all events before: nothing has happened, no quote and no trade is known."""
     carry[:] = 0.0
-    for word in (BID, ASK, LAST_LOG, LAST_SPREAD, LAST_DEPTH, LAST_LOG_TRADE):
+    for word in (LAST_LOG, LAST_SPREAD, LAST_DEPTH, LAST_LOG_TRADE):
         carry[word] = math.nan
+    x[Q_BID, 0] = math.nan
+    x[Q_ASK, 0] = math.nan
     past[:] = 0.0
     sums[:, 0] = 0.0
     moves[:, 0] = 0.0
 
 
 @inlined
-def _quotes(values: Words, carry: Words, x: Words, flow: Words, depth: Words) -> None:
-    """Mid, spread, microprice, depth; and e_n of Cont, Kukanov, Stoikov (2014), "The Price Impact of Order Book Events".
-
-    J. Financial Econometrics 12(1). A side that is absent now or was absent before adds nothing to the flow.
-    """
-    last_bid, last_bid_size, last_ask, last_ask_size = carry[BID], carry[BID_SIZE], carry[ASK], carry[ASK_SIZE]
-    mids, spreads, micros = x[MID], x[SPREAD], x[MICRO]
+def _levels(values: Words, book: Words) -> None:
+    """Rows to columns."""
     for i in range(len(values)):
-        bid, ask = values[i, LEVEL_0], values[i, LEVEL_0 + 2]
-        bid_size, ask_size = size_of(values[i, LEVEL_0 + 1]), size_of(values[i, LEVEL_0 + 3])
-        bid = bid if is_price(bid) else math.nan
-        ask = ask if is_price(ask) else math.nan
-        sizeless = bid_size + ask_size == 0.0
-        bid_size = (1.0 if bid == bid else 0.0) if sizeless else bid_size
-        ask_size = (1.0 if ask == ask else 0.0) if sizeless else ask_size
+        for level in range(len(book) // 4):
+            column = 4 * level
+            book[column, i] = values[i, LEVEL_0 + column]
+            book[column + 1, i] = size_of(values[i, LEVEL_0 + column + 1])
+            book[column + 2, i] = values[i, LEVEL_0 + column + 2]
+            book[column + 3, i] = size_of(values[i, LEVEL_0 + column + 3])
+
+
+@inlined
+def _quotes(n: int, book: Words, x: Words, depth: Words) -> None:
+    """The quote as it counts, and its mid, spread, microprice and depth."""
+    bids, bid_sizes, asks, ask_sizes = x[Q_BID][1:], x[Q_BID_SIZE][1:], x[Q_ASK][1:], x[Q_ASK_SIZE][1:]
+    mids, spreads, micros = x[MID], x[SPREAD], x[MICRO]
+    raw_bids, raw_bid_sizes, raw_asks, raw_ask_sizes = book[0], book[1], book[2], book[3]
+    for i in range(n):
+        bid = raw_bids[i] if is_price(raw_bids[i]) else math.nan
+        ask = raw_asks[i] if is_price(raw_asks[i]) else math.nan
+        sizeless = raw_bid_sizes[i] + raw_ask_sizes[i] == 0.0
+        bid_size = (1.0 if bid == bid else 0.0) if sizeless else raw_bid_sizes[i]
+        ask_size = (1.0 if ask == ask else 0.0) if sizeless else raw_ask_sizes[i]
+        bids[i], bid_sizes[i], asks[i], ask_sizes[i] = bid, bid_size, ask, ask_size
         mid = 0.5 * (bid + ask)
         mid = mid if mid <= LARGEST_SIZE else math.nan
+        spread = (ask - bid) / mid
         mids[i] = mid
-        spreads[i] = (ask - bid) / mid
-        micros[i] = 0.5 * spreads[i] * ((bid_size - ask_size) / (bid_size + ask_size))
+        spreads[i] = spread
+        micros[i] = 0.5 * spread * ((bid_size - ask_size) / (bid_size + ask_size))
         depth[i] = 0.5 * (bid_size + ask_size)
-        more = (bid_size if bid >= last_bid else 0.0) + (last_ask_size if ask >= last_ask else 0.0)
-        less = (last_bid_size if bid <= last_bid else 0.0) + (ask_size if ask <= last_ask else 0.0)
+
+
+@inlined
+def _flows(n: int, x: Words, flow: Words) -> None:
+    """e_n of Cont, Kukanov, Stoikov (2014), "The Price Impact of Order Book Events", J. Financial Econometrics 12(1).
+
+    A side that is absent now or was absent before adds nothing. Leaves the last quote before the next tile's.
+    """
+    bids, bid_sizes, asks, ask_sizes = x[Q_BID], x[Q_BID_SIZE], x[Q_ASK], x[Q_ASK_SIZE]
+    for i in range(n):
+        more = (bid_sizes[i + 1] if bids[i + 1] >= bids[i] else 0.0) + (ask_sizes[i] if asks[i + 1] >= asks[i] else 0.0)
+        less = (bid_sizes[i] if bids[i + 1] <= bids[i] else 0.0) + (ask_sizes[i + 1] if asks[i + 1] <= asks[i] else 0.0)
         flow[i] = more - less
-        last_bid, last_bid_size, last_ask, last_ask_size = bid, bid_size, ask, ask_size
-    carry[BID], carry[BID_SIZE], carry[ASK], carry[ASK_SIZE] = last_bid, last_bid_size, last_ask, last_ask_size
+    bids[0], bid_sizes[0], asks[0], ask_sizes[0] = bids[n], bid_sizes[n], asks[n], ask_sizes[n]
 
 
 @inlined
@@ -185,15 +209,17 @@ def _decayed_moves(kept: Words, x: Words, s: Words) -> None:
 
 @inlined
 def stage_book(
-    n: int, values: Words, pos: int, uses: Longs, rates: Words, carry: Words, x: Words, past: Words, sums: Words,
-    moves: Words,
+    n: int, values: Words, pos: int, uses: Longs, rates: Words, carry: Words, x: Words, book: Words, past: Words,
+    sums: Words, moves: Words,
 ) -> None:  # fmt: skip
     """Fill everything shared for the n events of a tile; their clock (NOW, DT) is in `x` already.
 
     `uses` [T] says for each rate, 1 / tau, whether its decayed sums (1), its moving averages (2) or both are needed.
     """
     flow, depth = past[PAST_FLOW][pos : pos + n], past[PAST_DEPTH][pos : pos + n]
-    _quotes(values, carry, x, flow, depth)
+    _levels(values, book)
+    _quotes(n, book, x, depth)
+    _flows(n, x, flow)
     _trades(values, carry, x)
     _log_mids(n, pos, carry, x, past)
     log_depth, spread = x[LOG_DEPTH][:n], x[SPREAD][:n]

@@ -1,6 +1,6 @@
 """Order book features: one pass per kind over a tile of n events, which may be one event.
 
-A pass reads the shared columns of `book_stage.py`, the events' rows, its parameters `p` and its state `s`, and writes
+A pass reads the shared columns of `book_stage.py`, its parameters `p` and its state `s`, and writes
 its feature into `y`, float32 [n]. Features of the mid are NaN without a valid two-sided quote.
 """
 
@@ -13,8 +13,8 @@ import math
 from typing import Final
 
 from tickserve.features.book_stage import (
-    DEPTH_SUM, DT, EVENTS_SUM, FLOW_SUM, LEVEL_0, LOG_DEPTH, LOG_MID, LOG_TRADE, MICRO, MID, NOW, PAST_DEPTH,
-    PAST_FLOW, PAST_LOG, SIGNED_SUM, SPREAD, SQUARES_SUM, TRADE_TIME, TRADES_SUM, is_price, size_of,
+    DEPTH_SUM, DT, EVENTS_SUM, FLOW_SUM, LOG_DEPTH, LOG_MID, LOG_TRADE, MICRO, MID, NOW, PAST_DEPTH,
+    PAST_FLOW, PAST_LOG, SIGNED_SUM, SPREAD, SQUARES_SUM, TRADE_TIME, TRADES_SUM, is_price,
 )  # fmt: skip
 from tickserve.features.catalog import HORIZON_CAPACITY, HORIZON_HEADER
 from tickserve.features.elementary import log_positive
@@ -50,49 +50,53 @@ def shared_column(column: Words, y: Singles) -> None:
 
 
 @inlined
-def level_imbalance(values: Words, p: Words, y: Singles) -> None:
+def level_imbalance(book: Words, p: Words, y: Singles) -> None:
     """(bid size - ask size) / (bid size + ask size) at one level, 0 where neither side has a size.
 
     Cartea, Donnelly, Jaimungal (2018), "Enhancing trading strategies with order book signals".
     """
-    column = LEVEL_0 + 4 * (int(p[0]) - 1)
-    bids, asks = values[:, column + 1], values[:, column + 3]
+    column = 4 * (int(p[0]) - 1)
+    bids, asks = book[column + 1], book[column + 3]
     for i in range(len(y)):
-        bid, ask = size_of(bids[i]), size_of(asks[i])
+        bid, ask = bids[i], asks[i]
         ratio = (bid - ask) / (bid + ask)
         y[i] = single(ratio if bid + ask > 0.0 else 0.0)
 
 
 @inlined
-def depth_imbalance(values: Words, p: Words, y: Singles) -> None:
+def depth_imbalance(book: Words, scratch: Words, p: Words, y: Singles) -> None:
     """As `level_imbalance`, over the sizes of the best levels added up."""
-    levels = int(p[0])
+    bids, asks = scratch[0], scratch[1]
     for i in range(len(y)):
-        bids, asks = 0.0, 0.0
-        for level in range(levels):
-            bids += size_of(values[i, LEVEL_0 + 4 * level + 1])
-            asks += size_of(values[i, LEVEL_0 + 4 * level + 3])
-        ratio = (bids - asks) / (bids + asks)
-        y[i] = single(ratio if bids + asks > 0.0 else 0.0)
+        bids[i] = asks[i] = 0.0
+    for level in range(int(p[0])):
+        more_bids, more_asks = book[4 * level + 1], book[4 * level + 3]
+        for i in range(len(y)):
+            bids[i] += more_bids[i]
+            asks[i] += more_asks[i]
+    for i in range(len(y)):
+        ratio = (bids[i] - asks[i]) / (bids[i] + asks[i])
+        y[i] = single(ratio if bids[i] + asks[i] > 0.0 else 0.0)
 
 
 @inlined
-def depth_weighted_deviation(x: Words, values: Words, p: Words, y: Singles) -> None:
+def depth_weighted_deviation(x: Words, book: Words, scratch: Words, p: Words, y: Singles) -> None:
     """The size-weighted price of both sides' best levels against the mid, relative; 0 without sizes.
 
     Cao, Hansch, Wang (2009), "The information content of an open limit-order book", J. Futures Markets 29(1).
     """
-    levels, mids = int(p[0]), x[MID]
+    values, weights, mids = scratch[0], scratch[1], x[MID]
     for i in range(len(y)):
-        value, size, mid = 0.0, 0.0, mids[i]
-        for side in range(2 * levels):
-            price = values[i, LEVEL_0 + 2 * side]
-            weight = size_of(values[i, LEVEL_0 + 2 * side + 1])
-            there = is_price(price)
-            value += weight * (price - mid) if there else 0.0
-            size += weight if there else 0.0
-        ratio = value / (size * mid)
-        y[i] = single(ratio if size > 0.0 else 0.0 * mid)
+        values[i] = weights[i] = 0.0
+    for side in range(2 * int(p[0])):
+        prices, sizes = book[2 * side], book[2 * side + 1]
+        for i in range(len(y)):
+            there = is_price(prices[i])
+            values[i] += sizes[i] * (prices[i] - mids[i]) if there else 0.0
+            weights[i] += sizes[i] if there else 0.0
+    for i in range(len(y)):
+        ratio = values[i] / (weights[i] * mids[i])
+        y[i] = single(ratio if weights[i] > 0.0 else 0.0 * mids[i])
 
 
 @inlined
@@ -267,8 +271,8 @@ def trade_deviation(x: Words, y: Singles) -> None:
 
 @inlined
 def update_book(  # noqa: C901, PLR0912 - a dispatch table
-    kind: int, ts_ns: Longs, values: Words, pos: int, seen: int, x: Words, past: Words, sums: Words, moves: Words,
-    p: Words, s: Words, y: Singles,
+    kind: int, ts_ns: Longs, pos: int, seen: int, x: Words, book: Words, scratch: Words, past: Words, sums: Words,
+    moves: Words, p: Words, s: Words, y: Singles,
 ) -> None:  # fmt: skip
     """The feature of `kind` (ids as in `catalog.BOOK_KINDS`) after each event of the tile."""
     if kind == 0:
@@ -276,11 +280,11 @@ def update_book(  # noqa: C901, PLR0912 - a dispatch table
     elif kind == 1:
         shared_column(x[SPREAD], y)
     elif kind == 2:
-        level_imbalance(values, p, y)
+        level_imbalance(book, p, y)
     elif kind == 3:
-        depth_imbalance(values, p, y)
+        depth_imbalance(book, scratch, p, y)
     elif kind == 4:
-        depth_weighted_deviation(x, values, p, y)
+        depth_weighted_deviation(x, book, scratch, p, y)
     elif kind == 5:
         per_depth(FLOW_SUM, sums, p, y)
     elif kind == 6:

@@ -18,7 +18,6 @@ import numpy.typing as npt
 
 from tickserve.errors import SchemaError
 from tickserve.events import Events, columns_of
-from tickserve.features import book_stage as stage
 from tickserve.features import kernels
 from tickserve.features.catalog import HORIZON_SLOTS, KINDS
 from tickserve.features.spec import Feature, FeatureSpec
@@ -48,15 +47,14 @@ class FeatureEngine:
         self._groups = _share_out(spec, self._plan, threads or len(os.sched_getaffinity(0)))
         self._memory = self._initial.copy()
         self._lanes = [_Lane.of(spec, self._taus) for _ in self._groups]
-        self._time: Longs = np.zeros(1, np.int64)
         first = self._lanes[0]
-        self._state = (first.clock, first.carry, self._plan, self._memory, *first.tables, _NO_INDEX)
+        self._state = (first.clock, first.words, self._plan, self._memory)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: the next event is the first of a session."""
         self._lanes[0].clock[kernels.SEEN] = 0
-        self._lanes[0].carry[:] = 0.0
+        self._lanes[0].words[: kernels.CARRY_WORDS] = 0.0
         self._memory[:] = self._initial
 
     @property
@@ -77,7 +75,7 @@ class FeatureEngine:
         if row.__class__ is not np.ndarray or row.shape != (self._columns,) or not _plain(row):
             row = self._checked(row, 1)
         out = np.empty(len(self._plan), np.float32)
-        kernels.step(ts_ns, self._time, row, *self._state, out)
+        kernels.step(ts_ns, row, *self._state, out)
         return out
 
     def batch(self, events: Events) -> Singles:
@@ -114,9 +112,7 @@ class FeatureEngine:
         def work(g: int) -> None:
             lane = self._lanes[g]
             places = _NO_INDEX if g else index
-            kernels.advance(
-                ts_ns, values, lane.clock, lane.carry, groups[g], self._memory, *lane.tables, places, out
-            )  # fmt: skip
+            kernels.advance(ts_ns, values, lane.clock, lane.words, groups[g], self._memory, places, out)
 
         if len(groups) == 1:
             work(0)
@@ -159,39 +155,27 @@ def _plain(row: Words) -> bool:
 
 @dataclass(frozen=True)
 class _Lane:
-    """What one thread carries besides the features' own state: clock, carry, and the tables of `book_stage.py`."""
+    """What one thread carries besides the features' own state: `clock` and `words` of `kernels.py`."""
 
     clock: Longs
-    carry: Words
-    tables: tuple[Any, ...]
+    words: Words
 
     @classmethod
     def of(cls, spec: FeatureSpec, taus: Mapping[float, int]) -> _Lane:
-        clock, carry = np.zeros(kernels.CLOCK_WORDS, np.int64), np.zeros(kernels.CARRY_WORDS)
+        """A lane before any event; `taus` as `_compile` gives them."""
         history = max([int(value) for item in spec.features for name, value in item.params if name == "count"] + [1])
-        clock[kernels.GAP], clock[kernels.HISTORY] = spec.session_gap_ns, history
-        rates, uses = 1.0 / np.array(list(taus), np.float64), np.array(list(taus.values()), np.int64)
-        if spec.kind == "bars":
-            return cls(clock, carry, (_bars(), np.zeros((2, stage.TILE)), *_empty(), rates, uses))
-        x = np.zeros((stage.X_COLUMNS + max(len(taus), 1), stage.TILE))
-        past = np.zeros((stage.PAST_COLUMNS, history + stage.SPAN))
-        sums = np.zeros((len(taus), stage.TILE + 1, stage.SUMS))
-        return cls(clock, carry, (x, past, sums, np.zeros((len(taus), stage.TILE + 1, stage.MOVES)), rates, uses))
+        clock = np.zeros(kernels.CLOCK_WORDS + len(taus), np.int64)
+        clock[[kernels.GAP, kernels.HISTORY, kernels.TAUS]] = spec.session_gap_ns, history, len(taus)
+        clock[kernels.CLOCK_WORDS :] = list(taus.values())
+        book = spec.kind == "book"
+        count = kernels.words_of_books(len(taus), history, spec.levels) if book else kernels.words_of_bars()
+        words = np.zeros(count)
+        words[kernels.CARRY_WORDS : kernels.CARRY_WORDS + len(taus)] = [1.0 / tau for tau in taus]
+        return cls(clock, words)
 
     def follow(self, other: _Lane) -> None:
         """Take over another lane's state."""
-        self.clock[:], self.carry[:] = other.clock, other.carry
-        (_, past, sums, moves, _, _), (_, its_past, its_sums, its_moves, _, _) = self.tables, other.tables
-        past[:] = its_past
-        sums[:, 0], moves[:, 0] = its_sums[:, 0], its_moves[:, 0]
-
-
-def _bars() -> Words:
-    return np.zeros((stage.TILE, kernels.X_WORDS))
-
-
-def _empty() -> tuple[Words, Words]:
-    return np.zeros((0, 1, stage.SUMS)), np.zeros((0, 1, stage.MOVES))
+        self.clock[:], self.words[:] = other.clock, other.words
 
 
 def _parameters(feature: Feature, taus: Mapping[float, int]) -> list[float]:
