@@ -1,7 +1,7 @@
 """The feature engine: the same numbers in research and in production, because it is the same arithmetic.
 
-`batch` runs over a chunk of events with threads over features; `step` runs over all features for one event. Both
-advance one state with one set of update functions, so any mix of them gives the same float32 bits.
+`batch` runs over a chunk of events, with threads over features if it is long; `step` runs over a chunk of one event.
+Both advance one state with one compiled function, so any mix of them gives the same float32 bits.
 Letters: N events, C columns of a row, F features.
 """
 
@@ -30,6 +30,7 @@ _AVERAGED: Final = frozenset({"spread_deviation", "depth_deviation", "mid_deviat
 Singles = npt.NDArray[np.float32]
 Words = npt.NDArray[np.float64]
 Longs = npt.NDArray[np.int64]
+_FLOAT64: Final = np.dtype(np.float64)
 _NO_INDEX: Final = np.zeros(0, np.int64)
 
 
@@ -47,6 +48,8 @@ class FeatureEngine:
         self._groups = _share_out(spec, self._plan, threads or len(os.sched_getaffinity(0)))
         self._memory = self._initial.copy()
         self._lanes = [_Lane.of(spec, self._taus) for _ in self._groups]
+        self._shape = (self._columns,)
+        self._time: Longs = np.zeros(1, np.int64)
         first = self._lanes[0]
         self._state = (first.clock, first.words, self._plan, self._memory)
         self.reset()
@@ -72,10 +75,14 @@ class FeatureEngine:
 
         Raises SchemaError for another length, rank or a dtype that is not numeric.
         """
-        if row.__class__ is not np.ndarray or row.shape != (self._columns,) or not _plain(row):
+        if row.__class__ is not np.ndarray or row.shape != self._shape or row.dtype is not _FLOAT64:
             row = self._checked(row, 1)
         out = np.empty(len(self._plan), np.float32)
-        kernels.step(ts_ns, row, *self._state, out)
+        self._time[0] = ts_ns
+        try:
+            kernels.advance(self._time, row, *self._state, _NO_INDEX, out)
+        except TypeError:  # not contiguous, or not aligned
+            kernels.advance(self._time, self._checked(row, 1), *self._state, _NO_INDEX, out)
         return out
 
     def batch(self, events: Events) -> Singles:
@@ -109,10 +116,12 @@ class FeatureEngine:
         for lane in self._lanes[1 : len(groups)]:
             lane.follow(self._lanes[0])
 
+        rows, flat = values.reshape(-1), out.reshape(-1)
+
         def work(g: int) -> None:
             lane = self._lanes[g]
             places = _NO_INDEX if g else index
-            kernels.advance(ts_ns, values, lane.clock, lane.words, groups[g], self._memory, places, out)
+            kernels.advance(ts_ns, rows, lane.clock, lane.words, groups[g], self._memory, places, flat)
 
         if len(groups) == 1:
             work(0)
@@ -145,12 +154,6 @@ class FeatureEngine:
         if rank == 1:
             return np.array(array, np.float64)
         return np.ascontiguousarray(array, np.float64)
-
-
-def _plain(row: Words) -> bool:
-    """Whether the kernel takes the row as it is: float64 in this machine's order, contiguous, writable."""
-    flags = row.flags
-    return row.dtype == np.float64 and flags.c_contiguous and flags.writeable and flags.aligned
 
 
 @dataclass(frozen=True)

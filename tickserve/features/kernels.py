@@ -1,12 +1,12 @@
-"""The compiled kernels: `advance` computes all features of a chunk, and one event is a chunk of one.
+"""The compiled kernel: `advance` computes all features of a chunk of events, and online the chunk is one event.
 
-`step` is `advance` behind a door without arrays to build, so online and batch cannot differ: it is the same machine code.
-No kernel knows the spec: they read a plan of kind numbers and offsets, so that any spec runs without compiling.
+So online and batch cannot differ by how they were compiled: they are the same machine code. The kernel does not know
+the spec: it reads a plan of kind numbers and offsets, so that any spec runs without compiling.
 Letters: N events, C columns of a row, F features, G the features of one thread, T distinct time constants.
 
 plan int64 [G, 5]: kind, offset of the parameters, of the state, its end (in `memory`), output column.
 clock int64 [CLOCK_WORDS + T]: time of the last event, start of the session, events seen in it, longest gap inside a
-session; for books the place in `past` to write next, the events kept before it, T; scratch; last `uses`.
+session; for books the place in `past` to write next, the events kept before it, T, then `uses`.
 words float64: what the derivation carries from event to event [CARRY_WORDS], for books then the rates [T] and the
 tables of `book_stage.py` in the order of `words_of_books`, for bars the columns of their clock and each bar's derived values.
 """
@@ -26,17 +26,13 @@ from tickserve.features.book_stage import (
 )  # fmt: skip
 from tickserve.features.book_updates import LARGEST, update_book
 from tickserve.features.catalog import FIRST_BAR_ID
-from tickserve.features.jit import inlined, kernel, source_fingerprint
+from tickserve.features.jit import inlined, kernel, source_fingerprint, table
 from tickserve.features.windows import Longs, Singles, Words
 
-LAST_TS, START_TS, SEEN, GAP, POS, HISTORY, TAUS, TIME, CLOCK_WORDS = range(9)
+LAST_TS, START_TS, SEEN, GAP, POS, HISTORY, TAUS, CLOCK_WORDS = range(8)
 X_WORDS: Final = 16
 CARRY_WORDS: Final = 16
 SCRATCH_COLUMNS: Final = 2
-
-_READ_LONGS: Final = "Array(int64, 1, 'C', readonly=True)"
-_READ_ROWS: Final = "Array(float64, 2, 'C', readonly=True)"
-_STATE: Final = "int64[::1], float64[::1], int64[:,::1], float64[::1]"
 
 
 def words_of_books(taus: int, history: int, levels: int) -> int:
@@ -110,15 +106,13 @@ def advance_books(
     taus, history, levels = clock[TAUS], clock[HISTORY], (values.shape[1] - LEVEL_0) // 4
     carry, a = words[:CARRY_WORDS], CARRY_WORDS
     rates, uses, a = words[a : a + taus], clock[CLOCK_WORDS:], a + taus
-    rows = X_COLUMNS + max(taus, 1)
-    x, a = words[a : a + rows * ROW].reshape((rows, ROW)), a + rows * ROW
-    book, a = words[a : a + 4 * levels * ROW].reshape((4 * levels, ROW)), a + 4 * levels * ROW
-    scratch, a = words[a : a + SCRATCH_COLUMNS * ROW].reshape((SCRATCH_COLUMNS, ROW)), a + SCRATCH_COLUMNS * ROW
-    past, a = words[a : a + PAST_COLUMNS * (history + SPAN)], a + PAST_COLUMNS * (history + SPAN)
-    past_of = past.reshape((PAST_COLUMNS, history + SPAN))
-    depth = taus * (TILE + 1)
-    sums, a = words[a : a + depth * SUMS].reshape((taus, TILE + 1, SUMS)), a + depth * SUMS
-    moves = words[a : a + depth * MOVES].reshape((taus, TILE + 1, MOVES))
+    rows, depth = X_COLUMNS + max(taus, 1), TILE + 1
+    x, a = table(words, a, (rows, ROW)), a + rows * ROW
+    book, a = table(words, a, (4 * levels, ROW)), a + 4 * levels * ROW
+    scratch, a = table(words, a, (SCRATCH_COLUMNS, ROW)), a + SCRATCH_COLUMNS * ROW
+    past, a = table(words, a, (PAST_COLUMNS, history + SPAN)), a + PAST_COLUMNS * (history + SPAN)
+    sums, a = table(words, a, (taus, depth, SUMS)), a + taus * depth * SUMS
+    moves = table(words, a, (taus, depth, MOVES))
     start = 0
     while start < len(ts_ns):
         room = min(TILE, history + SPAN - clock[POS], len(ts_ns) - start)
@@ -127,15 +121,15 @@ def advance_books(
         if seen == 0:
             clock[POS] = history
             forget(plan, memory)
-            open_session(carry, x, past_of[:, :history], sums, moves)
+            open_session(carry, x, past[:, :history], sums, moves)
         pos, stop = clock[POS], start + n
-        stage_book(n, values[start:stop], pos, uses, rates, carry, x, book, past_of, sums, moves)
+        stage_book(n, values[start:stop], pos, uses, rates, carry, x, book, past, sums, moves)
         times = ts_ns[start:stop]
         for f in range(len(plan)):
             p, s = memory[plan[f, 1] : plan[f, 2]], memory[plan[f, 2] : plan[f, 3]]
             y = out[plan[f, 4], start:stop]
-            update_book(plan[f, 0], times, pos, seen, x, book, scratch, past_of, sums, moves, p, s, y)
-        clock[POS] = keep(n, pos, history, past_of, sums, moves)
+            update_book(plan[f, 0], times, pos, seen, x, book, scratch, past, sums, moves, p, s, y)
+        clock[POS] = keep(n, pos, history, past, sums, moves)
         start = stop
 
 
@@ -153,8 +147,8 @@ def advance_bars(
     ts_ns: Longs, values: Words, clock: Longs, words: Words, plan: Longs, memory: Words, index: Longs, out: Singles
 ) -> None:
     """`advance` for bars: a tile is derived, then every feature passes over it."""
-    carry, clocks = words[:CARRY_WORDS], words[CARRY_WORDS : CARRY_WORDS + 2 * ROW].reshape((2, ROW))
-    x = words[CARRY_WORDS + 2 * ROW :].reshape((TILE, X_WORDS))
+    carry, clocks = words[:CARRY_WORDS], table(words, CARRY_WORDS, (2, ROW))
+    x = table(words, CARRY_WORDS + 2 * ROW, (TILE, X_WORDS))
     start = 0
     while start < len(ts_ns):
         n = take(ts_ns, start, min(TILE, len(ts_ns) - start), clock, clocks, index)
@@ -170,31 +164,30 @@ def advance_bars(
         start += n
 
 
-def _bound(fingerprint: int) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """The kernels, with the engine's source digest captured so that it is part of numba's cache key."""
+def _bound(fingerprint: int) -> Callable[..., Any]:
+    """The kernel, with the engine's source digest captured so that it is part of numba's cache key."""
 
-    @kernel(f"void({_READ_LONGS}, {_READ_ROWS}, {_STATE}, int64[::1], float32[:,::1])")
+    @kernel(
+        "void(Array(int64, 1, 'C', readonly=True), Array(float64, 1, 'C', readonly=True), int64[::1], float64[::1], "
+        "int64[:,::1], float64[::1], int64[::1], float32[::1])"
+    )
     def advance(
         ts_ns: Longs, values: Words, clock: Longs, words: Words, plan: Longs, memory: Words, index: Longs, out: Singles
     ) -> None:
-        """Write G rows of `out` [F, N]; `index` [N], if not empty, takes each event's place in its session."""
-        if fingerprint < 0 or len(plan) == 0:
+        """Write G rows of `out` [F, N] from `values` [N, C], both flat, so that a lone event is passed as it is.
+
+        `index` [N], if not empty, takes each event's place in its session.
+        """
+        count = len(ts_ns)
+        if fingerprint < 0 or len(plan) == 0 or count == 0:
             return
+        rows, columns = table(values, 0, (count, len(values) // count)), table(out, 0, (len(out) // count, count))
         if plan[0, 0] >= FIRST_BAR_ID:
-            advance_bars(ts_ns, values, clock, words, plan, memory, index, out)
+            advance_bars(ts_ns, rows, clock, words, plan, memory, index, columns)
         else:
-            advance_books(ts_ns, values, clock, words, plan, memory, index, out)
+            advance_books(ts_ns, rows, clock, words, plan, memory, index, columns)
 
-    @kernel(f"void(int64, float64[::1], {_STATE}, float32[::1])")
-    def step(ts_ns: int, row: Words, clock: Longs, words: Words, plan: Longs, memory: Words, out: Singles) -> None:
-        """All features after one event into `out`, float32 [F]."""
-        if fingerprint < 0:
-            return
-        clock[TIME] = ts_ns
-        rows, columns = row.reshape((1, len(row))), out.reshape((len(out), 1))
-        advance(clock[TIME : TIME + 1], rows, clock, words, plan, memory, clock[:0], columns)
-
-    return advance, step
+    return advance
 
 
-advance, step = _bound(source_fingerprint())
+advance = _bound(source_fingerprint())
