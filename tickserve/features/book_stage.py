@@ -121,7 +121,7 @@ def _flows(n: int, x: Words, flow: Words) -> None:
 
 @inlined
 def _trades(values: Words, carry: Words, x: Words) -> None:
-    """The last trade's log price and time. Without a side from the venue the quote rule of Lee, Ready (1991) signs it."""
+    """The last trade's log price and time. One without a side is signed by the quote rule of Lee and Ready (1991)."""
     last_log, last_time = carry[LAST_LOG_TRADE], carry[LAST_TRADE]
     for i in range(len(values)):
         is_trade, signed = 0.0, 0.0

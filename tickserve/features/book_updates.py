@@ -13,8 +13,25 @@ import math
 from typing import Final
 
 from tickserve.features.book_stage import (
-    DEPTH_SUM, DT, EVENTS_SUM, FLOW_SUM, LOG_DEPTH, LOG_MID, LOG_TRADE, MICRO, MID, NOW, PAST_DEPTH,
-    PAST_FLOW, PAST_LOG, SIGNED_SUM, SPREAD, SQUARES_SUM, TRADE_TIME, TRADES_SUM, is_price,
+    DEPTH_SUM,
+    DT,
+    EVENTS_SUM,
+    FLOW_SUM,
+    LOG_DEPTH,
+    LOG_MID,
+    LOG_TRADE,
+    MICRO,
+    MID,
+    NOW,
+    PAST_DEPTH,
+    PAST_FLOW,
+    PAST_LOG,
+    SIGNED_SUM,
+    SPREAD,
+    SQUARES_SUM,
+    TRADE_TIME,
+    TRADES_SUM,
+    is_price,
 )  # fmt: skip
 from tickserve.features.catalog import HORIZON_CAPACITY, HORIZON_HEADER
 from tickserve.features.elementary import log_positive
@@ -270,7 +287,7 @@ def trade_deviation(x: Words, y: Singles) -> None:
 
 
 @inlined
-def update_book(  # noqa: C901, PLR0912 - a dispatch table
+def update_book(  # noqa: C901 - a dispatch table
     kind: int, ts_ns: Longs, pos: int, seen: int, x: Words, book: Words, scratch: Words, past: Words, sums: Words,
     moves: Words, p: Words, s: Words, y: Singles,
 ) -> None:  # fmt: skip

@@ -30,6 +30,7 @@ _AVERAGED: Final = frozenset({"spread_deviation", "depth_deviation", "mid_deviat
 Singles = npt.NDArray[np.float32]
 Words = npt.NDArray[np.float64]
 Longs = npt.NDArray[np.int64]
+_FLOAT32: Final = np.dtype(np.float32)
 _FLOAT64: Final = np.dtype(np.float64)
 _NO_INDEX: Final = np.zeros(0, np.int64)
 
@@ -77,7 +78,7 @@ class FeatureEngine:
         """
         if row.__class__ is not np.ndarray or row.shape != self._shape or row.dtype is not _FLOAT64:
             row = self._checked(row, 1)
-        out = np.empty(len(self._plan), np.float32)
+        out = np.empty(len(self._plan), _FLOAT32)
         self._time[0] = ts_ns
         try:
             kernels.advance(self._time, row, *self._state, _NO_INDEX, out)

@@ -21,9 +21,9 @@ try:
 except ImportError as error:
     raise MissingExtraError.of("numba", "stream") from error
 
-from numba.core import cgutils  # noqa: E402 - after the check above
-from numba.extending import intrinsic  # noqa: E402
-from numba.np import arrayobj  # noqa: E402
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np import arrayobj
 
 njit: Any = numba.njit  # numba's own stubs lack `_nrt`
 config: Any = numba.config
@@ -63,24 +63,28 @@ def reinterpreted(source: str, target: str) -> Any:
     return intrinsic(of_types)
 
 
-@intrinsic  # type: ignore[misc]
-def table(_: Any, words: Any, start: Any, shape: Any) -> tuple[Any, Any]:
+def _table(_: Any, words: Any, start: Any, shape: Any) -> tuple[Any, Any]:
     """`table(words, start, shape)`: `words[start:]` as an array of `shape`, unchecked. `reshape` is slower."""
     result = numba.types.Array(words.dtype, len(shape), "C")
+    arrays: Any = arrayobj
+    unpacked: Any = cgutils.unpack_tuple
 
     def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-        source = arrayobj.make_array(signature.args[0])(context, builder, arguments[0])
-        lengths = cgutils.unpack_tuple(builder, arguments[2], len(shape))
+        source = arrays.make_array(signature.args[0])(context, builder, arguments[0])
+        lengths = unpacked(builder, arguments[2], len(shape))
         item = context.get_constant(numba.types.intp, words.dtype.bitwidth // 8)
         strides = [item]
         for length in reversed(lengths[1:]):
             strides.insert(0, builder.mul(strides[0], length))
         data = builder.gep(source.data, [arguments[1]])
-        view = arrayobj.make_array(result)(context, builder)
-        arrayobj.populate_array(view, data=data, shape=lengths, strides=strides, itemsize=item, meminfo=None)
+        view = arrays.make_array(result)(context, builder)
+        arrays.populate_array(view, data=data, shape=lengths, strides=strides, itemsize=item, meminfo=None)
         return view._getvalue()
 
     return result(words, numba.types.intp, shape), generate
+
+
+table: Any = intrinsic(_table)
 
 
 def kernel(signature: str) -> Callable[[F], F]:

@@ -8,7 +8,7 @@ plan int64 [G, 5]: kind, offset of the parameters, of the state, its end (in `me
 clock int64 [CLOCK_WORDS + T]: time of the last event, start of the session, events seen in it, longest gap inside a
 session; for books the place in `past` to write next, the events kept before it, T, then `uses`.
 words float64: what the derivation carries from event to event [CARRY_WORDS], for books then the rates [T] and the
-tables of `book_stage.py` in the order of `words_of_books`, for bars the columns of their clock and each bar's derived values.
+tables of `book_stage.py` in the order of `words_of_books`; for bars the clock's columns and each bar's derived values.
 """
 
 # numpy types an element of a float64 array as Any; these functions return floats.
@@ -22,7 +22,18 @@ from typing import Any, Final
 
 from tickserve.features.bar_updates import derive_bar, update_bars
 from tickserve.features.book_stage import (
-    DT, LEVEL_0, MOVES, NOW, PAST_COLUMNS, ROW, SPAN, SUMS, TILE, X_COLUMNS, open_session, stage_book,
+    DT,
+    LEVEL_0,
+    MOVES,
+    NOW,
+    PAST_COLUMNS,
+    ROW,
+    SPAN,
+    SUMS,
+    TILE,
+    X_COLUMNS,
+    open_session,
+    stage_book,
 )  # fmt: skip
 from tickserve.features.book_updates import LARGEST, update_book
 from tickserve.features.catalog import FIRST_BAR_ID
