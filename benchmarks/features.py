@@ -1,10 +1,12 @@
-"""Features per event: the engine against pandas and polars on the same formulas and the same rows.
+"""Features per event: the engine against pandas and polars on the same rows.
 
-    python -m benchmarks.features [--data FILE ...] [--events 1000000] [--threads 2]
+    python -m benchmarks.features [--data FILE ...] [--rows 1000000] [--threads 2] [--events 10000000]
 
-The compared columns are those that pandas and polars can both express exactly (windows in rows); the values are
-checked against each other before anything is timed. Columns that decay in elapsed time are in the engine's default
-spec, which is timed on its own line. The best of the passes counts, and every contestant may use all cores.
+Two tables. The common columns are those that all three express exactly (windows in rows); their values are checked
+against each other before anything is timed. The default spec is compared with its columns as nearly as pandas and
+polars express them (`feature_peers.py` says which are the same and which the nearest). The best of the passes counts,
+and every contestant may use all cores. `--events` also streams that many events through the engine in chunks, the
+recording played again and again, and prints by how much the process's memory grew.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 import polars as pl
+import psutil
 
+from benchmarks import feature_peers as peers
 from market.readers import open_source
 from market.readers.source import Source
 from market.simulator import SimulatedSource
@@ -35,6 +39,7 @@ LEVELS = 5
 FLOWS = (10, 20, 50, 100, 200, 300, 400, 500)
 RETURNS = (1, 5, 10, 20, 50, 100, 200, 500)
 NEVER = 2**62
+COMMON = "common"
 Table = dict[str, npt.NDArray[np.float64]]
 
 
@@ -44,10 +49,10 @@ def common_spec() -> FeatureSpec:
     features += [Feature.of("depth_imbalance", levels=LEVELS), Feature.of("time_since_event")]
     features += [Feature.of("order_flow_imbalance_events", count=count) for count in FLOWS]
     features += [Feature.of("mid_return_events", count=count) for count in RETURNS]
-    return FeatureSpec("common", "book", LEVELS, tuple(features), NEVER, 0)
+    return FeatureSpec(COMMON, "book", LEVELS, tuple(features), NEVER, 0)
 
 
-def with_pandas(frame: pd.DataFrame) -> pd.DataFrame:
+def with_pandas(frame: pd.DataFrame, spec: FeatureSpec) -> pd.DataFrame:
     bid, bid_size, ask, ask_size = (frame[name] for name in ("bid_price_1", "bid_size_1", "ask_price_1", "ask_size_1"))
     mid = (bid + ask) / 2
     log_mid, spread = np.log(mid), (ask - bid) / mid
@@ -63,15 +68,19 @@ def with_pandas(frame: pd.DataFrame) -> pd.DataFrame:
     flow = (bid >= bid.shift()) * bid_size - (bid <= bid.shift()) * bid_size.shift().fillna(0)
     flow += (ask >= ask.shift()) * ask_size.shift().fillna(0) - (ask <= ask.shift()) * ask_size
     depth = (bid_size + ask_size) / 2
-    for count in FLOWS:
+    for _, count in peers.windows_of(spec, "order_flow_imbalance_events"):
         summed = flow.rolling(count, min_periods=1).sum()
         out[f"order_flow_imbalance_events_{count}"] = summed / depth.rolling(count, min_periods=1).mean()
-    for count in RETURNS:
+    for _, count in peers.windows_of(spec, "mid_return_events"):
         out[f"mid_return_events_{count}"] = log_mid - log_mid.shift(count).fillna(log_mid.iloc[0])
-    return pd.DataFrame(out).astype(np.float32)
+    exact = pd.DataFrame(out).astype(np.float32)
+    if spec.name == COMMON:
+        return exact
+    shared = pd.DataFrame({"mid": mid, "log_mid": log_mid, "flow": flow, "depth": depth, "spread": spread})
+    return pd.concat([exact, peers.with_pandas(spec, frame, shared)], axis=1)
 
 
-def with_polars(frame: pl.DataFrame) -> pl.DataFrame:
+def with_polars(frame: pl.DataFrame, spec: FeatureSpec) -> pl.DataFrame:
     bid, bid_size, ask, ask_size = (pl.col(name) for name in ("bid_price_1", "bid_size_1", "ask_price_1", "ask_size_1"))
     flow = pl.when(bid >= bid.shift()).then(bid_size).otherwise(0.0)
     flow -= pl.when(bid <= bid.shift()).then(bid_size.shift()).otherwise(0.0)
@@ -91,11 +100,12 @@ def with_polars(frame: pl.DataFrame) -> pl.DataFrame:
     asks = pl.sum_horizontal([f"ask_size_{level}" for level in range(1, LEVELS + 1)])
     out["depth_imbalance_5"] = (bids - asks) / (bids + asks)
     out["time_since_event"] = (pl.col("ts_ns").diff().fill_null(0) / 1e9 + 1).log()
-    for count in FLOWS:
+    for _, count in peers.windows_of(spec, "order_flow_imbalance_events"):
         summed = pl.col("flow").rolling_sum(count, min_samples=1)
         out[f"order_flow_imbalance_events_{count}"] = summed / pl.col("depth").rolling_mean(count, min_samples=1)
-    for count in RETURNS:
+    for _, count in peers.windows_of(spec, "mid_return_events"):
         out[f"mid_return_events_{count}"] = log_mid - log_mid.shift(count).fill_null(log_mid.first())
+    out |= {} if spec.name == COMMON else peers.with_polars(spec)
     return base.select(**{name: column.cast(pl.Float32) for name, column in out.items()}).collect()
 
 
@@ -115,7 +125,7 @@ def read(source: Source, count: int) -> Events:
     return Events("book", source.levels, everything, np.ascontiguousarray(np.tile(values, (times, 1))[:count]))
 
 
-def best(run: Callable[[], Any], passes: int = 3) -> float:
+def best(run: Callable[[], Any], passes: int = 5) -> float:
     """Seconds of the fastest pass."""
     taken = []
     for _ in range(passes):
@@ -146,7 +156,7 @@ def check_equal(events: Events) -> float:
     spec = common_spec()
     ours = FeatureEngine(spec).batch(few).astype(np.float64)
     worst = 0.0
-    for other in (with_pandas(pd.DataFrame(table_of(few))), with_polars(pl.DataFrame(table_of(few)))):
+    for other in (with_pandas(pd.DataFrame(table_of(few)), spec), with_polars(pl.DataFrame(table_of(few)), spec)):
         theirs = np.column_stack([other[name].to_numpy() for name in spec.columns]).astype(np.float64)
         worst = max(worst, float(np.nanmax(np.abs(ours - theirs) / (np.nanstd(ours, axis=0) + 1e-12))))
     return worst
@@ -167,33 +177,51 @@ def stepped(spec: FeatureSpec, events: Events, count: int) -> npt.NDArray[np.flo
 def recomputed(events: Events, count: int) -> npt.NDArray[np.float64]:
     """Microseconds of computing the newest row of the common columns from a window of 501 rows with polars."""
     frame, window = pl.DataFrame(table_of(events)), max(FLOWS) + 1
-    taken = np.empty(count)
+    taken, spec = np.empty(count), common_spec()
     for i in range(count):
         rows = frame.slice(i, window)
         start = time.perf_counter_ns()
-        with_polars(rows)
+        with_polars(rows, spec)
         taken[i] = time.perf_counter_ns() - start
     return taken[count // 10 :] / 1e3
 
 
-def report_columnar(events: Events, threads: int | None) -> None:
-    spec, table = common_spec(), table_of(events)
+def report_columnar(spec: FeatureSpec, events: Events, threads: int | None) -> None:
+    table = table_of(events)
     frames = pd.DataFrame(table), pl.DataFrame(table)
-    print(f"\n{len(spec.columns)} columns that all three express (largest difference {check_equal(events):.1e} sd)")
+    missing = set(spec.columns) ^ set(with_polars(frames[1].head(600), spec).columns)
+    missing |= set(spec.columns) ^ set(with_pandas(frames[0].head(600), spec).columns)
+    if missing:
+        raise AssertionError(f"columns not compared: {sorted(missing)}")
     columnar(spec, events, threads)()
     ours = best(columnar(spec, events, threads))
     rows: list[tuple[str, float]] = [
         (f"engine, {threads or 'all'} threads", ours),
         ("engine, 1 thread", best(columnar(spec, events, 1))),
-        (f"polars {pl.__version__}", best(lambda: with_polars(frames[1]))),
-        (f"pandas {pd.__version__}", best(lambda: with_pandas(frames[0]))),
+        (f"polars {pl.__version__}", best(lambda: with_polars(frames[1], spec))),
+        (f"pandas {pd.__version__}", best(lambda: with_pandas(frames[0], spec))),
     ]
     for name, seconds in rows:
         print(f"  {name:24s} {seconds / len(events) * 1e9:9.1f} ns/event {seconds / ours:8.1f}x")
-    full = default_book_spec(events.levels)
-    for count in (threads, 1):
-        seconds = best(columnar(full, events, count)) / len(events) * 1e9
-        print(f"  default spec, {len(full.columns)} columns, {count or 'all'} threads: {seconds:.1f} ns/event")
+
+
+def report_stream(events: Events, count: int, threads: int | None) -> None:
+    """Stream `count` events chunk by chunk: the recording again and again, each time later."""
+    engine, done, took = FeatureEngine(default_book_spec(events.levels), threads=threads), 0, 0.0
+    process = psutil.Process()
+    before = peak = process.memory_info().rss
+    span = int(events.ts_ns[-1] - events.ts_ns[0]) + 10**6
+    while done < count:
+        at = done % len(events)
+        piece = slice(at, min(at + CHUNK, len(events), at + count - done))
+        ts_ns = events.ts_ns[piece] + done // len(events) * span
+        start = time.perf_counter()
+        held = engine.batch(Events("book", events.levels, ts_ns, events.values[piece]))
+        took += time.perf_counter() - start
+        done += len(held)
+        peak = max(peak, process.memory_info().rss)
+    print(f"\n{count:,} events streamed in chunks of {CHUNK:,}: {took / count * 1e9:.1f} ns/event, ", end="")
+    print(f"memory grew by {(peak - before) / 2**20:.0f} MiB at most")
 
 
 def report_stepped(events: Events) -> None:
@@ -212,21 +240,29 @@ def report_stepped(events: Events) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", help="order-book recordings with 5 levels (default: simulated)")
-    parser.add_argument("--events", type=int, default=1_000_000)
+    parser.add_argument("--rows", type=int, default=1_000_000, help="events that every contestant computes")
+    parser.add_argument("--events", type=int, default=0, help="also stream this many, and print the memory it took")
     parser.add_argument("--threads", type=int, default=None)
     options = parser.parse_args(arguments)
     source = (
         open_source(options.data, levels=LEVELS)
         if options.data
-        else SimulatedSource(seed=7, events=options.events, levels=LEVELS)
+        else SimulatedSource(seed=7, events=options.rows, levels=LEVELS)
     )
     if (source.kind, source.levels) != ("book", LEVELS):
         parser.error(f"--data: expected an order book with {LEVELS} levels, was {source.kind} with {source.levels}")
-    events = read(source, options.events)
+    events = read(source, options.rows)
     print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, ", end="")
     print(f"Python {platform.python_version()}, numpy {np.__version__}, numba {numba.__version__}")
     print(f"{len(events):,} events of {source.symbol} ({source.venue}), {LEVELS} levels")
-    report_columnar(events, options.threads)
+    if options.events:  # first: what comes later takes more memory
+        report_stream(events, options.events, options.threads)
+    for spec, kind in (
+        (common_spec(), f"columns that all three express (largest difference {check_equal(events):.1e} sd)"),
+        (default_book_spec(LEVELS), "columns of the default spec, as nearly as the others express them"),
+    ):
+        print(f"\n{len(spec.columns)} {kind}")
+        report_columnar(spec, events, options.threads)
     report_stepped(events)
     return 0
 

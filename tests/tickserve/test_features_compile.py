@@ -13,12 +13,11 @@ import pytest
 from tickserve.features import compile as compile_module
 from tickserve.features import jit, kernels
 
-# What a start of the engine does: kernels loaded from the cache, and whether their code is free of fast-math and SVML.
+# What a start of the engine does: the kernel loaded from the cache, and whether its code is free of fast-math and SVML.
 START = """
 from tickserve.features import kernels
-both = (kernels.columns, kernels.step)
-hits = sum(sum(each.stats.cache_hits.values()) for each in both)
-llvm = "" if hits else "".join(text for each in both for text in each.inspect_llvm().values())
+hits = sum(kernels.advance.stats.cache_hits.values())
+llvm = "" if hits else "".join(kernels.advance.inspect_llvm().values())
 print(hits, len(llvm) > 100_000, "__svml" in llvm, "fmul fast" in llvm or "fadd fast" in llvm or "reassoc" in llvm)
 """
 
@@ -33,20 +32,19 @@ def start_engine(cwd: Path, cache: Path) -> list[str]:
 def test_compiled_once_without_fast_math_then_loaded(root: Path, tmp_path: Path) -> None:
     assert start_engine(root, tmp_path) == ["0", "True", "False", "False"]
     assert list(tmp_path.rglob("*.nbi"))
-    assert start_engine(root, tmp_path) == ["2", "False", "False", "False"]
+    assert start_engine(root, tmp_path) == ["1", "False", "False", "False"]
 
 
 def test_no_vector_maths_library() -> None:
     assert os.environ["NUMBA_DISABLE_INTEL_SVML"] == "1"
     assert not jit.config.USING_SVML
-    assert not kernels.step.targetoptions["fastmath"]
-    assert not kernels.columns.targetoptions["fastmath"]
+    assert not kernels.advance.targetoptions["fastmath"]
 
 
-def test_kernels_serve_every_spec_without_compiling() -> None:
-    before = len(kernels.columns.signatures), len(kernels.step.signatures)
+def test_the_kernel_serves_every_spec_without_compiling() -> None:
+    before = len(kernels.advance.signatures)
     assert compile_module.main() == 0
-    assert (len(kernels.columns.signatures), len(kernels.step.signatures)) == before == (1, 1)
+    assert len(kernels.advance.signatures) == before == 1
 
 
 def test_the_cache_key_follows_every_source_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,15 +52,15 @@ def test_the_cache_key_follows_every_source_file(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(jit, "__file__", str(folder / "jit.py"))
     same = jit.source_fingerprint()
     changed = set()
-    for name in ("windows.py", "book_updates.py", "bar_updates.py", "kernels.py", "catalog.py", "jit.py"):
+    names = ("windows.py", "elementary.py", "book_stage.py", "book_updates.py", "bar_updates.py", "kernels.py")
+    for name in (*names, "catalog.py", "jit.py"):
         (folder / name).write_text((folder / name).read_text() + "# edited\n")
         changed.add(jit.source_fingerprint())
-    assert len(changed | {same}) == 7
+    assert len(changed | {same}) == 9
     (folder / "spec.py").write_text("")
     assert jit.source_fingerprint() in changed
 
 
-def test_kernels_capture_the_fingerprint() -> None:
-    for dispatcher in (kernels.columns, kernels.step):
-        cells = [cell.cell_contents for cell in dispatcher.py_func.__closure__]
-        assert cells == [jit.source_fingerprint()]
+def test_the_kernel_captures_the_fingerprint() -> None:
+    cells = [cell.cell_contents for cell in kernels.advance.py_func.__closure__]
+    assert cells == [jit.source_fingerprint()]

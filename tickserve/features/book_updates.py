@@ -1,11 +1,7 @@
-"""Order book features: what every event yields (`derive_book`), and one update function per kind.
+"""Order book features: one pass per kind over a tile of n events, which may be one event.
 
-An update function reads the derived values `x`, the event's `row`, its parameters `p` and its state `s`, and returns
-the feature after this event. Without a valid two-sided quote (a price absent, zero, negative or not finite) features
-of the mid are NaN and their state waits; a quote without sizes counts as one unit on each side, so that FX quotes give
-order flow in units of quotes, and imbalances of zero.
-
-L: levels; level k (from 0) of a row starts at column 4 + 4k with bid price, bid size, ask price, ask size.
+A pass reads the shared columns of `book_stage.py`, its parameters `p` and its state `s`, and writes
+its feature into `y`, float32 [n]. Features of the mid are NaN without a valid two-sided quote.
 """
 
 # numpy types an element of a float64 array as Any; these functions return floats.
@@ -16,253 +12,238 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from tickserve.events import EVENT, TRADE, TRADE_PRICE, TRADE_SIGN, TRADE_SIZE
+from tickserve.features.book_stage import (
+    DEPTH_SUM,
+    DT,
+    EVENTS_SUM,
+    FLOW_SUM,
+    LOG_DEPTH,
+    LOG_MID,
+    LOG_TRADE,
+    MICRO,
+    MID,
+    NOW,
+    PAST_DEPTH,
+    PAST_FLOW,
+    PAST_LOG,
+    SIGNED_SUM,
+    SPREAD,
+    SQUARES_SUM,
+    TRADE_TIME,
+    TRADES_SUM,
+    is_price,
+)  # fmt: skip
+from tickserve.features.catalog import HORIZON_CAPACITY, HORIZON_HEADER
+from tickserve.features.elementary import log_positive
 from tickserve.features.jit import inlined
-from tickserve.features.windows import Words, decay, deviation, faded, horizon_start, lagged, rolled, turn
+from tickserve.features.windows import Longs, Singles, Words
 
-NOW, DT, LOG_MID, MID, RETURN, SPREAD, MICRO, FLOW, DEPTH, IS_TRADE, SIGNED, LOG_TRADE, SECOND = range(13)
-# What is carried from event to event, after the derived values: the last valid mid and its log, the previous quote.
-LAST_MID, LAST_LOG, BID, BID_SIZE, ASK, ASK_SIZE = range(6)
-LEVEL_0: Final = 4
 DAY_S: Final = 86_400
 SECOND_NS: Final = 1_000_000_000
+LARGEST: Final = 3.4028234e38
+# Smaller than any number a float32 holds at full precision.
+TINY: Final = 1.2e-38
+# A decayed sum of depths below this holds no depth at all.
+NO_DEPTH: Final = 1e-150
 
 
 @inlined
-def _size(value: float) -> float:
-    """A size as it counts: not finite or negative is none."""
-    return value if math.isfinite(value) and value > 0.0 else 0.0
+def single(value: float) -> float:
+    """A feature as it is written: what float32 cannot hold is NaN, what is too small for it 0."""
+    value = value if abs(value) >= TINY else value * 0.0
+    return value if abs(value) <= LARGEST else math.nan
 
 
 @inlined
-def _is_price(value: float) -> bool:
-    return math.isfinite(value) and value > 0.0
+def shared_column(column: Words, y: Singles) -> None:
+    """A column that the stage has computed already.
 
-
-@inlined
-def _quote_flow(bid: float, bid_size: float, ask: float, ask_size: float, carry: Words) -> float:
-    """e_n of Cont, Kukanov, Stoikov (2014), "The Price Impact of Order Book Events", J. Financial Econometrics 12(1).
-
-    A side that is absent now or was absent before adds nothing.
+    `relative_spread`: (ask - bid) / mid; negative where the venue's quotes cross. `microprice_deviation`:
+    (microprice - mid) / mid with the size-weighted mid, the first approximation in Stoikov (2018), "The micro-price: a
+    high-frequency estimator of future prices", Quantitative Finance 18(12).
     """
-    flow = 0.0
-    if bid >= carry[BID]:
-        flow += bid_size
-    if bid <= carry[BID]:
-        flow -= carry[BID_SIZE]
-    if ask <= carry[ASK]:
-        flow -= ask_size
-    if ask >= carry[ASK]:
-        flow += carry[ASK_SIZE]
-    return flow
+    for i in range(len(y)):
+        y[i] = single(column[i])
 
 
 @inlined
-def _trade(row: Words, mid: float, valid: bool, x: Words) -> None:
-    """The trade's part of `x`. Without a side from the venue the quote rule of Lee and Ready (1991) signs it."""
-    x[IS_TRADE] = 0.0
-    x[SIGNED] = 0.0
-    x[LOG_TRADE] = math.nan
-    if row[EVENT] != TRADE:
-        return
-    x[IS_TRADE] = 1.0
-    price = row[TRADE_PRICE]
-    sign = row[TRADE_SIGN]
-    if not _is_price(price):
-        return
-    x[LOG_TRADE] = math.log(price)
-    if sign == 0.0 and valid:
-        sign = 1.0 if price > mid else (-1.0 if price < mid else 0.0)
-    if math.isfinite(sign):
-        x[SIGNED] = sign * _size(row[TRADE_SIZE])
-
-
-@inlined
-def derive_book(ts_ns: int, now: float, dt: float, first: bool, row: Words, carry: Words, x: Words) -> None:
-    """Fill `x` from the event and what `carry` holds of the ones before; `now`, `dt` in seconds of this session.
-
-    RETURN is the log change of the mid since the last valid one; MICRO the deviation of the size-weighted mid.
-    """
-    if first:
-        carry[LAST_MID] = 0.0
-        carry[BID] = math.nan
-        carry[ASK] = math.nan
-    bid, bid_size, ask, ask_size = row[LEVEL_0], _size(row[LEVEL_0 + 1]), row[LEVEL_0 + 2], _size(row[LEVEL_0 + 3])
-    has_bid, has_ask = _is_price(bid), _is_price(ask)
-    if bid_size == 0.0 and ask_size == 0.0:
-        bid_size = 1.0 if has_bid else 0.0
-        ask_size = 1.0 if has_ask else 0.0
-    bid = bid if has_bid else math.nan
-    ask = ask if has_ask else math.nan
-    mid = 0.5 * (bid + ask)
-    valid = has_bid and has_ask and math.isfinite(mid)
-    x[NOW] = now
-    x[DT] = dt
-    x[RETURN] = 0.0
-    if valid:
-        if mid != carry[LAST_MID]:
-            log_mid = math.log(mid)
-            if carry[LAST_MID] > 0.0:
-                x[RETURN] = log_mid - carry[LAST_LOG]
-            carry[LAST_MID] = mid
-            carry[LAST_LOG] = log_mid
-        x[MID] = mid
-        x[LOG_MID] = carry[LAST_LOG]
-        x[SPREAD] = (ask - bid) / mid
-        x[MICRO] = 0.5 * x[SPREAD] * (bid_size - ask_size) / (bid_size + ask_size)
-    else:
-        x[MID] = math.nan
-        x[LOG_MID] = math.nan
-        x[SPREAD] = math.nan
-        x[MICRO] = math.nan
-    x[FLOW] = _quote_flow(bid, bid_size, ask, ask_size, carry)
-    x[DEPTH] = 0.5 * (bid_size + ask_size)
-    carry[BID] = bid
-    carry[BID_SIZE] = bid_size
-    carry[ASK] = ask
-    carry[ASK_SIZE] = ask_size
-    _trade(row, mid, valid, x)
-    x[SECOND] = (ts_ns // SECOND_NS) % DAY_S
-
-
-@inlined
-def microprice_deviation(x: Words) -> float:
-    """(microprice - mid) / mid, with the size-weighted mid.
-
-    The first approximation in Stoikov (2018), "The micro-price: a high-frequency estimator of future prices",
-    Quantitative Finance 18(12).
-    """
-    return x[MICRO]
-
-
-@inlined
-def relative_spread(x: Words) -> float:
-    """(ask - bid) / mid; negative where the venue's quotes cross."""
-    return x[SPREAD]
-
-
-@inlined
-def level_imbalance(row: Words, p: Words) -> float:
+def level_imbalance(book: Words, p: Words, y: Singles) -> None:
     """(bid size - ask size) / (bid size + ask size) at one level, 0 where neither side has a size.
 
     Cartea, Donnelly, Jaimungal (2018), "Enhancing trading strategies with order book signals".
     """
-    column = LEVEL_0 + 4 * (int(p[0]) - 1)
-    bid, ask = _size(row[column + 1]), _size(row[column + 3])
-    return (bid - ask) / (bid + ask) if bid + ask > 0.0 else 0.0
+    column = 4 * (int(p[0]) - 1)
+    bids, asks = book[column + 1], book[column + 3]
+    for i in range(len(y)):
+        bid, ask = bids[i], asks[i]
+        ratio = (bid - ask) / (bid + ask)
+        y[i] = single(ratio if bid + ask > 0.0 else 0.0)
 
 
 @inlined
-def depth_imbalance(row: Words, p: Words) -> float:
+def depth_imbalance(book: Words, scratch: Words, p: Words, y: Singles) -> None:
     """As `level_imbalance`, over the sizes of the best levels added up."""
-    bids, asks = 0.0, 0.0
+    bids, asks = scratch[0], scratch[1]
+    for i in range(len(y)):
+        bids[i] = asks[i] = 0.0
     for level in range(int(p[0])):
-        bids += _size(row[LEVEL_0 + 4 * level + 1])
-        asks += _size(row[LEVEL_0 + 4 * level + 3])
-    return (bids - asks) / (bids + asks) if bids + asks > 0.0 else 0.0
+        more_bids, more_asks = book[4 * level + 1], book[4 * level + 3]
+        for i in range(len(y)):
+            bids[i] += more_bids[i]
+            asks[i] += more_asks[i]
+    for i in range(len(y)):
+        ratio = (bids[i] - asks[i]) / (bids[i] + asks[i])
+        y[i] = single(ratio if bids[i] + asks[i] > 0.0 else 0.0)
 
 
 @inlined
-def depth_weighted_deviation(x: Words, row: Words, p: Words) -> float:
+def depth_weighted_deviation(x: Words, book: Words, scratch: Words, p: Words, y: Singles) -> None:
     """The size-weighted price of both sides' best levels against the mid, relative; 0 without sizes.
 
     Cao, Hansch, Wang (2009), "The information content of an open limit-order book", J. Futures Markets 29(1).
     """
-    value, size = 0.0, 0.0
-    for level in range(int(p[0])):
-        column = LEVEL_0 + 4 * level
-        for side in (column, column + 2):
-            if _is_price(row[side]):
-                weight = _size(row[side + 1])
-                value += weight * (row[side] - x[MID])
-                size += weight
-    if size > 0.0:
-        return value / size / x[MID]
-    return 0.0 * x[MID]
+    values, weights, mids = scratch[0], scratch[1], x[MID]
+    for i in range(len(y)):
+        values[i] = weights[i] = 0.0
+    for side in range(2 * int(p[0])):
+        prices, sizes = book[2 * side], book[2 * side + 1]
+        for i in range(len(y)):
+            there = is_price(prices[i])
+            values[i] += sizes[i] * (prices[i] - mids[i]) if there else 0.0
+            weights[i] += sizes[i] if there else 0.0
+    for i in range(len(y)):
+        ratio = values[i] / (weights[i] * mids[i])
+        y[i] = single(ratio if weights[i] > 0.0 else 0.0 * mids[i])
 
 
 @inlined
-def order_flow_imbalance(x: Words, p: Words, s: Words) -> float:
-    """Decayed sum of e_n in units of the decayed mean depth at the touch (Cont, Kukanov, Stoikov 2014)."""
-    kept = decay(x[DT], p[0])
-    s[0] = faded(s[0], kept) + x[FLOW]
-    s[1] = faded(s[1], kept) + x[DEPTH]
-    s[2] = faded(s[2], kept) + 1.0
-    return s[0] * s[2] / s[1] if s[1] > 0.0 else 0.0
+def per_depth(what: int, sums: Words, p: Words, y: Singles) -> None:
+    """A decayed sum in units of the decayed mean depth at the touch.
 
-
-@inlined
-def order_flow_imbalance_events(x: Words, p: Words, s: Words) -> float:
-    """Sum of e_n over the last n events in units of their mean depth (Cont, Kukanov, Stoikov 2014)."""
-    n = int(p[0])
-    slot = turn(s, n)
-    flow = rolled(x[FLOW], s, n, slot, 2, 4)
-    depth = rolled(x[DEPTH], s, n, slot, 3, 4 + n)
-    return flow * s[1] / depth if depth > 0.0 else 0.0
-
-
-@inlined
-def signed_trade_flow(x: Words, p: Words, s: Words) -> float:
-    """Decayed sum of signed trade sizes in units of the decayed mean depth at the touch.
-
-    Trade imbalance as in Chordia, Roll, Subrahmanyam (2002), "Order imbalance, liquidity, and market returns".
+    `order_flow_imbalance`: of e_n (Cont, Kukanov, Stoikov 2014). `signed_trade_flow`: of signed trade sizes, as in
+    Chordia, Roll, Subrahmanyam (2002), "Order imbalance, liquidity, and market returns".
     """
-    kept = decay(x[DT], p[0])
-    s[0] = faded(s[0], kept) + x[SIGNED]
-    s[1] = faded(s[1], kept) + x[DEPTH]
-    s[2] = faded(s[2], kept) + 1.0
-    return s[0] * s[2] / s[1] if s[1] > 0.0 else 0.0
+    s = sums[int(p[0])]
+    for i in range(len(y)):
+        depth = s[i + 1, DEPTH_SUM]
+        ratio = s[i + 1, what] * s[i + 1, EVENTS_SUM] / depth
+        y[i] = single(ratio if depth > NO_DEPTH else 0.0)
 
 
 @inlined
-def realised_volatility(x: Words, p: Words, s: Words) -> float:
+def order_flow_imbalance_events(pos: int, seen: int, past: Words, p: Words, s: Words, y: Singles) -> None:
+    """Sum of e_n over the last n events in units of their mean depth (Cont, Kukanov, Stoikov 2014).
+
+    s = [sum of flows, of depths, events since both were summed afresh, which is done every n so that rounding never
+    builds up]. `seen` counts the session's events before the tile.
+    """
+    n, done = int(p[0]), 0
+    flows, depths = past[PAST_FLOW], past[PAST_DEPTH]
+    new_flow, new_depth = flows[pos : pos + len(y)], depths[pos : pos + len(y)]
+    old_flow, old_depth = flows[pos - n : pos - n + len(y)], depths[pos - n : pos - n + len(y)]
+    flow, depth, since = s[0], s[1], int(s[2])
+    while done < len(y):
+        stop = min(len(y), done + n - since)
+        for i in range(done, stop):
+            flow += new_flow[i] - old_flow[i]
+            depth += new_depth[i] - old_depth[i]
+            ratio = flow * min(seen + i + 1, n) / depth
+            y[i] = single(ratio if depth > 0.0 else 0.0)
+        since += stop - done
+        done = stop
+        if since == n:
+            since, flow, depth = 0, 0.0, 0.0
+            for j in range(pos + done - n, pos + done):
+                flow += flows[j]
+                depth += depths[j]
+    s[0], s[1], s[2] = flow, depth, since
+
+
+@inlined
+def realised_volatility(sums: Words, p: Words, y: Singles) -> None:
     """Square root of the decayed sum of squared log returns of the mid.
 
     Andersen, Bollerslev (1998), "Answering the Skeptics"; decays as RiskMetrics, in elapsed time.
     """
-    s[0] = faded(s[0], decay(x[DT], p[0])) + x[RETURN] * x[RETURN]
-    return math.sqrt(s[0])
+    s = sums[int(p[0])]
+    for i in range(len(y)):
+        y[i] = single(math.sqrt(s[i + 1, SQUARES_SUM]))
 
 
 @inlined
-def mid_return(x: Words, p: Words, s: Words) -> float:
-    """Log return of the mid over a horizon in seconds, exact to a sixty-fourth of it (`horizon_start`)."""
-    if not math.isfinite(x[LOG_MID]):
-        return math.nan
-    return x[LOG_MID] - horizon_start(x[LOG_MID], x[NOW], p[0], s)
+def mid_return(x: Words, p: Words, s: Words, y: Singles) -> None:
+    """Log return of the mid over a horizon in seconds, from the session's first mid until then.
+
+    Samples are kept at least horizon / 64 seconds apart, so the memory is bounded at any event rate. The start is the
+    newest sample as old as the horizon: the newest such event, or one at most horizon / 64 before that event. By
+    that spacing the ring cannot overflow; were it to, the oldest sample would go.
+    p = [horizon, horizon / 64]; s = [slot of the oldest, samples, time of the newest, -, times, values].
+    """
+    logs, now, horizon, spacing = x[LOG_MID], x[NOW], p[0], p[1]
+    times = s[HORIZON_HEADER : HORIZON_HEADER + HORIZON_CAPACITY]
+    values = s[HORIZON_HEADER + HORIZON_CAPACITY : HORIZON_HEADER + 2 * HORIZON_CAPACITY]
+    oldest, samples, last = int(s[0]), int(s[1]), s[2]
+    start, following = values[oldest], times[(oldest + 1) & (HORIZON_CAPACITY - 1)]
+    for i in range(len(y)):
+        value, time = logs[i], now[i]
+        if value != value:
+            y[i] = math.nan
+            continue
+        if samples == 0 or time - last >= spacing:
+            slot = (oldest + samples) & (HORIZON_CAPACITY - 1)
+            times[slot], values[slot], last = time, value, time
+            samples += 1
+            if samples == HORIZON_CAPACITY:
+                oldest = (oldest + 1) & (HORIZON_CAPACITY - 1)
+                samples -= 1
+            start, following = values[oldest], times[(oldest + 1) & (HORIZON_CAPACITY - 1)]
+        limit = time - horizon
+        while samples > 1 and following <= limit:
+            oldest = (oldest + 1) & (HORIZON_CAPACITY - 1)
+            samples -= 1
+            start, following = values[oldest], times[(oldest + 1) & (HORIZON_CAPACITY - 1)]
+        y[i] = single(value - start)
+    s[0], s[1], s[2] = oldest, samples, last
 
 
 @inlined
-def mid_return_events(x: Words, p: Words, s: Words) -> float:
-    """Log return of the mid over the last n events that had one; fewer at the start of a session."""
-    if not math.isfinite(x[LOG_MID]):
-        return math.nan
-    return x[LOG_MID] - lagged(x[LOG_MID], s, int(p[0]))
+def mid_return_events(pos: int, x: Words, past: Words, p: Words, y: Singles) -> None:
+    """Log return of the mid over the last n events, from the session's first mid until then.
+
+    For an earlier event without a mid the last one before it stands in.
+    """
+    lag, logs = int(p[0]), x[LOG_MID]
+    before = past[PAST_LOG][pos - lag : pos - lag + len(y)]
+    for i in range(len(y)):
+        y[i] = single(logs[i] - before[i])
 
 
 @inlined
-def arrival_rate(weight: float, x: Words, p: Words, s: Words) -> float:
-    """Square root of the decayed arrivals per second.
+def arrival_rate(what: int, sums: Words, p: Words, y: Singles) -> None:
+    """Square root of the decayed arrivals per second; p = [tau's number, 1 / tau].
 
     An exponential-kernel intensity as in Bacry, Mastromatteo, Muzy (2015), "Hawkes processes in finance", under the
     root that steadies the variance of counts (Anscombe 1948).
     """
-    s[0] = faded(s[0], decay(x[DT], p[0])) + weight
-    return math.sqrt(s[0] * p[0])
+    s, rate = sums[int(p[0])], p[1]
+    for i in range(len(y)):
+        y[i] = single(math.sqrt(s[i + 1, what] * rate))
 
 
 @inlined
-def time_since_trade(x: Words, s: Words) -> float:
+def time_since_trade(x: Words, y: Singles) -> None:
     """log(1 + seconds since the last trade), or since the session began where there was none."""
-    if x[IS_TRADE] != 0.0:
-        s[0] = x[NOW]
-    return math.log(1.0 + (x[NOW] - s[0]))
+    now, trade = x[NOW], x[TRADE_TIME]
+    for i in range(len(y)):
+        y[i] = single(log_positive(1.0 + (now[i] - trade[i])))
 
 
 @inlined
-def time_since_event(x: Words) -> float:
+def time_since_event(x: Words, y: Singles) -> None:
     """log(1 + seconds since the previous event); 0 at the first of a session."""
-    return math.log(1.0 + x[DT])
+    dt = x[DT]
+    for i in range(len(y)):
+        y[i] = single(log_positive(1.0 + dt[i]))
 
 
 @inlined
@@ -276,75 +257,80 @@ def time_of_day(second: float, cosine: bool, s: Words) -> float:
 
 
 @inlined
-def spread_deviation(x: Words, p: Words, s: Words) -> float:
-    """Relative spread less its moving average in elapsed time (Eckner 2014)."""
-    return deviation(x[SPREAD], x[NOW], p[0], s)
+def times_of_day(ts_ns: Longs, cosine: bool, s: Words, y: Singles) -> None:
+    """`time_of_day` of every event."""
+    begin, value = 0, 0.0
+    for i in range(len(y)):
+        if i == 0 or ts_ns[i] < begin or ts_ns[i] >= begin + SECOND_NS:
+            begin = ts_ns[i] // SECOND_NS * SECOND_NS
+            value = single(time_of_day(begin // SECOND_NS % DAY_S, cosine, s))
+        y[i] = value
 
 
 @inlined
-def depth_deviation(x: Words, p: Words, s: Words) -> float:
-    """Log depth at the touch less its moving average in elapsed time (Eckner 2014)."""
-    return deviation(math.log(x[DEPTH]) if x[DEPTH] > 0.0 else math.nan, x[NOW], p[0], s)
+def average_deviation(what: int, column: Words, moves: Words, p: Words, y: Singles) -> None:
+    """A value less its exponential moving average in elapsed time (Eckner 2014), NaN where there is none.
+
+    Of the relative spread, of the log depth at the touch, and of the log mid.
+    """
+    s = moves[int(p[0])]
+    for i in range(len(y)):
+        y[i] = single(s[i + 1, what] if column[i] == column[i] else math.nan)
 
 
 @inlined
-def mid_deviation(x: Words, p: Words, s: Words) -> float:
-    """Log mid less its moving average in elapsed time (Eckner 2014)."""
-    return deviation(x[LOG_MID], x[NOW], p[0], s)
-
-
-@inlined
-def trade_deviation(x: Words, s: Words) -> float:
+def trade_deviation(x: Words, y: Singles) -> None:
     """Log of the last trade's price less the log mid; 0 before the first trade of a session."""
-    if math.isfinite(x[LOG_TRADE]):
-        s[0] = x[LOG_TRADE]
-        s[1] = 1.0
-    return s[0] - x[LOG_MID] if s[1] != 0.0 else 0.0
+    logs, trades = x[LOG_MID], x[LOG_TRADE]
+    for i in range(len(y)):
+        y[i] = single(trades[i] - logs[i] if trades[i] == trades[i] else 0.0)
 
 
 @inlined
-def update_book(kind: int, x: Words, row: Words, p: Words, s: Words) -> float:  # noqa: C901 - a dispatch table
-    """The feature of `kind` (ids as in `catalog.BOOK_KINDS`) after this event."""
+def update_book(  # noqa: C901 - a dispatch table
+    kind: int, ts_ns: Longs, pos: int, seen: int, x: Words, book: Words, scratch: Words, past: Words, sums: Words,
+    moves: Words, p: Words, s: Words, y: Singles,
+) -> None:  # fmt: skip
+    """The feature of `kind` (ids as in `catalog.BOOK_KINDS`) after each event of the tile."""
     if kind == 0:
-        return microprice_deviation(x)
-    if kind == 1:
-        return relative_spread(x)
-    if kind == 2:
-        return level_imbalance(row, p)
-    if kind == 3:
-        return depth_imbalance(row, p)
-    if kind == 4:
-        return depth_weighted_deviation(x, row, p)
-    if kind == 5:
-        return order_flow_imbalance(x, p, s)
-    if kind == 6:
-        return order_flow_imbalance_events(x, p, s)
-    if kind == 7:
-        return signed_trade_flow(x, p, s)
-    if kind == 8:
-        return realised_volatility(x, p, s)
-    if kind == 9:
-        return mid_return(x, p, s)
-    if kind == 10:
-        return mid_return_events(x, p, s)
-    if kind == 11:
-        return arrival_rate(1.0, x, p, s)
-    if kind == 12:
-        return arrival_rate(x[IS_TRADE], x, p, s)
-    if kind == 13:
-        return time_since_trade(x, s)
-    if kind == 14:
-        return time_since_event(x)
-    if kind == 15:
-        return time_of_day(x[SECOND], False, s)
-    if kind == 16:
-        return time_of_day(x[SECOND], True, s)
-    if kind == 17:
-        return spread_deviation(x, p, s)
-    if kind == 18:
-        return depth_deviation(x, p, s)
-    if kind == 19:
-        return mid_deviation(x, p, s)
-    if kind == 20:
-        return trade_deviation(x, s)
-    return math.nan
+        shared_column(x[MICRO], y)
+    elif kind == 1:
+        shared_column(x[SPREAD], y)
+    elif kind == 2:
+        level_imbalance(book, p, y)
+    elif kind == 3:
+        depth_imbalance(book, scratch, p, y)
+    elif kind == 4:
+        depth_weighted_deviation(x, book, scratch, p, y)
+    elif kind == 5:
+        per_depth(FLOW_SUM, sums, p, y)
+    elif kind == 6:
+        order_flow_imbalance_events(pos, seen, past, p, s, y)
+    elif kind == 7:
+        per_depth(SIGNED_SUM, sums, p, y)
+    elif kind == 8:
+        realised_volatility(sums, p, y)
+    elif kind == 9:
+        mid_return(x, p, s, y)
+    elif kind == 10:
+        mid_return_events(pos, x, past, p, y)
+    elif kind == 11:
+        arrival_rate(EVENTS_SUM, sums, p, y)
+    elif kind == 12:
+        arrival_rate(TRADES_SUM, sums, p, y)
+    elif kind == 13:
+        time_since_trade(x, y)
+    elif kind == 14:
+        time_since_event(x, y)
+    elif kind == 15:
+        times_of_day(ts_ns, False, s, y)
+    elif kind == 16:
+        times_of_day(ts_ns, True, s, y)
+    elif kind == 17:
+        average_deviation(1, x[SPREAD], moves, p, y)
+    elif kind == 18:
+        average_deviation(2, x[LOG_DEPTH], moves, p, y)
+    elif kind == 19:
+        average_deviation(0, x[LOG_MID], moves, p, y)
+    elif kind == 20:
+        trade_deviation(x, y)

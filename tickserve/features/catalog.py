@@ -15,8 +15,8 @@ from tickserve.events import Kind
 
 # A time horizon is sampled on this many slots, so that its state is bounded however fast events come.
 HORIZON_SLOTS: Final = 64
-# Slots inside a horizon, the sample before it, the newest one, and one to spare for rounding.
-HORIZON_CAPACITY: Final = HORIZON_SLOTS + 4
+# Slots inside a horizon, the sample before it, the newest one and some to spare; a power of two.
+HORIZON_CAPACITY: Final = 128
 HORIZON_HEADER: Final = 4
 MAX_COUNT: Final = 4_096
 MAX_SECONDS: Final = 86_400.0
@@ -66,22 +66,22 @@ BOOK_KINDS: Final[dict[str, FeatureKind]] = {
     "level_imbalance": FeatureKind(2, "book", ("level",), _none),
     "depth_imbalance": FeatureKind(3, "book", ("levels",), _none),
     "depth_weighted_deviation": FeatureKind(4, "book", ("levels",), _none),
-    "order_flow_imbalance": FeatureKind(5, "book", ("tau_s",), _few, 3),
-    "order_flow_imbalance_events": FeatureKind(6, "book", ("count",), _rings(2), 2),
-    "signed_trade_flow": FeatureKind(7, "book", ("tau_s",), _few, 3),
-    "realised_volatility": FeatureKind(8, "book", ("tau_s",), _few, 3),
-    "mid_return": FeatureKind(9, "book", ("horizon_s",), _horizon, 2),
-    "mid_return_events": FeatureKind(10, "book", ("count",), _rings(1)),
-    "event_rate": FeatureKind(11, "book", ("tau_s",), _few, 3),
-    "trade_rate": FeatureKind(12, "book", ("tau_s",), _few, 3),
-    "time_since_trade": FeatureKind(13, "book", (), _few, 2),
-    "time_since_event": FeatureKind(14, "book", (), _none, 2),
+    "order_flow_imbalance": FeatureKind(5, "book", ("tau_s",), _none),
+    "order_flow_imbalance_events": FeatureKind(6, "book", ("count",), _few, 2),
+    "signed_trade_flow": FeatureKind(7, "book", ("tau_s",), _none),
+    "realised_volatility": FeatureKind(8, "book", ("tau_s",), _none),
+    "mid_return": FeatureKind(9, "book", ("horizon_s",), _horizon, 4),
+    "mid_return_events": FeatureKind(10, "book", ("count",), _none),
+    "event_rate": FeatureKind(11, "book", ("tau_s",), _none),
+    "trade_rate": FeatureKind(12, "book", ("tau_s",), _none),
+    "time_since_trade": FeatureKind(13, "book", (), _none),
+    "time_since_event": FeatureKind(14, "book", (), _none),
     "time_of_day_sin": FeatureKind(15, "book", (), _few),
     "time_of_day_cos": FeatureKind(16, "book", (), _few),
-    "spread_deviation": FeatureKind(17, "book", ("tau_s",), _few, 3),
-    "depth_deviation": FeatureKind(18, "book", ("tau_s",), _few, 3),
-    "mid_deviation": FeatureKind(19, "book", ("tau_s",), _few, 3),
-    "trade_deviation": FeatureKind(20, "book", (), _few),
+    "spread_deviation": FeatureKind(17, "book", ("tau_s",), _none),
+    "depth_deviation": FeatureKind(18, "book", ("tau_s",), _none),
+    "mid_deviation": FeatureKind(19, "book", ("tau_s",), _none),
+    "trade_deviation": FeatureKind(20, "book", (), _none),
 }
 
 BAR_KINDS: Final[dict[str, FeatureKind]] = {

@@ -1,14 +1,16 @@
 """The feature engine: the same numbers in research and in production, because it is the same arithmetic.
 
-`batch` runs over a chunk of events with threads over features; `step` runs over all features for one event. Both
-advance one state with one set of update functions, so any mix of them gives the same float32 bits.
+`batch` runs over a chunk of events, with threads over features if it is long; `step` runs over a chunk of one event.
+Both advance one state with one compiled function, so any mix of them gives the same float32 bits.
 Letters: N events, C columns of a row, F features.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -17,17 +19,20 @@ import numpy.typing as npt
 from tickserve.errors import SchemaError
 from tickserve.events import Events, columns_of
 from tickserve.features import kernels
-from tickserve.features.catalog import KINDS
+from tickserve.features.catalog import HORIZON_SLOTS, KINDS
 from tickserve.features.spec import Feature, FeatureSpec
 
 # Below this many events a thread costs more than it saves.
 MIN_THREAD_EVENTS: Final = 4_096
-# Parameters that the kernels use as rates, 1 / seconds.
-_RATES: Final = frozenset({"tau_s"})
+# Kinds whose time constant is of a moving average; the others' are of decayed sums.
+_AVERAGED: Final = frozenset({"spread_deviation", "depth_deviation", "mid_deviation"})
 
 Singles = npt.NDArray[np.float32]
 Words = npt.NDArray[np.float64]
 Longs = npt.NDArray[np.int64]
+_FLOAT32: Final = np.dtype(np.float32)
+_FLOAT64: Final = np.dtype(np.float64)
+_NO_INDEX: Final = np.zeros(0, np.int64)
 
 
 class FeatureEngine:
@@ -40,22 +45,26 @@ class FeatureEngine:
     def __init__(self, spec: FeatureSpec, *, threads: int | None = None) -> None:
         self.spec = spec
         self._columns = len(columns_of(spec.kind, spec.levels))
-        self._plan, self._memory, self._initial = _compile(spec)
-        self._clock: Longs = np.zeros(4, np.int64)
-        self._carry: Words = np.zeros(kernels.CARRY_WORDS)
+        self._plan, self._initial, self._taus = _compile(spec)
         self._groups = _share_out(spec, self._plan, threads or len(os.sched_getaffinity(0)))
+        self._memory = self._initial.copy()
+        self._lanes = [_Lane.of(spec, self._taus) for _ in self._groups]
+        self._shape = (self._columns,)
+        self._time: Longs = np.zeros(1, np.int64)
+        first = self._lanes[0]
+        self._state = (first.clock, first.words, self._plan, self._memory)
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: the next event is the first of a session."""
-        self._clock[:] = (0, 0, 0, self.spec.session_gap_ns)
-        self._carry[:] = 0.0
+        self._lanes[0].clock[kernels.SEEN] = 0
+        self._lanes[0].words[: kernels.CARRY_WORDS] = 0.0
         self._memory[:] = self._initial
 
     @property
     def events_seen(self) -> int:
         """Events since the session started."""
-        return int(self._clock[kernels.SEEN])
+        return int(self._lanes[0].clock[kernels.SEEN])
 
     @property
     def warm(self) -> bool:
@@ -67,10 +76,14 @@ class FeatureEngine:
 
         Raises SchemaError for another length, rank or a dtype that is not numeric.
         """
-        if row.__class__ is not np.ndarray or row.shape != (self._columns,) or not _plain(row):
+        if row.__class__ is not np.ndarray or row.shape != self._shape or row.dtype is not _FLOAT64:
             row = self._checked(row, 1)
-        out = np.empty(len(self._plan), np.float32)
-        kernels.step(ts_ns, row, self._clock, self._carry, self._plan, self._memory, out)
+        out = np.empty(len(self._plan), _FLOAT32)
+        self._time[0] = ts_ns
+        try:
+            kernels.advance(self._time, row, *self._state, _NO_INDEX, out)
+        except TypeError:  # not contiguous, or not aligned
+            kernels.advance(self._time, self._checked(row, 1), *self._state, _NO_INDEX, out)
         return out
 
     def batch(self, events: Events) -> Singles:
@@ -98,19 +111,18 @@ class FeatureEngine:
         return out.T, index
 
     def _run(self, ts_ns: Longs, values: Words, index: Longs, out: Singles) -> None:
-        # Every thread derives the shared values from its own copy of the clock and the carry: cheaper than handing
-        # them over. The first one's copies are the engine's own.
+        # Every thread computes the shared columns for itself, from its own copy of the state they carry: cheaper than
+        # handing them over. The first one's copy is the engine's own.
         groups = self._groups if len(ts_ns) >= MIN_THREAD_EVENTS else [self._plan]
-        clocks = [self._clock, *(self._clock.copy() for _ in groups[1:])]
-        carries = [self._carry, *(self._carry.copy() for _ in groups[1:])]
-        indices = [index, *(np.empty(0, np.int64) for _ in groups[1:])]
+        for lane in self._lanes[1 : len(groups)]:
+            lane.follow(self._lanes[0])
+
+        rows, flat = values.reshape(-1), out.reshape(-1)
 
         def work(g: int) -> None:
-            block = np.empty((kernels.BLOCK, kernels.X_WORDS))
-            opens = np.empty(kernels.BLOCK, np.int64)
-            kernels.columns(
-                ts_ns, values, clocks[g], carries[g], groups[g], self._memory, block, opens, indices[g], out
-            )
+            lane = self._lanes[g]
+            places = _NO_INDEX if g else index
+            kernels.advance(ts_ns, rows, lane.clock, lane.words, groups[g], self._memory, places, flat)
 
         if len(groups) == 1:
             work(0)
@@ -145,27 +157,59 @@ class FeatureEngine:
         return np.ascontiguousarray(array, np.float64)
 
 
-def _plain(row: Words) -> bool:
-    """Whether the kernel takes the row as it is: float64 in this machine's order, contiguous, writable."""
-    flags = row.flags
-    return row.dtype == np.float64 and flags.c_contiguous and flags.writeable and flags.aligned
+@dataclass(frozen=True)
+class _Lane:
+    """What one thread carries besides the features' own state: `clock` and `words` of `kernels.py`."""
+
+    clock: Longs
+    words: Words
+
+    @classmethod
+    def of(cls, spec: FeatureSpec, taus: Mapping[float, int]) -> _Lane:
+        """A lane before any event; `taus` as `_compile` gives them."""
+        history = max([int(value) for item in spec.features for name, value in item.params if name == "count"] + [1])
+        clock = np.zeros(kernels.CLOCK_WORDS + len(taus), np.int64)
+        clock[[kernels.GAP, kernels.HISTORY, kernels.TAUS]] = spec.session_gap_ns, history, len(taus)
+        clock[kernels.CLOCK_WORDS :] = list(taus.values())
+        book = spec.kind == "book"
+        count = kernels.words_of_books(len(taus), history, spec.levels) if book else kernels.words_of_bars()
+        words = np.zeros(count)
+        words[kernels.CARRY_WORDS : kernels.CARRY_WORDS + len(taus)] = [1.0 / tau for tau in taus]
+        return cls(clock, words)
+
+    def follow(self, other: _Lane) -> None:
+        """Take over another lane's state."""
+        self.clock[:], self.words[:] = other.clock, other.words
 
 
-def _parameters(feature: Feature) -> list[float]:
-    return [1.0 / value if name in _RATES else float(value) for name, value in feature.params]
+def _parameters(feature: Feature, taus: Mapping[float, int]) -> list[float]:
+    """As the kernels read them: a tau as its number and its rate, a horizon with its spacing of samples."""
+    words: list[float] = []
+    for name, value in feature.params:
+        if name == "tau_s":
+            words += [float(list(taus).index(value)), 1.0 / value]
+        elif name == "horizon_s":
+            words += [float(value), value / HORIZON_SLOTS]
+        else:
+            words.append(float(value))
+    return words
 
 
-def _compile(spec: FeatureSpec) -> tuple[Longs, Words, Words]:
-    """The spec as the kernels' plan int64 [F, 5], their memory, and the memory's initial content."""
+def _compile(spec: FeatureSpec) -> tuple[Longs, Words, dict[float, int]]:
+    """The spec as the kernels' plan int64 [F, 5], their memory's initial content, and what each tau is used for."""
+    taus: dict[float, int] = {}
+    for feature in spec.features:
+        for name, value in feature.params:
+            if name == "tau_s":
+                taus[float(value)] = taus.get(float(value), 0) | (2 if feature.kind in _AVERAGED else 1)
     plan: list[tuple[int, ...]] = []
     words: list[float] = []
     for column, feature in enumerate(spec.features):
-        kind, parameters = KINDS[feature.kind], _parameters(feature)
+        kind, parameters = KINDS[feature.kind], _parameters(feature, taus)
         start = len(words)
         words += parameters + [0.0] * kind.state_words(dict(feature.params))
         plan.append((kind.id, start, start + len(parameters), len(words), column))
-    initial = np.array(words, np.float64)
-    return np.array(plan, np.int64), initial.copy(), initial
+    return np.array(plan, np.int64), np.array(words, np.float64), taus
 
 
 def _share_out(spec: FeatureSpec, plan: Longs, threads: int) -> list[Longs]:

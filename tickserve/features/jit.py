@@ -21,6 +21,10 @@ try:
 except ImportError as error:
     raise MissingExtraError.of("numba", "stream") from error
 
+from numba.core import cgutils
+from numba.extending import intrinsic
+from numba.np import arrayobj
+
 njit: Any = numba.njit  # numba's own stubs lack `_nrt`
 config: Any = numba.config
 # Without numba's reference counting a slice is a pointer and a length; counted, every feature of every event pays for
@@ -44,6 +48,43 @@ F = TypeVar("F", bound=Callable[..., Any])
 def inlined(function: F) -> F:
     """Compile an update function so that its body lands inside the kernel that calls it."""
     return cast(F, njit(forceinline=True, **OPTIONS)(function))
+
+
+def reinterpreted(source: str, target: str) -> Any:
+    """A compiled function that takes the bits of a 64-bit `source` number as a `target` one, at no cost."""
+    given, wanted = getattr(numba.types, source), getattr(numba.types, target)
+
+    def of_types(_: Any, __: Any) -> tuple[Any, Any]:
+        def generate(context: Any, builder: Any, ___: Any, arguments: Any) -> Any:
+            return builder.bitcast(arguments[0], context.get_value_type(wanted))
+
+        return wanted(given), generate
+
+    return intrinsic(of_types)
+
+
+def _table(_: Any, words: Any, start: Any, shape: Any) -> tuple[Any, Any]:
+    """`table(words, start, shape)`: `words[start:]` as an array of `shape`, unchecked. `reshape` is slower."""
+    result = numba.types.Array(words.dtype, len(shape), "C")
+    arrays: Any = arrayobj
+    unpacked: Any = cgutils.unpack_tuple
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        source = arrays.make_array(signature.args[0])(context, builder, arguments[0])
+        lengths = unpacked(builder, arguments[2], len(shape))
+        item = context.get_constant(numba.types.intp, words.dtype.bitwidth // 8)
+        strides = [item]
+        for length in reversed(lengths[1:]):
+            strides.insert(0, builder.mul(strides[0], length))
+        data = builder.gep(source.data, [arguments[1]])
+        view = arrays.make_array(result)(context, builder)
+        arrays.populate_array(view, data=data, shape=lengths, strides=strides, itemsize=item, meminfo=None)
+        return view._getvalue()
+
+    return result(words, numba.types.intp, shape), generate
+
+
+table: Any = intrinsic(_table)
 
 
 def kernel(signature: str) -> Callable[[F], F]:

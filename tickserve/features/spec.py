@@ -18,7 +18,7 @@ from tickserve.features.catalog import KINDS, Number, check_parameter
 from tickserve.store import canonical_json, sha256_bytes
 
 # Part of every spec's digest: raise it when a formula of the engine changes.
-ENGINE_VERSION: Final = 1
+ENGINE_VERSION: Final = 2
 _KEYS: Final = ("name", "kind", "levels", "features", "session_gap_ns", "warmup_events")
 _HOUR_NS: Final = 3_600 * 10**9
 _DAY_NS: Final = 24 * _HOUR_NS
