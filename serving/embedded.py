@@ -31,8 +31,24 @@ from tickserve.store import unwritable
 START_ATTEMPTS = 3
 POLL_S = 0.02
 TAIL_LINES = 30
+# How long Triton waits at its end for requests under way; it waits as long for a connection that is merely kept open.
+DRAIN_S = 2
 # How Triton's log says that somebody was faster on a port.
 PORT_MESSAGES = ("Address already in use", "failed to bind", "Socket '", "port is not available", "Only one usage")
+# A load request may carry a model's files, code for the Python backend among them: whoever reaches the port, a web page
+# in this machine's browser included, would run it. Nothing of ours asks for any of these while the server runs.
+CLOSED_APIS = "model-repository,shared-memory,trace,logging"
+CLOSED_HEADER = "tickserve-closed"
+
+
+def _closed(secret: str) -> list[str]:
+    """The options that close `CLOSED_APIS` on both protocols to whoever does not send `secret`.
+
+    The secret is new for each start and told to nobody. It shows in the process list, so it stops what cannot read that
+    (a browser, another container) and not another process of the same machine that can.
+    """
+    closed = f"{CLOSED_APIS}:{CLOSED_HEADER}={secret}"
+    return [f"--http-restricted-api={closed}", f"--grpc-restricted-protocol={closed}"]
 
 
 class EmbeddedTriton:
@@ -204,7 +220,7 @@ class EmbeddedTriton:
             *(f"--load-model={name}" for name in self._models),
             "--disable-auto-complete-config",
             "--strict-readiness=true",
-            f"--exit-timeout-secs={max(1, int(self._settings.stop_timeout_s) - 1)}",
+            f"--exit-timeout-secs={max(1, min(DRAIN_S, int(self._settings.stop_timeout_s) - 1))}",
             f"--http-address={LOOPBACK}",
             f"--http-port={ports.http}",
             f"--grpc-address={LOOPBACK}",
@@ -215,6 +231,7 @@ class EmbeddedTriton:
             # Quantiles of one server cannot be added up over servers; the client and the load test keep histograms.
             "--metrics-config=summary_latencies=false",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
+            *_closed(secrets.token_urlsafe(24)),
         ]
 
     def _wait_ready(self, deadline: float) -> None:
