@@ -1,9 +1,12 @@
 """The manifest: what a model is, what goes in and comes out, how it scored, and the digests that prove it.
 
 Training writes it beside the model file (a *bundle*), export copies it into each repository version with an `export`
-record, and the client holds requests against it. The *bundle digest* is the SHA-256 of the bundle manifest's canonical
-JSON without the `export` record and without values that are their defaults; since the manifest names the digest of
-every file, it names the whole bundle.
+record, and the client holds requests against it.
+
+The *bundle digest* is the SHA-256 of the canonical JSON of what `manifest.json` holds, without its member `export`:
+`json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)` in UTF-8. Nothing is added or dropped, so
+any language can recompute it, and a field added to this schema later does not change it for a manifest that lacks the
+field. Since the manifest names the digest of every file, the digest names the whole bundle.
 """
 
 from __future__ import annotations
@@ -14,7 +17,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from tickserve.errors import ArtifactError, DigestMismatchError
 from tickserve.store import canonical_json, sha256_bytes, sha256_file, write_json_atomic
@@ -107,8 +111,30 @@ class ExportRecord(Frozen):
     max_batch: int
 
 
+# The served contract: what every model answers, whatever its family, precision or runtime.
+OUTPUTS = (
+    TensorSpec(name="probabilities", dtype="FP32", shape=(3,)),
+    TensorSpec(name="score", dtype="FP32", shape=(1,)),
+    TensorSpec(name="bundle_id", dtype="INT64", shape=(1,)),
+)
+# Written even when they hold their defaults: a reader of the JSON alone needs them. A field added later does not join
+# them, or it would change the digests of manifests written before.
+ALWAYS_STORED = frozenset(
+    {"schema_version", "precision", "task", "parents", "architecture", "classes", "metrics", "gates"}
+)
+
+
+def _wrong(field: str, expected: object, was: object) -> PydanticCustomError:
+    text = "expected {expected}, was {was}"
+    return PydanticCustomError("contract", text, {"field": field, "expected": str(expected), "was": str(was)[:200]})
+
+
 class Manifest(Frozen):
-    """The whole manifest. `files` maps every file of the bundle (manifest excepted) to `sha256:<hex>`."""
+    """The whole manifest. `files` maps every file of the bundle (manifest excepted) to `sha256:<hex>`.
+
+    Whoever reads one (export, serving, the client) gets a consistent one: one input, the served outputs and classes,
+    and a column with its range for each feature of the input.
+    """
 
     schema_version: Literal[1] = 1
     name: str
@@ -136,14 +162,70 @@ class Manifest(Frozen):
     def _safe_name(cls, name: str) -> str:
         return check_model_name(name)
 
+    @field_validator("inputs")
+    @classmethod
+    def _one_input(cls, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        if len(inputs) != 1:
+            raise _wrong("inputs", "1 tensor", len(inputs))
+        tensor = inputs[0]
+        if tensor.dtype != "FP32" or len(tensor.shape) not in (1, 2) or any(size < 1 for size in tensor.shape):
+            raise _wrong("inputs.0", "FP32 (F,) or (T, F), each 1 or more", f"{tensor.dtype} {tensor.shape}")
+        return inputs
+
+    @field_validator("outputs")
+    @classmethod
+    def _served_outputs(cls, outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
+        if outputs != OUTPUTS:
+            raise _wrong("outputs", _shown(OUTPUTS), _shown(outputs))
+        return outputs
+
+    @field_validator("classes")
+    @classmethod
+    def _served_classes(cls, classes: tuple[str, ...]) -> tuple[str, ...]:
+        if classes != CLASSES:
+            raise _wrong("classes", list(CLASSES), list(classes))
+        return classes
+
+    @field_validator("features")
+    @classmethod
+    def _columns_of_the_input(cls, features: FeatureContract, info: ValidationInfo) -> FeatureContract:
+        columns, inputs = features.columns, info.data.get("inputs")
+        if inputs and len(columns) != inputs[0].shape[-1]:
+            raise _wrong("features.columns", f"{inputs[0].shape[-1]}, as the input's last dimension", len(columns))
+        if len(set(columns)) != len(columns):
+            twice = sorted(name for name in set(columns) if columns.count(name) > 1)
+            raise _wrong("features.columns", "distinct names", f"{twice[0]!r} more than once")
+        for side, values in (("minimum", features.minimum), ("maximum", features.maximum)):
+            if len(values) != len(columns):
+                raise _wrong(f"features.{side}", f"{len(columns)} values, one for each column", len(values))
+        for name, low, high in zip(columns, features.minimum, features.maximum, strict=True):
+            if low > high:
+                raise _wrong("features.minimum", f"at most the maximum {high} of column {name!r}", low)
+        return features
+
+    def model_post_init(self, context: Any) -> None:
+        """Mark what is always stored as given."""
+        self.__pydantic_fields_set__.update(ALWAYS_STORED)
+
+    def stored(self) -> dict[str, Any]:
+        """What `manifest.json` holds: every value that was given, none that is only this schema's default."""
+        return self.model_dump(mode="json", exclude_unset=True)
+
     def digest(self) -> str:
-        """The bundle digest, `sha256:<hex>`."""
-        # Defaults are left out, so that a field added later does not change the digest of every older bundle.
-        return sha256_bytes(canonical_json(self.model_dump(mode="json", exclude={"export"}, exclude_defaults=True)))
+        """The bundle digest, `sha256:<hex>`: of `stored()` without `export` (see the module)."""
+        return sha256_bytes(canonical_json(_without_export(self.stored())))
 
     def bundle_id(self) -> int:
         """The first 8 bytes of the bundle digest as a signed big-endian integer: what the graph answers per row."""
         return bundle_id_of(self.digest())
+
+
+def _shown(tensors: tuple[TensorSpec, ...]) -> str:
+    return ", ".join(f"{tensor.name} {tensor.dtype} {list(tensor.shape)}" for tensor in tensors) or "none"
+
+
+def _without_export(value: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: each for name, each in value.items() if name != "export"}
 
 
 def bundle_id_of(digest: str) -> int:
@@ -161,6 +243,8 @@ def check_model_name(name: str) -> str:
 
 def _first_problem(error: ValidationError) -> tuple[str, str]:
     problem = error.errors()[0]
+    if problem["type"] == "contract":
+        return str(problem["ctx"]["field"]), str(problem["msg"])
     return ".".join(str(part) for part in problem["loc"]) or "manifest", str(problem["msg"])
 
 
@@ -168,7 +252,10 @@ def parse_manifest(data: bytes | str | Mapping[str, Any]) -> Manifest:
     """A manifest from JSON text or a mapping. Raises ArtifactError naming the field that is wrong."""
     try:
         value = json.loads(data) if isinstance(data, bytes | str) else dict(data)
-        return Manifest.model_validate(value)
+        manifest = Manifest.model_validate(value)
+        if isinstance(data, bytes | str):
+            _check_unchanged(value, manifest)
+        return manifest
     except ValidationError as error:
         field, message = _first_problem(error)
         raise ArtifactError(f"the manifest is not valid: {message}", field=field) from error
@@ -176,9 +263,19 @@ def parse_manifest(data: bytes | str | Mapping[str, Any]) -> Manifest:
         raise ArtifactError("the manifest is not JSON", field=MANIFEST_NAME, hint=str(error)[:100]) from error
 
 
+def _check_unchanged(value: Mapping[str, Any], manifest: Manifest) -> None:
+    """Raise ArtifactError when reading changed a value (`1` to `1.0`, say): its digest could not be recomputed."""
+    stored = manifest.stored()
+    for name in sorted({*value, *stored}):
+        if name not in value:
+            raise ArtifactError("missing from the manifest", field=name)
+        if canonical_json(value[name]) != canonical_json(stored[name]):
+            raise ArtifactError("the manifest holds a value in another form than it is written in", field=name[:100])
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write `manifest.json` into `folder`, atomically."""
-    write_json_atomic(folder / MANIFEST_NAME, manifest.model_dump(mode="json"))
+    write_json_atomic(folder / MANIFEST_NAME, manifest.stored())
 
 
 def load_manifest(folder: Path) -> Manifest:

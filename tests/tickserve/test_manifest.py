@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 from collections.abc import Callable
@@ -7,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tickserve.errors import ArtifactError, DigestMismatchError
 from tickserve.manifest import (
+    CLASSES,
     MANIFEST_NAME,
     MODEL_NAME_PATTERN,
     Manifest,
+    Provenance,
     bundle_id_of,
     check_model_name,
     load_bundle,
@@ -26,6 +29,7 @@ from tickserve.manifest import (
 from tickserve.store import sha256_bytes
 
 Spoil = Callable[[Path], Any]
+words = st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
 
 
 @pytest.fixture
@@ -56,11 +60,84 @@ def test_the_digest_names_the_bundle_and_not_its_export(bundle: Path) -> None:
     assert manifest.model_copy(update={"files": files}).digest() != manifest.digest()
 
 
-def test_a_field_added_later_does_not_change_old_digests(bundle: Path) -> None:
-    class Later(Manifest):
-        calibration: str | None = None
+class LaterProvenance(Provenance):
+    reviewer: str = "nobody"
 
-    assert Later.model_validate(load_manifest(bundle).model_dump()).digest() == load_manifest(bundle).digest()
+
+class Later(Manifest):
+    """The schema as a later release may have it."""
+
+    provenance: LaterProvenance
+    calibration: str | None = None
+
+
+def test_a_field_added_later_does_not_change_old_digests(bundle: Path) -> None:
+    stored = json.loads((bundle / MANIFEST_NAME).read_bytes())
+    later = Later.model_validate(stored)
+    assert later.digest() == load_manifest(bundle).digest()
+    assert later.stored() == stored
+    assert later.model_copy(update={"calibration": "isotonic"}).digest() != later.digest()
+
+
+def digest_of_file(path: Path) -> str:
+    """As any other language would: nothing of ours."""
+    value = json.loads(path.read_bytes())
+    value.pop("export", None)
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return "sha256:" + hashlib.sha256(text.encode()).hexdigest()
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.floats(allow_nan=False, allow_infinity=False) | words,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    metrics=st.dictionaries(words, anything, max_size=3),
+    changes=st.fixed_dictionaries(
+        {},
+        optional={
+            "precision": st.sampled_from(["fp32", "fp16"]),
+            "architecture": st.dictionaries(words, anything, max_size=2),
+            "parents": st.lists(words, max_size=2).map(tuple),
+            "classes": st.just(CLASSES),
+        },
+    ),
+    numbers=st.tuples(st.floats(0, 1), st.integers(0, 3)),
+)
+def test_the_digest_is_recomputed_from_the_file_alone(
+    tmp_path: Path, make_manifest: Any, metrics: Any, changes: Any, numbers: tuple[float, int]
+) -> None:
+    written = make_manifest(metrics=metrics, tolerance={"atol": numbers[0], "rtol": numbers[1]}, **changes)
+    copied = written.model_copy(update={"metrics": {"copied": metrics}})
+    for manifest in (written, copied, written.model_copy(update={"export": None})):
+        write_manifest(tmp_path, manifest)
+        assert digest_of_file(tmp_path / MANIFEST_NAME) == manifest.digest()
+        read = load_manifest(tmp_path)
+        assert (read.digest(), read.stored()) == (manifest.digest(), manifest.stored())
+        write_manifest(tmp_path, read)
+        assert digest_of_file(tmp_path / MANIFEST_NAME) == manifest.digest()
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        (lambda m: m["horizon"].update(threshold=0), "horizon"),
+        (lambda m: m["horizon"].update(value="1000"), "horizon"),
+        (lambda m: m.pop("classes"), "classes"),
+        (lambda m: m.pop("schema_version"), "schema_version"),
+    ],
+)
+def test_a_file_that_would_not_give_its_own_digest_is_refused(
+    bundle: Path, change: Callable[[dict[str, Any]], Any], field: str
+) -> None:
+    rewrite(bundle, change)
+    with pytest.raises(ArtifactError) as caught:
+        load_manifest(bundle)
+    assert caught.value.field == field
 
 
 def test_the_bundle_id_is_the_first_eight_bytes_signed() -> None:
@@ -86,6 +163,22 @@ BAD_FIELDS: dict[str, tuple[Callable[[dict[str, Any]], Any], str]] = {
     "horizon": (lambda m: m["horizon"].update(value=0), "horizon.value"),
     "nested unknown key": (lambda m: m["features"].update(extra=1), "features.extra"),
     "infinite range": (lambda m: m["features"].update(minimum=[float("inf")] * 4), "features.minimum.0"),
+    "classes reversed": (lambda m: m["classes"].reverse(), "classes"),
+    "a fourth class": (lambda m: m["classes"].append("hold"), "classes"),
+    "outputs in another order": (lambda m: m["outputs"].reverse(), "outputs"),
+    "no bundle_id": (lambda m: m["outputs"].pop(), "outputs"),
+    "an output of another shape": (lambda m: m["outputs"][1].update(shape=[2]), "outputs"),
+    "two inputs": (lambda m: m["inputs"].append(dict(m["inputs"][0], name="more")), "inputs"),
+    "no input": (lambda m: m["inputs"].clear(), "inputs"),
+    "an input without a size": (lambda m: m["inputs"][0].update(shape=[0]), "inputs.0"),
+    "integers in": (lambda m: m["inputs"][0].update(dtype="INT64"), "inputs.0"),
+    "a column too few": (
+        lambda m: [m["features"][each].pop() for each in ("columns", "minimum", "maximum")],
+        "features.columns",
+    ),
+    "a column twice": (lambda m: m["features"].update(columns=["spread"] * 4), "features.columns"),
+    "a range too few": (lambda m: m["features"]["maximum"].pop(), "features.maximum"),
+    "a range upside down": (lambda m: m["features"]["minimum"].__setitem__(2, 6.0), "features.minimum"),
     "nan tolerance": (lambda m: m["tolerance"].update(atol=float("nan")), "tolerance.atol"),
 }
 
