@@ -31,8 +31,9 @@ class Signal:
     - `event_age_us`: age of the newest market event when the signal was made (None: the caller gave no time;
       negative: its time lies in the future of this machine's clock).
     - `stage_us`: microseconds spent in `check`, `send_wait`, `decode` and in `total`.
-    - `flags`: what an engine may want to treat with care: `out_of_range:<column>` for a column outside the range the
-      model was trained on, `event_in_future`.
+    - `flags`: what an engine may want to treat with care: `event_in_future`, and `out_of_range:<column>` for a column
+      far outside its training range: below minimum - span or above maximum + span, where span = maximum - minimum (so
+      for a column that was constant in training any other value).
     """
 
     status: Status

@@ -6,6 +6,7 @@ import math
 import socket
 import time
 from collections.abc import Iterator
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -18,12 +19,18 @@ from tickserve.errors import (
     DeadlineExceededError,
     DigestMismatchError,
     InputRejectedError,
+    ModelNotFoundError,
     TransportError,
     UsageError,
 )
-from tickserve.manifest import FeatureContract, Manifest, TensorSpec
+from tickserve.manifest import Manifest, TensorSpec
 
 MODEL = "hand-l1-gbdt"
+
+
+def kind(value: object) -> str:
+    """A test's name for a value that cannot be printed."""
+    return type(value).__name__
 
 
 @pytest.fixture(scope="module")
@@ -132,10 +139,39 @@ def test_infinity_beside_nan_is_still_refused(client: Client, rows: np.ndarray) 
 
 
 def test_far_outside_the_training_range_is_flagged_not_refused(make_manifest: Any, rows: np.ndarray) -> None:
-    contract = Contract(make_manifest())
+    contract = Contract(make_manifest())  # trained on -5 to 5: the span is 10
     assert contract.check_inputs(rows).flags == ()
-    rows[0, 0], rows[1, 3], rows[1, 1] = 5.0, -5.1, 1e30
-    assert contract.check_inputs(rows).flags == ("out_of_range:imbalance", "out_of_range:volatility")
+    rows[0, 0], rows[1, 2] = 15.0, -15.0
+    assert contract.check_inputs(rows).flags == ()
+    rows[0, 0], rows[1, 3], rows[1, 1] = 15.1, -15.1, 1e30
+    flags = contract.check_inputs(rows).flags
+    assert flags == ("out_of_range:spread", "out_of_range:imbalance", "out_of_range:volatility")
+
+
+def ranged(manifest: Manifest, low: tuple[float, ...], high: tuple[float, ...]) -> Manifest:
+    features = manifest.features.model_copy(update={"minimum": low, "maximum": high})
+    return manifest.model_copy(update={"features": features, "export": None})
+
+
+def test_a_column_constant_in_training_is_flagged_for_any_other_value(make_manifest: Any) -> None:
+    contract = Contract(ranged(make_manifest(), (0.1, 0.0, 0.0, 0.0), (0.1, 1.0, 1.0, 1.0)))
+    row = np.array([[0.1, 0.5, 0.5, 0.5]], np.float32)
+    assert contract.check_inputs(row).flags == ()
+    row[0, 0] = 0.11
+    assert contract.check_inputs(row).flags == ("out_of_range:spread",)
+
+
+def test_the_widest_range_still_keeps_infinity_outside(make_manifest: Any) -> None:
+    contract = Contract(ranged(make_manifest(), (-3e38,) * 4, (3e38,) * 4))
+    assert contract.check_inputs(np.full((1, 4), 3.4e38, np.float32)).flags == ()
+    with pytest.raises(InputRejectedError, match="not finite"):
+        contract.check_inputs(np.full((1, 4), np.inf, np.float32))
+
+
+def test_a_batch_too_large_is_refused_before_its_values_are_read(make_manifest: Any) -> None:
+    array = np.broadcast_to(np.float32(np.inf), (2**40, 4))  # 16 TiB, were it looked at
+    with pytest.raises(InputRejectedError, match="wrong batch size"):
+        Contract(make_manifest()).check_inputs(array)
 
 
 def test_windows_name_row_step_and_column(make_manifest: Any) -> None:
@@ -177,14 +213,55 @@ def test_model_names_that_are_no_names(client: Client, rows: np.ndarray, name: A
 
 
 def test_a_model_without_a_manifest_is_not_asked(client: Client, rows: np.ndarray) -> None:
-    with pytest.raises(UsageError, match=r"no manifest is pinned for model 'other'.*manifest=\.\.\.") as caught:
+    with pytest.raises(ModelNotFoundError, match="no manifest is pinned for model 'other'") as caught:
         client.score("other", rows)
-    assert caught.value.was == MODEL
+    assert (caught.value.expected, caught.value.model) == (MODEL, "other")
 
 
-@pytest.mark.parametrize("version", [0, -1, True, 1.0, "1", 2**63, np.int64(1)])
+def test_a_client_that_pins_nothing_says_how(nobody: str, rows: np.ndarray) -> None:
+    for url in (nobody, f"grpc://{nobody}"):
+        with Client(url) as bare, pytest.raises(UsageError, match=r"manifest=\.\.\."):
+            bare.score(MODEL, rows)
+
+
+@pytest.mark.parametrize("version", [0, -1, True, 1.0, "1", 2**63, 10**5000, np.bool_(1), np.float32(1)], ids=kind)
 def test_versions_that_are_no_versions(client: Client, rows: np.ndarray, version: Any) -> None:
     assert refused(client, rows, version=version).field == "version"
+
+
+def test_numbers_of_numpy_are_numbers(client: Client, rows: np.ndarray) -> None:
+    for number in (np.int64, np.int32, np.uint8):
+        with pytest.raises(TransportError):
+            client.score(MODEL, rows, version=number(1))
+    for deadline in (np.float32(50), np.float64(50), np.int64(50), Fraction(50)):
+        with pytest.raises(TransportError):
+            client.score(MODEL, rows, deadline_ms=deadline, newest_event_ns=np.int64(time.time_ns()))  # type: ignore[arg-type]
+
+
+class Unprintable:
+    def __repr__(self) -> str:
+        raise RuntimeError("no")
+
+
+@pytest.mark.parametrize(
+    "value", [5, 10**5000, "spread", [1, 2, 3, 4], [np.zeros(2)] * 4, [Unprintable()] * 4, [None]], ids=kind
+)
+def test_columns_that_are_no_names(client: Client, rows: np.ndarray, value: Any) -> None:
+    assert refused(client, rows, columns=value).field == "columns"
+
+
+@pytest.mark.parametrize("value", [5, 10**5000, np.zeros(3), Unprintable(), b"sha256:"], ids=kind)
+def test_digests_that_are_no_digests(client: Client, rows: np.ndarray, value: Any) -> None:
+    assert refused(client, rows, feature_digest=value).field == "feature_digest"
+
+
+@pytest.mark.parametrize("value", [10**5000, Unprintable()], ids=kind)
+def test_names_that_cannot_be_printed(client: Client, rows: np.ndarray, value: Any) -> None:
+    for options in ({"model": value, "inputs": rows}, {"model": MODEL, "inputs": {value: rows}}):
+        with pytest.raises(InputRejectedError):
+            client.score(**options)
+    with pytest.raises(InputRejectedError, match="request_id"):
+        client.score(MODEL, rows, request_id=value)
 
 
 @pytest.mark.parametrize("identity", ["", "a\nb", "\x00", "\x7f", "x" * 257, "\u2028", 5, b"x"])
@@ -195,7 +272,9 @@ def test_request_ids_that_are_refused(client: Client, rows: np.ndarray, identity
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("deadline", [0, -1, -0.0, math.nan, math.inf, True, "100", 3_600_001])
+@pytest.mark.parametrize(
+    "deadline", [0, -1, -0.0, math.nan, math.inf, True, "100", 3_600_001, 10**400, 10**5000, 1j], ids=kind
+)
 def test_deadlines_that_are_no_time_spans(
     client: Client, rows: np.ndarray, deadline: Any, nobody: str, make_manifest: Any
 ) -> None:
@@ -227,7 +306,7 @@ def test_an_age_limit_needs_a_time_it_can_believe(nobody: str, make_manifest: An
         assert "newest_event_ns" in str(refused(client, rows))
         ahead = refused(client, rows, newest_event_ns=time.time_ns() + 10**9)
         assert "in the future" in str(ahead)
-        for value in (0, -1, 1.5, True, "now", 2**63):
+        for value in (0, -1, 1.5, True, "now", 2**63, 10**5000):
             assert refused(client, rows, newest_event_ns=value).field == "newest_event_ns"
 
 
@@ -240,8 +319,8 @@ def test_a_closed_client_says_so(nobody: str, make_manifest: Any, rows: np.ndarr
             client.score(MODEL, rows)
 
 
-def broken(manifest: Manifest, **changes: Any) -> Manifest:
-    return manifest.model_copy(update=changes)
+def broken(model: Any, **changes: Any) -> Any:
+    return model.model_copy(update=changes)
 
 
 def test_a_manifest_that_contradicts_itself_is_not_pinned(make_manifest: Any) -> None:
@@ -255,6 +334,55 @@ def test_a_manifest_that_contradicts_itself_is_not_pinned(make_manifest: Any) ->
         Contract(broken(plain, inputs=(negative,)))
     with pytest.raises(ArtifactError, match="lacks tensors"):
         Contract(broken(plain, outputs=plain.outputs[:1]))
-    ranges = FeatureContract(spec="s", digest="d", columns=("a", "b"), minimum=(0.0,), maximum=(1.0, 1.0))
-    with pytest.raises(ArtifactError, match="differ in number"):
-        Contract(broken(plain, features=ranges))
+    for columns, low in ((("a", "b"), (0.0,)), (("a", "b", "c"), (0.0, 0.0))):
+        ranges = broken(plain.features, columns=columns, minimum=low, maximum=(1.0, 1.0))
+        with pytest.raises(ArtifactError, match="differ in number"):
+            Contract(broken(plain, features=ranges))
+
+
+def spec(name: str, *shape: int, dtype: Any = "FP32") -> TensorSpec:
+    return TensorSpec(name=name, dtype=dtype, shape=shape)
+
+
+PROBABILITIES, SCORE, BUNDLE = spec("probabilities", 3), spec("score", 1), spec("bundle_id", 1, dtype="INT64")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"inputs": (spec("features", 5),)}, "not as wide as the manifest's columns"),
+        ({"inputs": (spec("features", 4, 3),)}, "not as wide"),
+        ({"inputs": (spec("features"),)}, "not as wide"),
+        ({"inputs": (spec("features", 4, dtype="INT64"),)}, "not as wide"),
+        ({"inputs": (spec("features", 4), spec("more", 2))}, "not as wide"),
+        ({"inputs": ()}, "input tensors"),
+        ({"inputs": (spec("features", 4), spec("features", 4))}, "given twice"),
+        ({"outputs": (spec("probabilities", 4), SCORE, BUNDLE)}, "no signal can be made"),
+        ({"outputs": (PROBABILITIES, spec("score", 3), BUNDLE)}, "no signal can be made"),
+        ({"outputs": (PROBABILITIES, SCORE, spec("bundle_id", 1))}, "no signal can be made"),
+        ({"outputs": (PROBABILITIES, SCORE, BUNDLE, SCORE)}, "given twice"),
+        ({"classes": ("up", "flat", "down")}, "other classes"),
+        ({"classes": ("down", "flat", "up", "more")}, "other classes"),
+    ],
+)
+def test_a_manifest_whose_tensors_do_not_fit_its_columns_and_classes(
+    make_manifest: Any, changes: dict[str, Any], says: str
+) -> None:
+    with pytest.raises(ArtifactError, match=says):
+        Contract(broken(make_manifest(), export=None, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"columns": ("a", "a", "b", "c")}, "given twice"),
+        ({"minimum": (6.0, 0.0, 0.0, 0.0)}, "the range of column 'spread'"),
+        ({"maximum": (math.nan, 5.0, 5.0, 5.0)}, "the range of column 'spread'"),
+        ({"maximum": (5.0, 5.0, 5.0, math.inf)}, "the range of column 'volatility'"),
+        ({"columns": ("a", "b", "c"), "minimum": (0.0,) * 3, "maximum": (1.0,) * 3}, "not as wide"),
+    ],
+)
+def test_a_manifest_whose_columns_are_none(make_manifest: Any, changes: dict[str, Any], says: str) -> None:
+    good = make_manifest()
+    with pytest.raises(ArtifactError, match=says):
+        Contract(broken(good, export=None, features=broken(good.features, **changes)))

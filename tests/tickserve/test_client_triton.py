@@ -122,15 +122,13 @@ def test_another_bundle_than_the_pinned_one_gives_no_number(
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_outputs_that_differ_from_the_manifest(triton: Any, transport: str, rows: np.ndarray) -> None:
     served = load_manifest(triton.folder)
-    wide = served.outputs[0].model_copy(update={"shape": (4,)})
     extra = served.outputs[0].model_copy(update={"name": "more"})
-    for outputs in ((wide, *served.outputs[1:]), (*served.outputs, extra)):
-        pinned = served.model_copy(update={"outputs": outputs, "export": None})
-        with (
-            Client(url_of(triton, transport), manifest=pinned, deadline_ms=SECONDS_MS) as client,
-            pytest.raises(ProtocolError, match="wrong output"),
-        ):
-            client.score(MODEL, rows)
+    pinned = served.model_copy(update={"outputs": (*served.outputs, extra), "export": None})
+    with (
+        Client(url_of(triton, transport), manifest=pinned, deadline_ms=SECONDS_MS) as client,
+        pytest.raises(ProtocolError, match="wrong output"),
+    ):
+        client.score(MODEL, rows)
 
 
 def raw(triton: Any, shape: tuple[int, ...], size: int, *, name: str = "features", dtype: str = "FP32") -> Any:

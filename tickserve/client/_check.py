@@ -13,23 +13,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from tickserve.client._arguments import shown
 from tickserve.client._transport import DTYPES, Array, InferResponse, Tensor
 from tickserve.errors import ArtifactError, DigestMismatchError, InputRejectedError, ProtocolError
-from tickserve.manifest import Manifest, TensorSpec
+from tickserve.manifest import CLASSES, ExportRecord, FeatureContract, Manifest, TensorSpec
 
 Mask = npt.NDArray[np.bool_]
 Inputs = Mapping[str, npt.NDArray[Any]] | npt.NDArray[Any]
 
 PROBABILITIES, SCORE, BUNDLE_ID = "probabilities", "score", "bundle_id"
 MAX_FLAGS = 64
+# A softmax of three classes in half precision is off by at most 3 * 2**-11; nothing honest is further.
+ROUNDING = 2e-3
 
 
 class _Input(NamedTuple):
     name: str
     datatype: str
     dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    ranged: bool  # whether its last axis is the feature columns
+    shape: tuple[int, ...]  # without the batch; its last axis is the feature columns
 
 
 class Checked(NamedTuple):
@@ -52,22 +54,24 @@ class Contract:
     """One model's contract. Raises ArtifactError when the manifest contradicts itself."""
 
     def __init__(self, manifest: Manifest) -> None:
+        _check_ranges(manifest.features)
+        _check_inputs(manifest.inputs, len(manifest.features.columns))
+        _check_outputs(manifest)
         self.name, self.classes = manifest.name, manifest.classes
         self.bundle_digest, self.bundle_id = manifest.digest(), manifest.bundle_id()
         self._bundle_bytes = self.bundle_id.to_bytes(8, "little", signed=True)
         self.feature_digest, self.columns = manifest.features.digest, manifest.features.columns
         self.max_batch = None if manifest.export is None else manifest.export.max_batch
+        _check_digest(manifest.export, self.bundle_digest)
         self._rejects_nan = manifest.nan_policy == "reject"
-        _check_consistent(manifest, self.bundle_digest)
-        self._minimum = np.array(manifest.features.minimum, np.float32)
-        self._maximum = np.array(manifest.features.maximum, np.float32)
-        self._inputs = tuple(_rule(spec, len(self.columns)) for spec in manifest.inputs)
+        self._lowest, self._highest = _far(manifest.features)
+        self._inputs = tuple(_Input(spec.name, spec.dtype, DTYPES[spec.dtype], spec.shape) for spec in manifest.inputs)
         self._outputs = {spec.name: (DTYPES[spec.dtype], spec.shape) for spec in manifest.outputs}
 
     def check_inputs(self, inputs: Inputs) -> Checked:
         """Hold `inputs` ([B, F] or [B, T, F], one array or by tensor name) against the contract.
 
-        Raises InputRejectedError. Values outside the training range are flagged, not refused.
+        Raises InputRejectedError. Values far outside the training range are flagged, not refused.
         """
         rules = self._inputs
         if isinstance(inputs, Mapping):
@@ -77,30 +81,39 @@ class Contract:
             arrays = [inputs]
         else:
             raise InputRejectedError("this model takes several tensors", expected=_names(rules), was="one array")
+        checked = [self._check_array(rule, value) for rule, value in zip(rules, arrays, strict=True)]
+        batch = self._check_batch(checked)  # before any value is looked at: a batch too large costs nothing
         tensors: list[Tensor] = []
         flags: tuple[str, ...] = ()
-        for rule, value in zip(rules, arrays, strict=True):
-            array = self._check_array(rule, value)
-            if rule.ranged:
-                flags += self._check_values(rule.name, array)
+        for rule, array in zip(rules, checked, strict=True):
+            flags += self._check_values(rule.name, array)
             # tobytes gives C order whatever the strides are, and a snapshot the caller can no longer change.
             tensors.append(Tensor(rule.name, rule.datatype, array.shape, array.tobytes()))
-        return Checked(tuple(tensors), self._check_batch(tensors), flags)
+        return Checked(tuple(tensors), batch, flags)
 
     def check_features(self, columns: Sequence[str] | None, digest: str | None) -> None:
         """Refuse features of another spec or in another order than the model was trained on."""
-        if digest is not None and digest != self.feature_digest:
+        if digest is not None and not (isinstance(digest, str) and digest == self.feature_digest):
             raise InputRejectedError(
                 "the features are not the model's",
                 field="feature_digest",
                 expected=self.feature_digest,
-                was=repr(digest)[:100],
+                was=shown(digest, 100),
             )
-        if columns is not None and tuple(columns) != self.columns:
-            _refuse_columns(tuple(columns), self.columns)
+        if columns is None:
+            return
+        try:
+            given = tuple(columns)
+            same = given == self.columns
+        except (TypeError, ValueError) as error:  # no sequence; arrays do not compare to one truth
+            raise InputRejectedError(
+                "not column names", field="columns", expected="a sequence of text", was=shown(columns)
+            ) from error
+        if not same:
+            _refuse_columns(given, self.columns)
 
     def check_response(self, response: InferResponse, batch: int, version: int | None, request_id: str) -> Answer:
-        """Refuse an answer of another model, version, request, shape or bundle, and one that is not finite."""
+        """Refuse an answer of another model, version, request, shape or bundle, and one of impossible numbers."""
         _check_echo("model", self.name, response.model)
         _check_echo("request id", request_id, response.request_id)
         if version is not None:
@@ -119,10 +132,8 @@ class Contract:
                 expected=str(self.bundle_id),
                 was=str(outputs[BUNDLE_ID].flat[0]),
             )
-        probabilities, score = _finite(PROBABILITIES, outputs), _finite(SCORE, outputs)
-        classes = self.classes
-        decision = tuple([classes[index] for index in probabilities.argmax(axis=1).tolist()])
-        return Answer(probabilities, score.reshape(batch), decision)
+        probabilities, score = outputs[PROBABILITIES], outputs[SCORE].reshape(batch)
+        return Answer(probabilities, score, _decide(probabilities, score))
 
     def _check_array(self, rule: _Input, value: object) -> npt.NDArray[Any]:
         if type(value) is not np.ndarray:
@@ -151,24 +162,21 @@ class Contract:
             hint="for one row give the batch axis too: array[np.newaxis]" if missing_axis else None,
         )
 
-    def _check_batch(self, tensors: list[Tensor]) -> int:
-        batch = tensors[0].shape[0]
+    def _check_batch(self, arrays: Sequence[npt.NDArray[Any]]) -> int:
+        batch = arrays[0].shape[0]
         if batch < 1 or (self.max_batch is not None and batch > self.max_batch):
             limit = f"1 to {self.max_batch} rows" if self.max_batch is not None else "1 row or more"
-            raise InputRejectedError("wrong batch size", field=tensors[0].name, expected=limit, was=str(batch))
-        for tensor in tensors:
-            if tensor.shape[0] != batch:
+            raise InputRejectedError("wrong batch size", field=self._inputs[0].name, expected=limit, was=str(batch))
+        for rule, array in zip(self._inputs, arrays, strict=True):
+            if array.shape[0] != batch:
                 raise InputRejectedError(
-                    "tensors of one request differ in rows",
-                    field=tensor.name,
-                    expected=str(batch),
-                    was=str(tensor.shape[0]),
+                    "tensors of one request differ in rows", field=rule.name, expected=str(batch), was=str(len(array))
                 )
         return batch
 
     def _check_values(self, name: str, array: npt.NDArray[Any]) -> tuple[str, ...]:
         # NaN and infinity compare false, so one pass clears an ordinary request of all three questions.
-        inside: Mask = (array >= self._minimum) & (array <= self._maximum)
+        inside: Mask = (array >= self._lowest) & (array <= self._highest)
         if b"\0" not in inside.tobytes():  # all of them, without the cost of numpy's reduction on a short array
             return ()
         unknown: Mask = np.isnan(array)
@@ -192,18 +200,7 @@ class Contract:
         )
 
 
-def _check_consistent(manifest: Manifest, digest: str) -> None:
-    features, record = manifest.features, manifest.export
-    if not len(features.columns) == len(features.minimum) == len(features.maximum):
-        raise ArtifactError("the manifest's columns and ranges differ in number", field="features")
-    for spec in (*manifest.inputs, *manifest.outputs):
-        if any(size < 1 for size in spec.shape):
-            raise ArtifactError(
-                "a negative or zero dimension", field=spec.name, was=str(list(spec.shape)), expected="1 up"
-            )
-    names = {spec.name for spec in manifest.outputs}
-    if not manifest.inputs or not {PROBABILITIES, SCORE, BUNDLE_ID} <= names:
-        raise ArtifactError("the manifest lacks tensors a signal is made of", field="outputs")
+def _check_digest(record: ExportRecord | None, digest: str) -> None:
     if record is not None and record.bundle_digest != digest:
         raise DigestMismatchError(
             "the manifest was changed after export",
@@ -213,9 +210,69 @@ def _check_consistent(manifest: Manifest, digest: str) -> None:
         )
 
 
-def _rule(spec: TensorSpec, features: int) -> _Input:
-    ranged = spec.dtype == "FP32" and spec.shape[-1:] == (features,)
-    return _Input(spec.name, spec.dtype, DTYPES[spec.dtype], spec.shape, ranged)
+def _check_ranges(features: FeatureContract) -> None:
+    columns, low, high = features.columns, features.minimum, features.maximum
+    if not len(columns) == len(low) == len(high):
+        raise ArtifactError("the manifest's columns and ranges differ in number", field="features")
+    if len(set(columns)) != len(columns):
+        raise ArtifactError("a column is given twice", field="features.columns")
+    for column, lowest, highest in zip(columns, low, high, strict=True):
+        if not -math.inf < lowest <= highest < math.inf:
+            raise ArtifactError(
+                f"the range of column {column!r} is none", field="features", was=f"{lowest} to {highest}"
+            )
+
+
+def _check_inputs(inputs: Sequence[TensorSpec], columns: int) -> None:
+    """Every input is looked at column by column: one of another width would pass with no check of its values."""
+    names = {spec.name for spec in inputs}
+    if not inputs or len(names) != len(inputs):
+        raise ArtifactError("the manifest's input tensors are none, or one is given twice", field="inputs")
+    for spec in inputs:
+        if any(size < 1 for size in spec.shape):
+            raise ArtifactError(
+                "a negative or zero dimension", field=spec.name, was=str(list(spec.shape)), expected="1 up"
+            )
+        if spec.dtype != "FP32" or spec.shape[-1:] != (columns,):
+            raise ArtifactError(
+                "the tensor is not as wide as the manifest's columns",
+                field=spec.name,
+                expected=f"FP32 [..., {columns}]",
+                was=f"{spec.dtype} {list(spec.shape)}",
+            )
+
+
+def _check_outputs(manifest: Manifest) -> None:
+    outputs = {spec.name: spec for spec in manifest.outputs}
+    if len(outputs) != len(manifest.outputs):
+        raise ArtifactError("an output is given twice", field="outputs")
+    if manifest.classes != CLASSES:
+        raise ArtifactError("other classes", field="classes", expected=str(CLASSES), was=shown(manifest.classes))
+    needed = {PROBABILITIES: ("FP32", (len(CLASSES),)), SCORE: ("FP32", (1,)), BUNDLE_ID: ("INT64", (1,))}
+    if not needed.keys() <= outputs.keys():
+        raise ArtifactError("the manifest lacks tensors a signal is made of", field="outputs")
+    for name, (dtype, shape) in needed.items():
+        spec = outputs[name]
+        if (spec.dtype, spec.shape) != (dtype, shape):
+            raise ArtifactError(
+                "no signal can be made of this tensor",
+                field=name,
+                expected=f"{dtype} {list(shape)}",
+                was=f"{spec.dtype} {list(spec.shape)}",
+            )
+
+
+def _far(features: FeatureContract) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """The training range widened by its own span on both sides: new market data leaves the bare range all the time.
+
+    A column that was constant in training has no span: any other value is far, as the model has seen none.
+    """
+    low, high = np.array(features.minimum, np.float64), np.array(features.maximum, np.float64)
+    limit = float(np.finfo(np.float32).max)  # beyond it lies infinity, which must stay outside
+    with np.errstate(over="ignore"):
+        span = high - low
+        lowest, highest = np.clip(low - span, -limit, limit), np.clip(high + span, -limit, limit)
+    return lowest.astype(np.float32), highest.astype(np.float32)
 
 
 def _names(rules: Sequence[_Input]) -> str:
@@ -225,32 +282,41 @@ def _names(rules: Sequence[_Input]) -> str:
 def _check_names(inputs: Mapping[str, object], rules: Sequence[_Input]) -> None:
     if len(inputs) == len(rules) and all(rule.name in inputs for rule in rules):
         return
-    given = ", ".join(str(name)[:40] for name in list(inputs)[:8]) or "none"
+    given = ", ".join(_plain(name)[:40] for name in list(inputs)[:8]) or "none"
     missing = [rule.name for rule in rules if rule.name not in inputs]
     if missing:
         raise InputRejectedError("a tensor is missing", field=missing[0], expected=_names(rules), was=given)
     extra = next(name for name in inputs if all(name != rule.name for rule in rules))
-    raise InputRejectedError("the model has no such tensor", field=str(extra)[:100], expected=_names(rules), was=given)
+    raise InputRejectedError(
+        "the model has no such tensor", field=_plain(extra)[:100], expected=_names(rules), was=given
+    )
 
 
-def _refuse_columns(given: tuple[str, ...], expected: tuple[str, ...]) -> None:
+def _plain(name: object) -> str:
+    return name if isinstance(name, str) else shown(name)
+
+
+def _refuse_columns(given: tuple[object, ...], expected: tuple[str, ...]) -> None:
     if len(given) != len(expected):
         raise InputRejectedError(
             "wrong columns", field="columns", expected=f"{len(expected)} columns", was=str(len(given))
         )
-    at = next(index for index, pair in enumerate(zip(given, expected, strict=True)) if pair[0] != pair[1])
-    permuted = sorted(map(str, given)) == sorted(expected)
+    names = [name for name in given if isinstance(name, str)]
+    if len(names) != len(given):
+        raise InputRejectedError("not column names", field="columns", expected="text only", was=shown(given))
+    at = next(index for index, pair in enumerate(zip(names, expected, strict=True)) if pair[0] != pair[1])
+    permuted = sorted(names) == sorted(expected)
     raise InputRejectedError(
         f"{'permuted' if permuted else 'wrong'} columns, first at position {at}",
         field="columns",
         expected=repr(expected[at]),
-        was=repr(given[at])[:100],
+        was=shown(names[at], 100),
     )
 
 
 def _check_echo(what: str, expected: str, was: str) -> None:
     if expected != was:
-        raise ProtocolError(f"the answer is of another {what}", field=what, expected=expected, was=repr(was)[:100])
+        raise ProtocolError(f"the answer is of another {what}", field=what, expected=expected, was=shown(was, 100))
 
 
 def _refuse_output(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[int, ...]) -> None:
@@ -262,12 +328,35 @@ def _refuse_output(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[i
     )
 
 
-def _finite(name: str, outputs: Mapping[str, Any]) -> npt.NDArray[np.float32]:
-    array: npt.NDArray[np.float32] = outputs[name]
-    # The sum of squares is finite when all are: one call instead of two. It also overflows, hence the second look.
-    if not math.isfinite(np.vdot(array, array)) and not np.isfinite(array).all():
-        raise ProtocolError("the answer is not finite", field=name, expected="finite numbers")
-    return array
+def _decide(probabilities: npt.NDArray[np.float32], score: npt.NDArray[np.float32]) -> tuple[str, ...]:
+    """Each row's class, once its numbers are a distribution and its score is their p(up) - p(down).
+
+    NaN and infinity fail the comparisons too. A few rows are faster in Python than in numpy, which is the usual call.
+    """
+    decision = []
+    for row, (values, told) in enumerate(zip(probabilities.tolist(), score.tolist(), strict=True)):
+        down, flat, up = values
+        least = down if down < up else up
+        if not (
+            (least if least < flat else flat) >= -ROUNDING
+            and -ROUNDING <= down + flat + up - 1 <= ROUNDING
+            and -ROUNDING <= up - down - told <= ROUNDING
+        ):
+            _refuse_numbers(row, values, told)
+        decision.append(CLASSES[values.index(max(values))])
+    return tuple(decision)
+
+
+def _refuse_numbers(row: int, values: list[float], score: float) -> None:
+    if not all(map(math.isfinite, (*values, score))):
+        name = PROBABILITIES if math.isfinite(score) else SCORE
+        raise ProtocolError(f"row {row} of the answer is not finite", field=name, expected="finite numbers")
+    if min(values) < -ROUNDING or abs(sum(values) - 1) > ROUNDING:
+        message, name, expected, was = "no distribution", PROBABILITIES, "numbers from 0 that add up to 1", str(values)
+    else:
+        message, name, was = "contradicts the probabilities", SCORE, str(score)
+        expected = f"p(up) - p(down) = {values[2] - values[0]:.6f}"
+    raise ProtocolError(f"row {row} of the answer: {message}", field=name, expected=expected, was=was)
 
 
 def _kind(value: object) -> str:

@@ -7,24 +7,28 @@ the model the engine meant.
 from __future__ import annotations
 
 import itertools
-import math
 import os
 import time
 from collections.abc import Sequence
 from types import TracebackType
 
+from tickserve.client._arguments import MAX_REQUEST_ID, check_request_id, positive_ms, shown, whole_number
 from tickserve.client._check import Answer, Checked, Inputs
+from tickserve.client._fork import renew_after_fork
 from tickserve.client._http import HttpTransport
 from tickserve.client._manifests import Manifests, Pinned, pin
 from tickserve.client._transport import InferRequest, Transport
 from tickserve.client._url import TransportName, parse_endpoint
-from tickserve.errors import DeadlineExceededError, InputRejectedError, RequestError, UsageError
+from tickserve.errors import (
+    DeadlineExceededError,
+    InputRejectedError,
+    ModelNotFoundError,
+    RequestError,
+    UsageError,
+)
 from tickserve.manifest import check_model_name
 from tickserve.signal import Signal, Status
 
-MAX_REQUEST_ID = 256
-MAX_DEADLINE_MS = 3_600_000.0
-MAX_VERSION = 2**63 - 1
 NS_PER_US = 1_000
 
 
@@ -38,10 +42,12 @@ class Client:
     - `manifest`: what the engine pins, out of band: a Manifest, a path to a manifest or a version directory, a mapping
       from model to those, or a repository folder (the newest version of each model). A path with a version asks the
       server for exactly that version.
-    - `deadline_ms`: for a call that names none; it covers connecting, sending and waiting.
+    - `deadline_ms`: for a call that names none; it covers connecting, sending and waiting. gRPC keeps its own time: it
+      gives up 2 ms (at most a fifth) early so as not to be late, and below 10 ms is late nevertheless: there use http.
     - `max_age_ms`: signals from older market events are `STALE`; `newest_event_ns` is then required.
 
-    Safe for threads. After a fork the http transport reconnects; over gRPC the child opens a client of its own.
+    Safe for threads. After a fork the http transport reconnects; over gRPC the child opens a client of its own. A host
+    name is looked up once; a connection that cannot be made has it looked up again.
     Raises UsageError for wrong arguments and ArtifactError for a manifest that cannot be trusted.
     """
 
@@ -55,8 +61,8 @@ class Client:
         max_age_ms: float | None = None,
     ) -> None:
         endpoint = parse_endpoint(url, transport)
-        self._deadline_ms = _positive_ms("deadline_ms", deadline_ms, UsageError)
-        self._max_age_us = None if max_age_ms is None else 1e3 * _positive_ms("max_age_ms", max_age_ms, UsageError)
+        self._deadline_ms = positive_ms("deadline_ms", deadline_ms, UsageError)
+        self._max_age_us = None if max_age_ms is None else 1e3 * positive_ms("max_age_ms", max_age_ms, UsageError)
         self._pinned = pin(manifest)
         self._ids = _RequestIds()
         self._closed = False
@@ -100,7 +106,7 @@ class Client:
 
         Raises InputRejectedError (refused before it was sent), DeadlineExceededError, ModelNotFoundError,
         ServerRejectedError, TransportError, ProtocolError (the answer is not the pinned model's), all of them
-        RequestError with `model` and `request_id`; and UsageError for a closed client or a model without a manifest.
+        RequestError with `model` and `request_id`; and UsageError for a closed client or one that pins no model.
         """
         started = time.monotonic_ns()
         if self._closed:
@@ -108,10 +114,10 @@ class Client:
         identity = self._ids.next() if request_id is None else request_id
         try:
             if request_id is not None:
-                _check_request_id(request_id)
+                check_request_id(request_id)
             budget_ms = self._deadline_ms
             if deadline_ms is not None:
-                budget_ms = _positive_ms("deadline_ms", deadline_ms, InputRejectedError)
+                budget_ms = positive_ms("deadline_ms", deadline_ms, InputRejectedError)
             pinned = self._pin_of(model, version)
             pinned.contract.check_features(columns, feature_digest)
             checked = pinned.contract.check_inputs(inputs)
@@ -119,7 +125,8 @@ class Client:
             call = _Call(started, budget_ms, identity, age_us)
             return self._ask(call, pinned, checked)
         except RequestError as error:
-            error.model, error.request_id = str(model)[:100], str(identity)[:MAX_REQUEST_ID]
+            error.model = model[:100] if isinstance(model, str) else shown(model)
+            error.request_id = identity[:MAX_REQUEST_ID] if isinstance(identity, str) else shown(identity)
             raise
 
     def _pin_of(self, model: str, version: int | None) -> Pinned:
@@ -129,11 +136,8 @@ class Client:
             raise AssertionError("unreachable")
         if version is None:
             return pinned
-        if type(version) is not int or not 1 <= version <= MAX_VERSION:
-            raise InputRejectedError(
-                "not a version", field="version", expected="a whole number from 1", was=repr(version)[:60]
-            )
-        return Pinned(pinned.contract, version)
+        number = whole_number("version", version, "not a version", "a whole number from 1")
+        return Pinned(pinned.contract, number)
 
     def _refuse_model(self, model: object) -> None:
         if not isinstance(model, str):
@@ -142,12 +146,10 @@ class Client:
             check_model_name(model)
         except ValueError as error:
             raise InputRejectedError(str(error), field="model") from error
-        known = ", ".join(sorted(self._pinned)[:8]) or "none"
-        raise UsageError(
-            f"no manifest is pinned for model {model!r}",
-            field="manifest",
-            expected="Client(url, manifest=...) with this model",
-            was=known,
+        if not self._pinned:
+            raise UsageError("no model is pinned", field="manifest", expected="Client(url, manifest=...)", was="none")
+        raise ModelNotFoundError(
+            f"no manifest is pinned for model {model!r}", field="model", expected=", ".join(sorted(self._pinned)[:8])
         )
 
     def _age_us(self, newest_event_ns: int | None) -> float | None:
@@ -159,11 +161,8 @@ class Client:
                     "needed for max_age_ms", field="newest_event_ns", expected="a time", was="None"
                 )
             return None
-        if type(newest_event_ns) is not int or not 0 < newest_event_ns <= MAX_VERSION:
-            raise InputRejectedError(
-                "not a time", field="newest_event_ns", expected="nanoseconds since 1970", was=repr(newest_event_ns)[:60]
-            )
-        age_us = (time.time_ns() - newest_event_ns) / NS_PER_US
+        newest = whole_number("newest_event_ns", newest_event_ns, "not a time", "nanoseconds since 1970")
+        age_us = (time.time_ns() - newest) / NS_PER_US
         if limit is not None and age_us < -limit:
             raise InputRejectedError(
                 "in the future of this machine's clock",
@@ -246,33 +245,15 @@ class _Call:
 class _RequestIds:
     """Ids that are unique across clients and processes: eight random hex digits, then a counter."""
 
-    __slots__ = ("_count", "_pid", "_prefix")
+    __slots__ = ("__weakref__", "_count", "_prefix")
 
     def __init__(self) -> None:
-        self._renew()
+        self.after_fork()
+        renew_after_fork(self)
 
-    def _renew(self) -> None:
-        self._pid, self._prefix, self._count = os.getpid(), os.urandom(4).hex(), itertools.count()
+    def after_fork(self) -> None:
+        """A forked child must not repeat its parent's ids."""
+        self._prefix, self._count = os.urandom(4).hex(), itertools.count()
 
     def next(self) -> str:
-        if os.getpid() != self._pid:  # a forked child must not repeat its parent's
-            self._renew()
         return f"{self._prefix}{next(self._count):08x}"
-
-
-def _check_request_id(value: object) -> None:
-    expected = f"1 to {MAX_REQUEST_ID} printable characters"
-    if not isinstance(value, str):
-        raise InputRejectedError("not text", field="request_id", expected=expected, was=type(value).__name__)
-    if not 1 <= len(value) <= MAX_REQUEST_ID or not value.isprintable():
-        was = f"{len(value)} characters" if value.isprintable() else repr(value[:40])
-        raise InputRejectedError("not a request id", field="request_id", expected=expected, was=was)
-
-
-def _positive_ms(field: str, value: object, error: type[UsageError] | type[InputRejectedError]) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not math.isfinite(value) or not 0 < value <= MAX_DEADLINE_MS:  # type: ignore[arg-type, operator]
-        raise error(
-            "not a time span", field=field, expected="milliseconds above 0, at most an hour", was=repr(value)[:60]
-        )
-    return float(value)  # type: ignore[arg-type]

@@ -7,8 +7,6 @@ left per call is an id, two lengths, and the tensors' bytes.
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections import deque
 from contextlib import suppress
 from functools import lru_cache
@@ -17,7 +15,10 @@ from urllib.parse import quote
 
 import numpy as np
 
-from tickserve.client._transport import DTYPES, Array, InferRequest, InferResponse, refused
+from tickserve.client._arguments import shown
+from tickserve.client._fork import renew_after_fork
+from tickserve.client._resolve import Resolver
+from tickserve.client._transport import Array, InferRequest, InferResponse, parse_version, refused, sized
 from tickserve.client._url import Endpoint
 from tickserve.client._wire import (
     Connection,
@@ -52,22 +53,23 @@ class _Pool:
     """Idle connections, newest first; a deque's pop and append are atomic, so no lock is taken."""
 
     def __init__(self, endpoint: Endpoint, max_idle: int) -> None:
-        self._endpoint, self._max_idle = endpoint, max_idle
+        self._resolver, self._max_idle = Resolver(endpoint.host, endpoint.port), max_idle
         self._idle: deque[Connection] = deque()
-        self._pid = os.getpid()
         self.closed = False
+        renew_after_fork(self)
 
     def take(self, deadline_ns: int) -> Connection:
-        if self._pid != os.getpid():  # forked: these connections are the parent's
-            self._pid = os.getpid()
-            self.drop()
         try:
             return self._idle.pop()
         except IndexError:
             return self.open(deadline_ns)
 
     def open(self, deadline_ns: int) -> Connection:
-        return Connection(self._endpoint.host, self._endpoint.port, deadline_ns)
+        try:
+            return Connection(self._resolver.addresses(deadline_ns), deadline_ns)
+        except (UnreachableError, DeadlinePassedError):
+            self._resolver.refresh()
+            raise
 
     def give(self, connection: Connection) -> None:
         self._idle.append(connection)
@@ -81,6 +83,10 @@ class _Pool:
         with suppress(IndexError):  # another thread may empty it first
             while True:
                 self._idle.pop().close()
+
+    def after_fork(self) -> None:
+        """The connections are the parent's; closing them here does not end them there."""
+        self.drop()
 
 
 class HttpTransport:
@@ -115,6 +121,11 @@ class HttpTransport:
             # The server closed an idle connection just as it was used again; its neighbours are as old.
             self._pool.drop()
             connection, reply = self._again(head, payload, deadline_ns)
+        except DeadlinePassedError:
+            connection.close()
+            if connection.used and not connection.heard:
+                self._pool.drop()  # a dead path is as dead for its neighbours: one deadline is spent on it, not all
+            raise
         except BaseException:
             connection.close()
             raise
@@ -206,15 +217,16 @@ def decode(reply: Reply, request_id: str) -> InferResponse:
     outputs: dict[str, Array] = {
         output.name: np.ndarray(output.shape, output.dtype, data, end + output.offset) for output in layout.outputs
     }
-    return InferResponse(layout.model, layout.version, layout.request_id or request_id, outputs)
+    return InferResponse(layout.model, layout.version, layout.request_id, outputs)
 
 
 def _layout_of(text: bytes, request_id: str) -> _Layout:
     # Triton writes the id first. Without it the text is the same for every answer of one shape, and parsed once.
     prefix = b'{"id":%b,' % json_string(request_id)
-    if text.startswith(prefix):
-        return _parse_layout(b"{" + text[len(prefix) :])
-    return _parse_layout.__wrapped__(text)
+    if not text.startswith(prefix):
+        return _parse_layout.__wrapped__(text)
+    layout = _parse_layout(b"{" + text[len(prefix) :])
+    return layout if layout.request_id else layout._replace(request_id=request_id)
 
 
 @lru_cache(maxsize=256)
@@ -229,7 +241,11 @@ def _parse_layout(text: bytes) -> _Layout:
         if len({output.name for output in outputs}) != len(outputs):
             raise ProtocolError("an output is given twice", field="outputs")
         return _Layout(
-            str(answer["model_name"]), int(answer["model_version"]), str(answer.get("id", "")), tuple(outputs), offset
+            str(answer["model_name"]),
+            parse_version(answer["model_version"]),
+            str(answer.get("id", "")),
+            tuple(outputs),
+            offset,
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(
@@ -238,19 +254,11 @@ def _parse_layout(text: bytes) -> _Layout:
 
 
 def _parse_output(entry: dict[str, Any], offset: int) -> tuple[_Output, int]:
-    name, dtype = str(entry["name"]), DTYPES.get(entry["datatype"])
-    if dtype is None:
-        raise ProtocolError(
-            "unknown datatype", field=name[:100], expected=" or ".join(DTYPES), was=str(entry["datatype"])[:40]
-        )
-    shape = tuple(entry["shape"])
-    if any(type(size) is not int or size < 0 for size in shape):
-        raise ProtocolError("not a shape", field=name[:100], expected="whole numbers", was=str(shape)[:80])
-    items, size = math.prod(shape), entry["parameters"]["binary_data_size"]
-    if type(size) is not int or size != items * dtype.itemsize:
-        raise ProtocolError(
-            "bytes do not match the shape", field=name[:100], expected=str(items * dtype.itemsize), was=str(size)[:40]
-        )
+    name, shape = str(entry["name"]), tuple(entry["shape"])
+    dtype, expected = sized(name, entry["datatype"], shape)
+    size = entry["parameters"]["binary_data_size"]
+    if type(size) is not int or size != expected:
+        raise ProtocolError("bytes do not match the shape", field=name[:100], expected=str(expected), was=shown(size))
     return _Output(name, dtype, shape, offset), size
 
 
@@ -259,4 +267,4 @@ def _server_error(status: int, body: bytes) -> RequestError:
         message = str(json.loads(body)["error"])
     except (ValueError, KeyError, TypeError, RecursionError):
         message = body[:300].decode("utf-8", "replace")
-    return refused(message, f"HTTP {status}")
+    return refused(message, f"HTTP {status}", may_be_unknown=status in (400, 404))

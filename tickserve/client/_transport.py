@@ -5,13 +5,21 @@ A transport raises branches of `tickserve.errors.RequestError`; the client adds 
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from tickserve.errors import DeadlineExceededError, ModelNotFoundError, RequestError, ServerRejectedError
+from tickserve.client._arguments import shown
+from tickserve.errors import (
+    DeadlineExceededError,
+    ModelNotFoundError,
+    ProtocolError,
+    RequestError,
+    ServerRejectedError,
+)
 
 Array = npt.NDArray[Any]  # float32 or int64, as DTYPES
 DTYPES: dict[str, np.dtype[Any]] = {
@@ -19,9 +27,11 @@ DTYPES: dict[str, np.dtype[Any]] = {
     "INT64": np.dtype("<i8"),
 }
 MAX_BODY_BYTES = 64 * 1024 * 1024
+MAX_RANK = 8
 
 _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.@+~-]+)*[\\/]([\w.@+~-]+)")
-_UNKNOWN_MODEL = ("unknown model", "is not found", "no available versions", "is not ready")
+_VERSION = re.compile(r"[1-9][0-9]{0,18}")
+_UNKNOWN_MODEL = ("unknown model", "is not found", "no available versions")
 _QUEUE_TIMEOUT = ("timeout expired", "deadline exceeded")
 
 
@@ -65,13 +75,36 @@ class Transport(Protocol):
         ...
 
 
-def refused(message: str, status: str) -> RequestError:
-    """The typed error for a server's `message`: one printable line, the server's paths cut to their last part."""
+def refused(message: str, status: str, *, may_be_unknown: bool) -> RequestError:
+    """The typed error for a server's `message`: one printable line, the server's paths cut to their last part.
+
+    `may_be_unknown`: whether the status is one of those for an unknown model. A server that stops or reloads says
+    "unknown model" too, of one that is only "not at ready state".
+    """
     line = (message.strip().splitlines() or ["no message"])[0]
     text = _PATH.sub(r"\1", "".join(c if c.isprintable() else "?" for c in line[:1000]))[:300]
     lower = text.lower()
-    if any(phrase in lower for phrase in _UNKNOWN_MODEL):
+    if may_be_unknown and any(phrase in lower for phrase in _UNKNOWN_MODEL):
         return ModelNotFoundError(f"the server does not serve this model or version: {text}", field="model")
     if any(phrase in lower for phrase in _QUEUE_TIMEOUT):
         return DeadlineExceededError(f"the server gave the request up in its queue: {text}")
     return ServerRejectedError(f"the server answered {status}: {text}")
+
+
+def sized(name: str, datatype: str, shape: tuple[Any, ...]) -> tuple[np.dtype[Any], int]:
+    """The dtype of an output, and how many bytes its shape stands for. Raises ProtocolError."""
+    dtype = DTYPES.get(datatype) if isinstance(datatype, str) else None
+    if dtype is None:
+        raise ProtocolError("unknown datatype", field=name[:100], expected=" or ".join(DTYPES), was=shown(datatype))
+    if len(shape) > MAX_RANK or any(type(size) is not int or not 0 <= size <= MAX_BODY_BYTES for size in shape):
+        raise ProtocolError(
+            "not a shape", field=name[:100], expected=f"at most {MAX_RANK} whole numbers", was=shown(shape)
+        )
+    return dtype, math.prod(shape) * dtype.itemsize
+
+
+def parse_version(text: object) -> int:
+    """The version an answer names: decimal digits without sign, zero in front, or underscore. Raises ProtocolError."""
+    if not isinstance(text, str) or not _VERSION.fullmatch(text):
+        raise ProtocolError("not a version", field="model_version", expected="a whole number from 1", was=shown(text))
+    return int(text)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from typing import Literal, NamedTuple
 
+from tickserve.client._arguments import shown
 from tickserve.errors import UsageError
 
 TransportName = Literal["http", "grpc"]
 
-_AUTHORITY = re.compile(r"(?P<host>\[[0-9A-Fa-f:.%\w]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?/?")
+_AUTHORITY = re.compile(r"(?P<host>\[[A-Za-z0-9:.%_-]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?/?")
+_LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+MAX_NAME = 253
 _EXPECTED = "host:port, http://host:port or grpc://host:port"
 
 
@@ -29,13 +33,28 @@ class Endpoint(NamedTuple):
 def parse_endpoint(url: str, transport: str | None) -> Endpoint:
     """The address `url` names; `transport` None follows its scheme. Raises UsageError naming `url` or `transport`."""
     if transport not in (None, "http", "grpc"):
-        raise UsageError("unknown transport", field="transport", expected="'http' or 'grpc'", was=repr(transport)[:60])
+        raise UsageError("unknown transport", field="transport", expected="'http' or 'grpc'", was=shown(transport))
     if not isinstance(url, str):
         raise UsageError("not text", field="url", expected=_EXPECTED, was=type(url).__name__)
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = transport or "http", url
     return _parse(url, scheme.lower(), rest, transport)
+
+
+def _is_host(text: str) -> bool:
+    """Whether `text` is an address or a name the resolver takes: labels of 1 to 63, the last not a number."""
+    try:
+        if text.startswith("["):
+            ipaddress.IPv6Address(text[1:-1])
+            return True
+        labels = text.removesuffix(".").split(".")
+        if labels[-1].isdigit():
+            ipaddress.IPv4Address(text)
+            return True
+    except ValueError:
+        return False
+    return len(text) <= MAX_NAME and all(_LABEL.fullmatch(label) for label in labels)
 
 
 def _parse(url: str, scheme: str, rest: str, transport: str | None) -> Endpoint:
@@ -48,15 +67,15 @@ def _parse(url: str, scheme: str, rest: str, transport: str | None) -> Endpoint:
             hint="reach the server over loopback or a private network",
         )
     if scheme not in ("http", "grpc"):
-        raise UsageError("unknown scheme", field="url", expected=_EXPECTED, was=repr(url)[:80])
+        raise UsageError("unknown scheme", field="url", expected=_EXPECTED, was=shown(url, 80))
     if transport is not None and transport != scheme:
-        raise UsageError("contradicts the URL's scheme", field="transport", expected=repr(scheme), was=repr(transport))
+        raise UsageError("contradicts the URL's scheme", field="transport", expected=repr(scheme), was=shown(transport))
     match = _AUTHORITY.fullmatch(rest)
-    if match is None:
-        raise UsageError("not a server address", field="url", expected=_EXPECTED, was=repr(url)[:80])
+    if match is None or not _is_host(match["host"]):
+        raise UsageError("not a server address", field="url", expected=_EXPECTED, was=shown(url, 80))
     if match["port"] is None:
         raise UsageError(
-            "no port", field="url", expected=_EXPECTED, was=repr(url)[:80], hint="Triton's own: 8000, 8001"
+            "no port", field="url", expected=_EXPECTED, was=shown(url, 80), hint="Triton's own: 8000, 8001"
         )
     port = int(match["port"])
     if not 1 <= port <= 65_535:

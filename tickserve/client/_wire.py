@@ -7,10 +7,9 @@ calls a wait cheaper than a socket timeout, which is set again on every change, 
 from __future__ import annotations
 
 import errno
-import ipaddress
 import select
 import socket
-import threading
+from collections.abc import Sequence
 from functools import lru_cache
 from time import monotonic_ns
 from typing import Any, NamedTuple
@@ -22,6 +21,7 @@ RECEIVE_BYTES = 16 * 1024
 JOIN_BYTES = 64 * 1024
 FD_SETSIZE = 1024
 NS_PER_MS = 1_000_000
+KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 1), ("TCP_USER_TIMEOUT", 13_000))
 
 Address = tuple[Any, ...]  # (host, port), and two numbers more for IPv6
 
@@ -120,43 +120,52 @@ def parse_head(head: bytes) -> Head:
     return Head(status, length, number, keep)
 
 
-def _resolve(host: str, port: int, deadline_ns: int) -> list[tuple[int, Address]]:
-    """(family, address) pairs. A name is looked up in a thread of its own: the system's resolver knows no deadline."""
+def _set_options(sock: socket.socket) -> None:
+    """Send at once, and notice a peer that vanished: probed after 10 s of silence, given up 3 s later."""
+    sock.setblocking(False)
+    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in KEEPALIVE:
+        if hasattr(socket, name):  # they differ between systems
+            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+
+
+def _connect(family: int, address: Address, deadline_ns: int) -> socket.socket:
     try:
-        family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
-        return [(family, (host, port))]
-    except ValueError:
-        pass
-    found: list[tuple[int, Address]] = []
-
-    def look_up() -> None:
-        try:
-            rows = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            found.extend((int(row[0]), row[4]) for row in rows)
-        except OSError:
-            return
-
-    thread = threading.Thread(target=look_up, name="tickserve-resolve", daemon=True)
-    thread.start()
-    thread.join(max(0.0, (deadline_ns - monotonic_ns()) / 1e9))
-    if thread.is_alive():
-        raise DeadlinePassedError("looking up the host")
-    if not found:
-        raise UnreachableError("the host name has no address")
-    return found
+        sock = socket.socket(family, socket.SOCK_STREAM)
+    except OSError as error:  # no descriptor left
+        raise UnreachableError(error.strerror or type(error).__name__) from error
+    try:
+        _set_options(sock)
+        code = sock.connect_ex(address)
+        if code == errno.EINPROGRESS:
+            poll = select.poll()
+            poll.register(sock, select.POLLOUT)
+            _wait(sock, poll, deadline_ns, write=True)
+            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+        if code:
+            raise UnreachableError(errno.errorcode.get(code, str(code)))
+    except (OSError, UnicodeError) as error:
+        sock.close()
+        raise UnreachableError(getattr(error, "strerror", None) or type(error).__name__) from error
+    except WireError:
+        sock.close()
+        raise
+    return sock
 
 
 class Connection:
-    """One TCP connection to `host:port`, opened before `deadline_ns`. Raises WireError."""
+    """One TCP connection to the first of `addresses` that accepts, before `deadline_ns`. Raises WireError."""
 
-    __slots__ = ("_poll", "_sock", "used")
+    __slots__ = ("_poll", "_sock", "heard", "used")
 
-    def __init__(self, host: str, port: int, deadline_ns: int) -> None:
+    def __init__(self, addresses: Sequence[tuple[int, Address]], deadline_ns: int) -> None:
         problem: WireError = UnreachableError("the host name has no address")
         self.used = False  # whether an exchange has gone well on it
-        for family, address in _resolve(host, port, deadline_ns):
+        self.heard = False  # whether a byte has come in the exchange that goes on
+        for family, address in addresses:
             try:
-                self._sock = self._connect(family, address, deadline_ns)
+                self._sock = _connect(family, address, deadline_ns)
                 break
             except UnreachableError as error:
                 problem = error
@@ -165,35 +174,13 @@ class Connection:
         self._poll = select.poll()
         self._poll.register(self._sock, select.POLLIN)
 
-    @staticmethod
-    def _connect(family: int, address: Address, deadline_ns: int) -> socket.socket:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-        try:
-            sock.setblocking(False)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            code = sock.connect_ex(address)
-            if code == errno.EINPROGRESS:
-                poll = select.poll()
-                poll.register(sock, select.POLLOUT)
-                _wait(sock, poll, deadline_ns, write=True)
-                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-            if code:
-                raise UnreachableError(errno.errorcode.get(code, str(code)))
-        except OSError as error:
-            sock.close()
-            raise UnreachableError(error.strerror or type(error).__name__) from error
-        except WireError:
-            sock.close()
-            raise
-        return sock
-
     def close(self) -> None:
         """Close the socket; idempotent."""
         self._sock.close()
 
     def exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> Reply:
         """Send a request, receive its response. Raises WireError; the connection must then be closed."""
+        self.heard = False
         self._send(head, payload, deadline_ns)
         reply = self._receive(deadline_ns)
         self.used = True
@@ -241,6 +228,7 @@ class Connection:
 
     def _receive(self, deadline_ns: int) -> Reply:
         data = self._more(deadline_ns, answered=False)
+        self.heard = True
         while True:
             end = data.find(b"\r\n\r\n")
             if end < 0 or end > MAX_HEAD_BYTES:

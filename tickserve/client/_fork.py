@@ -1,0 +1,35 @@
+"""What a forked child must not share with its parent is made anew before the child runs anything else.
+
+The child has one thread at that moment, so nothing races; a check of the process id at each call would.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Protocol
+from weakref import WeakSet
+
+
+class Forked(Protocol):
+    """Holds what belongs to one process: connections, locks, a prefix that is unique."""
+
+    def after_fork(self) -> None:
+        """Called in the child, once for each fork."""
+        ...
+
+
+_watched: WeakSet[Forked] = WeakSet()
+
+
+def renew_after_fork(holder: Forked) -> None:
+    """Have `holder.after_fork()` called in every child that is forked while `holder` lives."""
+    _watched.add(holder)
+
+
+def _in_child() -> None:
+    for holder in list(_watched):
+        holder.after_fork()
+
+
+if hasattr(os, "register_at_fork"):  # absent where there is no fork
+    os.register_at_fork(after_in_child=_in_child)
