@@ -9,9 +9,8 @@ import pytest
 
 from market.build import FeatureTable
 from tickserve.config import Config, load_settings
-from tickserve.errors import GateRefusedError, InsufficientDataError
+from tickserve.errors import InsufficientDataError
 from training.examples import DataMeta, Examples, evenly, prepare
-from training.leakage import refuse_leaks
 
 
 def test_bars_look_ahead_in_rows_and_the_band_is_of_training_rows_only(
@@ -71,19 +70,6 @@ def test_infinite_features_are_missing_to_every_model(table: FeatureTable, meta:
     wild = table.features.copy()
     wild[::3, 1] = np.inf
     assert not np.isinf(prepare(replace(table, features=wild), meta, config).features).any()
-
-
-@pytest.mark.parametrize("leak", ["return", "class"])
-def test_a_feature_that_knows_the_label_is_refused_by_name(
-    table: FeatureTable, meta: DataMeta, config: Config, examples: Examples, leak: str
-) -> None:
-    refuse_leaks(examples, meta.columns)  # the honest columns pass
-    future = np.nan_to_num(examples.ret)
-    if leak == "class":
-        future = np.sign(future) * (np.abs(future) > examples.published.threshold)
-    leaky = replace(table, features=np.column_stack([table.features, -future]).astype(np.float32))
-    with pytest.raises(GateRefusedError, match="tomorrow: the label leaks"):
-        refuse_leaks(prepare(leaky, meta, config), (*meta.columns, "tomorrow"))
 
 
 def test_evenly_keeps_both_ends() -> None:

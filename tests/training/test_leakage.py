@@ -89,12 +89,16 @@ def test_price_level_and_clock_are_no_leaks(examples: Examples, meta: DataMeta) 
         refuse_leaks(given, (*meta.columns, "level"))
 
 
-def test_real_books_pass(market_data: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("file", ["spot_ethusdt_20240808", "usdm_btcusdt_20240808"])  # a wide tick, a narrow one
+def test_real_books_pass_and_a_noisy_answer_in_them_does_not(market_data: Path, tmp_path: Path, file: str) -> None:
     config = load_settings(environ={}, overrides={"features.store": str(tmp_path)}).config
-    file = market_data / "binance_l2_stream" / "spot_ethusdt_20240808.jsonl.gz"  # the widest tick of them
-    built = pipeline.build_features(pipeline.open_source([file], config), config)
+    source = pipeline.open_source([market_data / "binance_l2_stream" / f"{file}.jsonl.gz"], config)
+    built = pipeline.build_features(source, config)
     meta = DataMeta(built.symbol, built.kind, 5, "book", built.spec.digest, built.spec.columns, {})
-    refuse_leaks(prepare(built.load(), meta, config), built.spec.columns)
+    examples = prepare(built.load(), meta, config)
+    refuse_leaks(examples, meta.columns)
+    with pytest.raises(GateRefusedError, match="leaked"):
+        refuse_leaks(with_leak(examples, LEAKS["with noise"]), (*meta.columns, "leaked"))
 
 
 def test_a_score_too_good_to_be_true_is_refused_where_there_is_evidence() -> None:
