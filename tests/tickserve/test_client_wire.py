@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -155,6 +157,15 @@ def test_a_good_answer_however_it_is_cut(peer: Any, data: bytes, step: int) -> N
     assert (server.connections, server.requests) == (1, 2)
 
 
+@pytest.mark.parametrize("identity", [None, "", "other"])
+def test_the_id_is_the_servers_not_ours(peer: Any, identity: str | None) -> None:
+    value = header(id=identity)
+    if identity is None:
+        del value["id"]
+    _, transport = peer(lambda sock, _: sock.sendall(answer(value=value)))
+    assert ask(transport).request_id == (identity or "")
+
+
 def once(data: bytes, *, close: bool = True) -> Script:
     def script(sock: socket.socket, _: int) -> None:
         sock.sendall(data)
@@ -285,6 +296,97 @@ def test_after_a_deadline_the_connection_is_not_used_again(peer: Any) -> None:
     assert server.connections == 2
 
 
+def warm_up(transport: HttpTransport, count: int) -> None:
+    """Leave `count` idle connections in the pool."""
+    barrier = threading.Barrier(count)
+
+    def call() -> None:
+        barrier.wait(5)
+        ask(transport)
+
+    threads = [threading.Thread(target=call) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert len(transport._pool._idle) == count
+
+
+def slow_then(script: Script, silent: threading.Event) -> Script:
+    def run(sock: socket.socket, n: int) -> None:
+        time.sleep(0.1)  # so that calls overlap and each opens a connection
+        if silent.is_set():
+            script(sock, n)
+        else:
+            sock.sendall(answer())
+
+    return run
+
+
+def test_one_silent_connection_costs_one_deadline_not_one_for_each_idle_one(peer: Any) -> None:
+    silent = threading.Event()
+    server, transport = peer(slow_then(lambda sock, _: None, silent))
+    warm_up(transport, 8)
+    silent.set()
+    with pytest.raises(DeadlineExceededError):
+        ask(transport, ms=150)
+    assert len(transport._pool._idle) == 0
+    silent.clear()
+    assert good(ask(transport))
+    assert server.connections == 9
+
+
+def test_an_answer_that_only_comes_late_leaves_the_other_connections(peer: Any) -> None:
+    slow = threading.Event()
+    _, transport = peer(slow_then(lambda sock, _: sock.sendall(answer()[:40]), slow))
+    warm_up(transport, 4)
+    slow.set()
+    with pytest.raises(DeadlineExceededError):
+        ask(transport, ms=300)  # its beginning came: the path lives
+    assert len(transport._pool._idle) == 3
+
+
+def test_a_vanished_peer_is_noticed_within_13_seconds(peer: Any) -> None:
+    _, transport = peer(lambda sock, _: sock.sendall(answer()))
+    ask(transport)
+    sock = transport._pool._idle[0]._sock
+    assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT) == 1
+    idle = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE)
+    assert idle + sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL) == 13
+    assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 13_000
+
+
+FULL = """
+import resource, sys, time
+from tickserve.client._http import HttpTransport
+from tickserve.client import InferRequest, Tensor
+from tickserve.client._url import parse_endpoint
+from tickserve.errors import TransportError
+
+tensor = Tensor("x", "FP32", (1,), bytes(4))
+transport = HttpTransport(parse_endpoint(sys.argv[1], None))
+resource.setrlimit(resource.RLIMIT_NOFILE, (20, 20))
+files = []
+try:
+    while True:
+        files.append(open("/dev/null"))
+except OSError:
+    pass
+try:
+    transport.infer(InferRequest("m", None, "i", 1, (tensor,)), time.monotonic_ns() + 10**9)
+except TransportError as error:
+    print("typed:", error)
+"""
+
+
+def test_no_descriptor_left_is_a_typed_error(peer: Any) -> None:
+    server, _ = peer(once(answer()))
+    done = subprocess.run([sys.executable, "-c", FULL, server.url], capture_output=True, text=True, timeout=30)
+    assert "typed: cannot connect" in done.stdout, done.stderr
+    assert "Too many open files" in done.stdout
+
+
 def test_large_requests_and_answers(peer: Any) -> None:
     big = np.arange(300_000, dtype=np.float32).reshape(1, -1)
     output = {"name": "p", "datatype": "FP32", "shape": list(big.shape), "parameters": {"binary_data_size": big.nbytes}}
@@ -314,6 +416,15 @@ HEADERS = {
     "text size": header(
         outputs=[{"name": "p", "datatype": "FP32", "shape": [1, 3], "parameters": {"binary_data_size": "12"}}]
     ),
+    "huge": header(
+        outputs=[{"name": "p", "datatype": "FP32", "shape": [0, 10**30], "parameters": {"binary_data_size": 0}}]
+    ),
+    "hundred dimensions": header(
+        outputs=[{"name": "p", "datatype": "FP32", "shape": [1] * 100, "parameters": {"binary_data_size": 4}}]
+    ),
+    "number as version": header(model_version=2),
+    "negative version": header(model_version="-3"),
+    "underscore in version": header(model_version="1_0"),
     "twice": header(
         outputs=[
             {"name": "p", "datatype": "FP32", "shape": [s], "parameters": {"binary_data_size": 4 * s}} for s in (1, 2)
