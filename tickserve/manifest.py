@@ -89,6 +89,7 @@ class Provenance(Frozen):
     """Where the bundle comes from."""
 
     created: str
+    symbol: str = ""
     data: dict[str, str] = {}
     simulated: bool = False
     git_commit: str | None = None

@@ -82,6 +82,7 @@ def provenance(meta: DataMeta, seed: int, stages: dict[str, dict[str, float]]) -
     """Data, code, libraries and machine of this run."""
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        symbol=meta.symbol,
         data=dict(meta.data),
         simulated=meta.simulated,
         git_commit=_git_commit(),

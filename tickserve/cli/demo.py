@@ -179,7 +179,14 @@ def _serve(run: Run, feature_set: Any, published: list[Any]) -> dict[str, Any]:
     finally:
         server.stop()
     signals = {name: counts.get(name, 0) for name in names}
-    result = {"models": served, "metrics": signals, "signals_counted": sum(signals.values())}
+    total = sum(signals.values())
+    asked = {
+        "scored": sum(2 * model["rows"] for model in served),
+        "load test": sum(row["requests"] for row in load["rows"]),
+    }
+    # What is left are the golden rows at each check and the load test's own warm-up.
+    parts = asked | {"golden rows and warm-up": total - sum(asked.values())}
+    result = {"models": served, "metrics": signals, "signals_counted": total, "parts": parts}
     run.write("served.json", result)
     return {"run": run.folder.name, **result, "loadtest": load["rows"]}
 

@@ -11,7 +11,7 @@ import typer
 
 from tickserve import pipeline
 from tickserve.cli import options
-from tickserve.cli.output import emit, out, table
+from tickserve.cli.output import emit, out, says, table
 from tickserve.client import Client
 from tickserve.config import Config
 from tickserve.errors import GateRefusedError, SchemaError, UsageError
@@ -46,7 +46,10 @@ def predict(
     manifest = load_manifest(version)
     expected = times = None
     if data:
-        built = pipeline.build_features(pipeline.open_source(data, settings, symbol=symbol), settings)
+        source = pipeline.open_source(data, settings, symbol=symbol)
+        built = pipeline.build_features(source, settings)
+        if manifest.provenance.symbol not in ("", source.symbol):
+            says(f"note: {model} was trained on {manifest.provenance.symbol}, this data is {source.symbol}")
         inputs, times = pipeline.last_inputs(built, manifest, last)
     elif rows:
         inputs = _rows_of(rows)
