@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 import signal as signals
+import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -197,6 +200,64 @@ def test_a_stopped_server_costs_the_deadline_and_no_more(triton: Any, transport:
         assert client.score(MODEL, rows).ok
 
 
+class Tunnel:
+    """A proxy whose connections go dark on demand: their bytes are taken and lost. New ones work."""
+
+    def __init__(self, target: str) -> None:
+        host, _, port = target.rpartition(":")
+        self._target, self._dark, self._sockets = (host, int(port)), threading.Event(), list[socket.socket]()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def go_dark(self) -> None:
+        self._dark.set()
+        self._dark = threading.Event()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, far = self._listener.accept()[0], socket.create_connection(self._target)
+                self._sockets += (near, far)
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._pump, args=(*pair, self._dark), daemon=True).start()
+
+    def _pump(self, source: socket.socket, sink: socket.socket, dark: threading.Event) -> None:
+        with suppress(OSError):
+            while data := source.recv(65_536):
+                if not dark.is_set():
+                    sink.sendall(data)
+            sink.shutdown(socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        for sock in (self._listener, *self._sockets):
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+
+@pytest.mark.parametrize(("transport", "lost"), [("http", 1), ("grpc", 3)])
+def test_a_dead_path_is_left_after_a_deadline_or_two(triton: Any, transport: str, lost: int, rows: np.ndarray) -> None:
+    tunnel = Tunnel(triton.http if transport == "http" else triton.grpc)
+    try:
+        with Client(tunnel.address, manifest=triton.folder, transport=transport, deadline_ms=SECONDS_MS) as client:
+            with ThreadPoolExecutor(8) as threads:
+                assert all(threads.map(lambda _: client.score(MODEL, rows).ok, range(80)))
+            time.sleep(1.1 if transport == "grpc" else 0)  # younger channels are not given up
+            tunnel.go_dark()
+            failures = 0
+            while failures < 20:
+                try:
+                    assert client.score(MODEL, rows, deadline_ms=250).ok
+                    break
+                except (DeadlineExceededError, TransportError):
+                    failures += 1
+            assert 1 <= failures <= lost
+            assert client.score(MODEL, rows).ok
+    finally:
+        tunnel.close()
+
+
 def test_a_microsecond(client: Client, rows: np.ndarray) -> None:
     assert client.score(MODEL, rows).ok
     with pytest.raises(DeadlineExceededError):
@@ -219,9 +280,10 @@ def test_sixty_four_threads_get_their_own_answers(client: Client) -> None:
 
 
 FORK = """
-import os, sys, time
-import numpy as np
+import os, sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+import numpy as np
 from tickserve.client import Client
 from tickserve.errors import UsageError
 
@@ -233,7 +295,10 @@ child = os.fork()
 if not child:
     code = 1
     try:
-        ids = {client.score("hand-l1-gbdt", rows).request_id for _ in range(50)}
+        if url.startswith("127") and client._transport._pool._idle:
+            os._exit(5)  # the parent's connections must be gone before any thread of ours can take one
+        with ThreadPoolExecutor(8) as threads:
+            ids = set(threads.map(lambda _: client.score("hand-l1-gbdt", rows).request_id, range(50)))
         code = 0 if len(ids) == 50 and not any(i.startswith(first.request_id[:8]) for i in ids) else 2
     except UsageError as error:
         code = 3 if "fork" in str(error) else 4

@@ -444,6 +444,9 @@ def test_answers_whose_description_does_not_fit(peer: Any, name: str) -> None:
     ("status", "message", "kind"),
     [
         (b"404 Not Found", "Request for unknown model: 'm' is not found", ModelNotFoundError),
+        (b"400 Bad Request", "Request for unknown model: 'm' has no available versions", ModelNotFoundError),
+        (b"503 Service Unavailable", "Request for unknown model: 'm' is not at ready state", ServerRejectedError),
+        (b"503 Service Unavailable", "Server is stopping, no new requests", ServerRejectedError),
         (b"503 Service Unavailable", "Request timeout expired", DeadlineExceededError),
         (b"503 Service Unavailable", "Exceeds maximum queue size", ServerRejectedError),
         (b"500 Internal Server Error", "failed at /opt/tritonserver/secret/model.py:3\nTraceback", ServerRejectedError),
