@@ -2,8 +2,8 @@
 
 Numbers: every probability and score lies within the manifest's tolerance. Decisions: the class (argmax) and the sign of
 the score never flip. A flip counts when research itself was sure of it: its margin between the best two classes (or its
-|score|) exceeds the tolerance; below that the two are a tie, which rounding may break either way. Ties are counted and
-reported. Letters: N rows.
+|score|) exceeds the tolerance; below that the two are a tie, which rounding may break either way. Ties that come out
+differently are counted, and too many are refused. How wide a tolerance may be is fixed here. Letters: N rows.
 """
 
 from __future__ import annotations
@@ -28,6 +28,21 @@ NAN_ROWS = 256
 NAN_SHARE = 0.1
 MAX_THRESHOLDS = 200
 CHUNK_ROWS = 1_024
+# Of the rows a gate scores, how many decisions may differ because research itself was undecided. A model that is
+# undecided everywhere would otherwise pass with any decision at all. One such row is always allowed.
+MAX_TIE_SHARE = 0.01
+
+# The widest tolerance a manifest may ask for: the gate's strictness is not the artefact's to choose.
+CEILINGS = {
+    # The same float32 leaves, summed in another order.
+    ("gbdt", "fp32"): Tolerance(atol=1e-5, rtol=1e-5),
+    # Float32 sums over steps and units, ordered and fused differently by the two runtimes.
+    ("lstm", "fp32"): Tolerance(atol=1e-5, rtol=1e-4),
+    # Research's numbers of a child are the child's own: the rounding to 16 or 8 bits is on both sides, and training
+    # holds the child against its teacher. What is left is float32 arithmetic as above.
+    ("lstm", "fp16"): Tolerance(atol=1e-5, rtol=1e-4),
+    ("lstm", "int8"): Tolerance(atol=1e-5, rtol=1e-4),
+}
 
 
 @dataclass(frozen=True)
@@ -40,6 +55,23 @@ class Recorded:
     def head(self, count: int) -> Recorded:
         """The first `count` rows."""
         return Recorded(self.rows[:count], self.probabilities[:count])
+
+
+def check_tolerance(manifest: Manifest) -> None:
+    """Raise GateRefusedError when the manifest asks for a wider tolerance than its family and precision need."""
+    kind = (manifest.family, manifest.precision)
+    if kind not in CEILINGS:
+        known = ", ".join(map(" ".join, CEILINGS))
+        raise GateRefusedError("no gate for this kind", field="precision", expected=known, was=" ".join(kind))
+    for field in ("atol", "rtol"):
+        ceiling, asked = getattr(CEILINGS[kind], field), getattr(manifest.tolerance, field)
+        if asked > ceiling:
+            raise GateRefusedError(
+                f"wider than a gate for {' '.join(kind)} allows",
+                field=f"tolerance.{field}",
+                expected=f"at most {ceiling:g}",
+                was=f"{asked:g}",
+            )
 
 
 def score_of(probabilities: Rows) -> Rows:
@@ -81,6 +113,15 @@ def hold(gate: str, rows: Rows, expected: Rows, served: Served, manifest: Manife
     _refuse_drift(gate, SCORE, expected_score, score, manifest.tolerance)
     class_ties = _refuse_class_flips(gate, expected, probabilities, manifest)
     sign_ties = _refuse_sign_flips(gate, expected_score, score, manifest.tolerance)
+    allowed = max(1, int(MAX_TIE_SHARE * len(rows)))
+    if max(class_ties, sign_ties) > allowed:
+        raise GateRefusedError(
+            f"gate {gate} refused: too many decisions differ where research is undecided",
+            field="ties_broken_differently",
+            expected=f"at most {allowed} of {len(rows)} rows",
+            was=str(max(class_ties, sign_ties)),
+            hint="nothing was published",
+        )
     return GateResult(
         name=gate,
         passed=True,
@@ -91,7 +132,12 @@ def hold(gate: str, rows: Rows, expected: Rows, served: Served, manifest: Manife
             "decision_flips": 0,
             "ties_broken_differently": class_ties + sign_ties,
         },
-        limits={"atol": manifest.tolerance.atol, "rtol": manifest.tolerance.rtol, "decision_flips": 0},
+        limits={
+            "atol": manifest.tolerance.atol,
+            "rtol": manifest.tolerance.rtol,
+            "decision_flips": 0,
+            "ties_broken_differently": allowed,
+        },
     )
 
 

@@ -28,17 +28,19 @@ from pathlib import Path
 import numpy as np
 
 from export import check_model, parity, runtime
+from export.onnx_graph import PROBABILITIES
 from export.parity import Recorded
 from export.triton_config import build_config, check_config_matches, parse_config, read_config
+from tickserve import golden
 from tickserve.config import ExportSettings
-from tickserve.errors import ArtifactError, ComponentError, DigestMismatchError
-from tickserve.manifest import GOLDEN_NAME, Manifest, load_manifest, verify_file, write_manifest
-from tickserve.model_config import CONFIG_NAME, MODEL_FILE
+from tickserve.errors import ArtifactError, ComponentError, DigestMismatchError, TickserveError
+from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, load_manifest, verify_file, write_manifest
+from tickserve.model_config import CONFIG_NAME, MODEL_FILE, BackendOptions
 from tickserve.store import STAGING_PREFIX, sha256_file, staged_directory, unwritable, write_atomic
 
 LOCK_NAME = ".publish.lock"
 LOCK_WAIT_S = 60.0
-VERSION_PATTERN = re.compile(r"[1-9][0-9]*")
+VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,12 @@ class Release:
 
 
 def versions_of(model_folder: Path) -> list[int]:
-    """The published versions of a model, oldest first."""
+    """The published versions of a model, oldest first: numbered folders that hold a manifest."""
+    return [version for version in numbers_in(model_folder) if (model_folder / str(version) / MANIFEST_NAME).is_file()]
+
+
+def numbers_in(model_folder: Path) -> list[int]:
+    """Whatever is named like a version, in order; what is not one, an empty folder say, keeps its number taken."""
     if not model_folder.is_dir():
         return []
     return sorted(int(path.name) for path in model_folder.iterdir() if VERSION_PATTERN.fullmatch(path.name))
@@ -152,7 +159,7 @@ def _new_model_prefix(repository: Path) -> str:
 
 def _commit(release: Release, repository: Path, settings: ExportSettings) -> tuple[int, Path]:
     folder = repository / release.manifest.name
-    version = max(versions_of(folder), default=0) + 1
+    version = max(numbers_in(folder), default=0) + 1
     with _holder(repository, new=not folder.exists()) as holder:
         _stage_version(release, holder / folder.name, version, settings)
         if holder != repository:
@@ -188,13 +195,13 @@ def _stage_version(release: Release, folder: Path, version: int, settings: Expor
         (staging / GOLDEN_NAME).write_bytes(release.golden)
         write_manifest(staging, release.manifest)
         verify_version(staging, run_golden=True)
-        digests = manifest_digests(folder) | {version: sha256_file(staging / "manifest.json")}
+        digests = manifest_digests(folder) | {version: sha256_file(staging / MANIFEST_NAME)}
         _write_config(folder, release.manifest, settings, digests)
 
 
 def manifest_digests(folder: Path) -> dict[int, str]:
     """The digest of each published version's manifest.json."""
-    return {version: sha256_file(folder / str(version) / "manifest.json") for version in versions_of(folder)}
+    return {version: sha256_file(folder / str(version) / MANIFEST_NAME) for version in versions_of(folder)}
 
 
 def refresh_config(repository: Path, manifest: Manifest, settings: ExportSettings) -> None:
@@ -209,7 +216,7 @@ def _write_config(folder: Path, manifest: Manifest, settings: ExportSettings, di
     if (options.inputs, options.outputs) != (manifest.inputs, manifest.outputs):
         raise ArtifactError("the configuration does not read back as the manifest", field=CONFIG_NAME)
     path = folder / CONFIG_NAME
-    if not path.is_file() or path.read_text("utf-8") != text:
+    if not path.is_file() or path.read_bytes() != text.encode():
         write_atomic(path, text.encode())
 
 
@@ -227,6 +234,7 @@ def verify_version(folder: Path, *, run_golden: bool = False) -> Manifest:
         raise DigestMismatchError(
             "wrong digest", field="export.bundle_digest", expected=manifest.digest(), was=record.bundle_digest[:100]
         )
+    parity.check_tolerance(manifest)
     verify_file(folder, MODEL_FILE, record.onnx_sha256)
     verify_file(folder, GOLDEN_NAME, record.golden_sha256)
     model = check_model.read_model(folder / MODEL_FILE)
@@ -238,29 +246,69 @@ def verify_version(folder: Path, *, run_golden: bool = False) -> Manifest:
 
 def verify_model(folder: Path) -> dict[int, Manifest]:
     """Every version of a model in a repository, verified, and its config.pbtxt held against graphs and digests."""
-    options = read_config(folder / CONFIG_NAME)
-    verified: dict[int, Manifest] = {}
-    for version, digest in manifest_digests(folder).items():
-        if options.manifests.get(version) != digest:
-            field = f"manifest.{version}"
-            raise DigestMismatchError(
-                "wrong digest", field=field, expected=options.manifests.get(version, "none"), was=digest
-            )
-        verified[version] = verify_version(folder / str(version))
-        if verified[version].name != folder.name:
-            raise ArtifactError("wrong model name", field="name", expected=folder.name, was=verified[version].name)
-        check_config_matches(options, check_model.read_model(folder / str(version) / MODEL_FILE))
+    verified, refused = verify_versions(folder)
+    for error in refused.values():
+        raise error
     return verified
 
 
+def verify_versions(folder: Path) -> tuple[dict[int, Manifest], dict[int, TickserveError]]:
+    """The versions of a model that can be trusted, and why each other one cannot.
+
+    Raises ArtifactError when config.pbtxt itself cannot be read or asks for what is not honoured.
+    """
+    options = read_config(folder / CONFIG_NAME)
+    verified: dict[int, Manifest] = {}
+    refused: dict[int, TickserveError] = {}
+    for version in numbers_in(folder):
+        try:
+            verified[version] = _verify_served(folder, version, options)
+        except TickserveError as error:
+            refused[version] = error
+        except OSError as error:
+            name = Path(str(error.filename or folder)).name
+            refused[version] = ArtifactError(f"cannot read: {error.strerror}", field=name)
+    return verified, refused
+
+
+def _verify_served(folder: Path, version: int, options: BackendOptions) -> Manifest:
+    """`verify_version`, and the version held against its model's configuration."""
+    path = folder / str(version)
+    if not (path / MANIFEST_NAME).is_file():
+        raise ArtifactError(f"no {MANIFEST_NAME}: not a published version", field=MANIFEST_NAME)
+    digest, listed = sha256_file(path / MANIFEST_NAME), options.manifests.get(version, "none")
+    if listed != digest:
+        raise DigestMismatchError("wrong digest", field=f"manifest.{version}", expected=listed, was=digest)
+    manifest = verify_version(path)
+    if manifest.name != folder.name:
+        raise ArtifactError("wrong model name", field="name", expected=folder.name, was=manifest.name)
+    gated = manifest.export.max_batch if manifest.export else 0
+    if options.max_batch != gated:
+        # A larger batch than was gated, or a smaller one: either way not what the parity gate saw.
+        raise ArtifactError(
+            f"{CONFIG_NAME} serves another largest batch than was gated",
+            field="max_batch_size",
+            expected=str(gated),
+            was=str(options.max_batch),
+        )
+    check_config_matches(options, check_model.read_model(path / MODEL_FILE))
+    return manifest
+
+
 def _run_golden(folder: Path, manifest: Manifest) -> None:
-    pairs = read_pairs(folder / GOLDEN_NAME, manifest)
-    served = runtime.score_onnx(folder / MODEL_FILE, {manifest.inputs[0].name: pairs.rows})
-    parity.hold("golden", pairs.rows, pairs.probabilities, served, manifest)
+    """Hold the graph against the golden pairs as the gates do, and as the backend will when it loads them."""
+    pairs = golden.read_golden(folder / GOLDEN_NAME, manifest.inputs, manifest.outputs)
+    rows = pairs[manifest.inputs[0].name]
+    served = runtime.score_onnx(folder / MODEL_FILE, {manifest.inputs[0].name: rows})
+    parity.hold("golden", rows, pairs[PROBABILITIES], served, manifest)
+    golden.compare(pairs, served, manifest.outputs, tolerance=manifest.tolerance, bundle_id=manifest.bundle_id())
 
 
-def read_pairs(path: Path, manifest: Manifest) -> Recorded:
-    """Recorded rows and research's probabilities from a `.npz` of the bundle. Raises ArtifactError naming the array."""
+def read_pairs(path: Path, manifest: Manifest, least: int = 1) -> Recorded:
+    """Recorded rows and research's probabilities from a `.npz` of the bundle.
+
+    Raises ArtifactError naming the array that is wrong, or when there are fewer than `least` rows.
+    """
     name = manifest.inputs[0].name
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
@@ -277,4 +325,6 @@ def read_pairs(path: Path, manifest: Manifest) -> Recorded:
                 expected=f"float32 [rows, {', '.join(map(str, shape))}]",
                 was=f"{array.dtype} {list(array.shape)}",
             )
+    if count < least:
+        raise ArtifactError("too few recorded rows", field=path.name, expected=f"at least {least}", was=str(count))
     return Recorded(rows, probabilities)

@@ -118,7 +118,10 @@ def read_config(path: Path) -> model_config.BackendOptions:
     """`parse_config` of a file; its name must be its folder's."""
     if not path.is_file():
         raise ArtifactError("missing", field=model_config.CONFIG_NAME)
-    options = parse_config(path.read_text("utf-8"))
+    try:
+        options = parse_config(path.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise ArtifactError(f"not UTF-8 at byte {error.start}", field=model_config.CONFIG_NAME) from error
     if options.name != path.parent.name:
         raise ArtifactError("wrong model name", field="name", expected=path.parent.name, was=options.name[:100])
     return options

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,13 +15,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from tickserve.errors import ArtifactError, GateRefusedError, ProtocolError, ServerRejectedError, TransportError
+from tickserve import golden
+from tickserve.errors import GateRefusedError, ProtocolError, ServerRejectedError, TransportError
 from tickserve.manifest import GOLDEN_NAME, Manifest, load_manifest
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
 HEADER_LENGTH = "Inference-Header-Content-Length"
-DTYPES: dict[str, npt.DTypeLike] = {"FP32": np.dtype("<f4"), "INT64": np.dtype("<i8")}
 
 
 def check_golden(
@@ -35,14 +34,14 @@ def check_golden(
     ProtocolError when there is no answer to compare, ArtifactError when the golden pairs cannot be read.
     """
     manifest = load_manifest(version_dir)
-    golden = read_golden(version_dir, manifest)
-    rows = len(golden[manifest.inputs[0].name])
+    pairs = read_golden(version_dir, manifest)
+    rows = len(pairs[manifest.inputs[0].name])
     limit = manifest.export.max_batch if manifest.export else rows
     worst = 0.0
     connection = http.client.HTTPConnection(http_url, timeout=timeout_s)
     try:
         for start in range(0, rows, limit):
-            part = {name: values[start : start + limit] for name, values in golden.items()}
+            part = {name: values[start : start + limit] for name, values in pairs.items()}
             inputs = {tensor.name: part[tensor.name] for tensor in manifest.inputs}
             answer = infer(connection, model, version, inputs)
             worst = max(worst, _compare(manifest, part, answer))
@@ -53,17 +52,7 @@ def check_golden(
 
 def read_golden(version_dir: Path, manifest: Manifest) -> Arrays:
     """The arrays of golden.npz: inputs [G, ...] and research's outputs. Raises ArtifactError."""
-    path = version_dir / GOLDEN_NAME
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            golden = {name: file[name] for name in file.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ArtifactError("cannot read the golden pairs", field=GOLDEN_NAME, hint=str(error)[:100]) from error
-    missing = {tensor.name for tensor in manifest.inputs} | {"probabilities"}
-    missing -= set(golden)
-    if missing:
-        raise ArtifactError("the golden pairs lack an array", field=GOLDEN_NAME, expected=", ".join(sorted(missing)))
-    return golden
+    return golden.read_golden(version_dir / GOLDEN_NAME, manifest.inputs, manifest.outputs)
 
 
 def infer(
@@ -106,41 +95,15 @@ def _decode(body: bytes, header_length: int) -> dict[str, Array]:
     outputs, offset = {}, header_length
     for tensor in json.loads(body[:header_length])["outputs"]:
         size = tensor["parameters"]["binary_data_size"]
-        flat: Array = np.frombuffer(body[offset : offset + size], DTYPES[tensor["datatype"]])
+        flat: Array = np.frombuffer(body[offset : offset + size], golden.DTYPES[tensor["datatype"]])
         outputs[tensor["name"]] = flat.reshape(tensor["shape"])
         offset += size
     return outputs
 
 
-def _compare(manifest: Manifest, golden: Arrays, answer: Arrays) -> float:
-    """The largest absolute difference. Raises GateRefusedError naming the first value that is not research's."""
-    worst = 0.0
-    for name in (tensor.name for tensor in manifest.outputs if tensor.name in golden):
-        if name not in answer:
-            raise ProtocolError("an output is missing from the answer", model=manifest.name, field=name)
-        research = golden[name].reshape(answer[name].shape)
-        apart = np.abs(answer[name] - research)
-        # Not "any beyond": a NaN in the answer has to fail too.
-        within = apart <= manifest.tolerance.atol + manifest.tolerance.rtol * np.abs(research)
-        if not within.all():
-            row = int(np.argwhere(~within)[0][0])
-            raise GateRefusedError(
-                f"model {manifest.name!r}, golden row {row}: the served number is not research's",
-                field=name,
-                expected=f"{research[row].tolist()} within {manifest.tolerance}",
-                was=str(answer[name][row].tolist()),
-            )
-        worst = max(worst, float(apart.max()))
-    _check_bundle_id(manifest, answer)
-    return worst
-
-
-def _check_bundle_id(manifest: Manifest, answer: Arrays) -> None:
-    expected = manifest.bundle_id()
-    if "bundle_id" in answer and not (answer["bundle_id"] == expected).all():
-        raise GateRefusedError(
-            f"another model than {manifest.name!r} answers",
-            field="bundle_id",
-            expected=str(expected),
-            was=str(answer["bundle_id"].ravel()[0]),
-        )
+def _compare(manifest: Manifest, part: Arrays, answer: Arrays) -> float:
+    tolerance, bundle_id = manifest.tolerance, manifest.bundle_id()
+    try:
+        return golden.compare(part, answer, manifest.outputs, tolerance=tolerance, bundle_id=bundle_id)
+    except GateRefusedError as error:
+        raise GateRefusedError(f"model {manifest.name!r}: {error}") from error

@@ -86,6 +86,9 @@ def read_options(config: Mapping[str, Any]) -> BackendOptions:
             raise ArtifactError("a configuration field this backend does not honour", field=field[:100])
     if config.get("backend") != BACKEND:
         raise ArtifactError("wrong backend", field="backend", expected=BACKEND, was=str(config.get("backend"))[:100])
+    if (config.get("response_cache") or {}).get("enable"):
+        # An answer from the cache would be older than it looks, and the cache has no place in the latency budget.
+        raise ArtifactError("answers are never cached", field="response_cache.enable", expected="false", was="true")
     if config.get("default_model_filename") not in ("", None, MODEL_FILE):
         raise ArtifactError("wrong model file", field="default_model_filename", expected=MODEL_FILE)
     parameters = _parameters(config)

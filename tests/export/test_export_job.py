@@ -323,9 +323,71 @@ def test_tensors_that_are_not_the_manifests_are_refused(
     trees_bundle: Path, repository: Path, settings: ExportSettings, rewrite: Rewrite
 ) -> None:
     manifest = load_manifest(trees_bundle)
-    rewrite(trees_bundle, outputs=manifest.outputs[:2])
-    with pytest.raises(ArtifactError, match="outputs are not the manifest's"):
+    window = manifest.inputs[0].model_dump() | {"shape": (5, 6)}
+    rewrite(trees_bundle, inputs=[window])
+    with pytest.raises(ArtifactError):
         export_bundle(trees_bundle, repository, settings)
+
+
+@pytest.mark.parametrize(("field", "asked"), [("atol", 1.0), ("rtol", 1.0), ("atol", 2e-5)])
+def test_a_bundle_does_not_choose_how_strict_its_gate_is(
+    field: str, asked: float, trees_bundle: Path, repository: Path, settings: ExportSettings, rewrite: Rewrite
+) -> None:
+    tolerance = load_manifest(trees_bundle).tolerance.model_dump() | {field: asked}
+    rewrite(trees_bundle, tolerance=tolerance)
+    with pytest.raises(GateRefusedError) as refused:
+        export_bundle(trees_bundle, repository, settings)
+    assert refused.value.field == f"tolerance.{field}"
+    assert nothing_published(repository)
+
+
+def test_a_kind_of_model_without_a_ceiling_is_refused(
+    trees_bundle: Path, repository: Path, settings: ExportSettings, rewrite: Rewrite
+) -> None:
+    rewrite(trees_bundle, precision="int8")
+    with pytest.raises(GateRefusedError, match="gbdt int8"):
+        export_bundle(trees_bundle, repository, settings)
+
+
+def test_a_gate_needs_more_than_a_few_rows(
+    trees_bundle: Path, repository: Path, settings: ExportSettings, rewrite: Rewrite
+) -> None:
+    change_pairs(trees_bundle, "parity.npz", lambda arrays: {name: values[:15] for name, values in arrays.items()})
+    rewrite(trees_bundle)
+    with pytest.raises(ArtifactError, match=r"parity\.npz.*at least 16, was 15"):
+        export_bundle(trees_bundle, repository, settings)
+    assert nothing_published(repository)
+
+
+def change_pairs(bundle: Path, name: str, change: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    with np.load(bundle / name) as file:
+        arrays = dict(file)
+    np.savez(bundle / name, **change(arrays))
+
+
+BAD_GOLDEN: dict[str, tuple[Callable[[dict[str, Any]], dict[str, Any]], type[Exception]]] = {
+    "no score": (lambda a: {name: a[name] for name in ("features", "probabilities")}, ArtifactError),
+    "an array without rows": (lambda a: a | {"extra": np.float32(1)}, ArtifactError),
+    "an array too many": (lambda a: a | {"extra": a["score"]}, ArtifactError),
+    "a score of another type": (lambda a: a | {"score": a["score"].astype(np.float64)}, ArtifactError),
+    "a score of another shape": (lambda a: a | {"score": a["score"][:, 0]}, ArtifactError),
+    "fewer scores": (lambda a: a | {"score": a["score"][:-1]}, ArtifactError),
+    "no rows": (lambda a: {name: values[:0] for name, values in a.items()}, ArtifactError),
+    "a single number for rows": (lambda a: a | {"features": np.float32(1)}, ArtifactError),
+    "another model's score": (lambda a: a | {"score": -a["score"]}, GateRefusedError),
+}
+
+
+@pytest.mark.parametrize("case", BAD_GOLDEN)
+def test_golden_pairs_that_would_not_load_are_not_published(
+    case: str, trees_bundle: Path, repository: Path, settings: ExportSettings, rewrite: Rewrite
+) -> None:
+    change, error = BAD_GOLDEN[case]
+    change_pairs(trees_bundle, "golden.npz", change)
+    rewrite(trees_bundle)
+    with pytest.raises(error):
+        export_bundle(trees_bundle, repository, settings)
+    assert nothing_published(repository)
 
 
 def test_a_published_version_is_not_a_bundle(trees_bundle: Path, repository: Path, settings: ExportSettings) -> None:

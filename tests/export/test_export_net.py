@@ -148,7 +148,12 @@ def child_bundle(
     return folder
 
 
-def test_a_quantized_child_is_checked_and_served(child_bundle: Path, tmp_path: Path, settings: ExportSettings) -> None:
+def test_a_quantized_child_is_checked_and_served(
+    child_bundle: Path, tmp_path: Path, settings: ExportSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(GateRefusedError, match=r"tolerance\.atol: wider than a gate for lstm int8 allows"):
+        export_bundle(child_bundle, tmp_path / "repository", settings)
+    monkeypatch.setitem(parity.CEILINGS, ("lstm", "int8"), Tolerance(atol=0.05, rtol=0.0))
     published = export_bundle(child_bundle, tmp_path / "repository", settings)
     used = {(node.domain, node.op_type) for node in read_model(published.path / "model.onnx").graph.node}
     assert ("com.microsoft", "DynamicQuantizeLSTM") in used

@@ -79,6 +79,17 @@ def test_a_tie_may_break_either_way_and_is_counted(manifest: Manifest) -> None:
         held([[0.41, 0.40, 0.19]], [[0.40, 0.41, 0.19]], manifest, atol=0.005)
 
 
+def test_ties_are_the_exception(manifest: Manifest) -> None:
+    """A model that is undecided everywhere would pass with any decision."""
+    rows = 400
+    expected, was = np.tile([[0.41, 0.40, 0.19]], (rows, 1)), np.tile([[0.41, 0.40, 0.19]], (rows, 1))
+    was[:4] = [0.40, 0.41, 0.19]
+    assert held(expected, was, manifest).measured["ties_broken_differently"] == 4
+    was[4] = [0.40, 0.41, 0.19]
+    with pytest.raises(GateRefusedError, match=r"at most 4 of 400 rows, was 5"):
+        held(expected, was, manifest)
+
+
 def test_a_score_that_changes_its_sign_is_refused(manifest: Manifest) -> None:
     with pytest.raises(GateRefusedError, match=r"row 0") as refused:
         held([[0.20, 0.54, 0.26]], [[0.24, 0.53, 0.23]], manifest, atol=0.05)

@@ -127,6 +127,7 @@ def accelerate(config: Any) -> None:
         (lambda c: setattr(c.input[0], "optional", True), "input features.optional"),
         (lambda c: setattr(c.input[0], "allow_ragged_batch", True), "input features.allow_ragged_batch"),
         (lambda c: c.input[0].dims.append(-1), "input features.dims"),
+        (lambda c: setattr(c.response_cache, "enable", True), "response_cache.enable"),
         (lambda c: c.batch_input.add(target_name=["x"]), "batch_input"),
     ],
 )  # fmt: skip
@@ -167,3 +168,13 @@ def test_a_config_in_another_models_folder_is_refused(
         read_config(repository / "other" / "config.pbtxt")
     with pytest.raises(ArtifactError, match="missing"):
         read_config(repository / published.model / "config.pbtxt")
+
+
+def test_a_config_that_is_not_text_is_refused(trees_bundle: Path, repository: Path, settings: ExportSettings) -> None:
+    published = export_bundle(trees_bundle, repository, settings)
+    path = repository / published.model / "config.pbtxt"
+    path.write_bytes(path.read_bytes() + b"\xff\xfe")
+    with pytest.raises(ArtifactError, match="not UTF-8"):
+        read_config(path)
+    assert export_bundle(trees_bundle, repository, settings).reused, "the next export writes it anew"
+    assert read_config(path)

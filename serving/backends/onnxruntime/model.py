@@ -22,6 +22,8 @@ if int(np.__version__.split(".")[0]) >= 2:
 import onnxruntime as ort
 import triton_python_backend_utils as pb_utils
 
+from tickserve.golden import compare, read_golden
+from tickserve.manifest import Tolerance
 from tickserve.model_config import MODEL_FILE, BackendOptions, read_options
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider"}
@@ -45,7 +47,7 @@ class TritonPythonModel:
         _check_signature(self._session, options)
         self.inputs = [tensor.name for tensor in options.inputs]
         self.outputs = [tensor.name for tensor in options.outputs]
-        _check_golden(self, folder / "golden.npz", manifest, options.max_batch)
+        _check_golden(self, folder / "golden.npz", manifest, options)
 
     def execute(self, requests: list[Any]) -> list[Any]:
         """One response per request, in order; a request that cannot be scored gets an error of its own."""
@@ -146,20 +148,13 @@ def _check_signature(session: ort.InferenceSession, options: BackendOptions) -> 
         _expect(graph == declared, f"{side} of config.pbtxt", f"the graph's {graph}", declared)
 
 
-def _check_golden(model: TritonPythonModel, path: Path, manifest: dict[str, Any], max_batch: int) -> None:
+def _check_golden(model: TritonPythonModel, path: Path, manifest: dict[str, Any], options: BackendOptions) -> None:
     """Score the golden inputs; every value must lie within the manifest's tolerance of research's."""
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
-    atol, rtol = manifest["tolerance"]["atol"], manifest["tolerance"]["rtol"]
-    constants = {"bundle_id": manifest["export"]["bundle_id"]}
-    for start in range(0, len(arrays[model.inputs[0]]), max_batch):
-        part = {name: np.ascontiguousarray(values[start : start + max_batch]) for name, values in arrays.items()}
-        answer = model.run([part[name] for name in model.inputs])
-        for name, values in zip(model.outputs, answer, strict=True):
-            research = part.get(name, constants.get(name))
-            _expect(research is not None, f"golden {name}", "an array in golden.npz", "missing")
-            research = np.broadcast_to(np.reshape(research, (-1, *values.shape[1:])), values.shape)
-            apart = np.abs(values - research)
-            # Written so that a NaN answer fails too.
-            within = bool((apart <= atol + rtol * np.abs(research)).all()) if name in part else not apart.any()
-            _expect(within, f"golden {name}", f"research's number within {atol:g} + {rtol:g} |x|", f"{apart.max()} off")
+    arrays = read_golden(path, options.inputs, options.outputs)
+    tolerance, bundle_id = Tolerance(**manifest["tolerance"]), manifest["export"]["bundle_id"]
+    for start in range(0, len(arrays[model.inputs[0]]), options.max_batch):
+        part = {
+            name: np.ascontiguousarray(values[start : start + options.max_batch]) for name, values in arrays.items()
+        }
+        answer = dict(zip(model.outputs, model.run([part[name] for name in model.inputs]), strict=True))
+        compare(part, answer, options.outputs, tolerance=tolerance, bundle_id=bundle_id)
