@@ -166,6 +166,12 @@ def test_the_id_is_the_servers_not_ours(peer: Any, identity: str | None) -> None
     assert ask(transport).request_id == (identity or "")
 
 
+def test_a_second_id_is_not_overlooked(peer: Any) -> None:
+    text = b'{"id":"abc",' + json.dumps(header(id="other")).encode()[1:]
+    _, transport = peer(lambda sock, _: sock.sendall(answer(value=text)))
+    assert ask(transport).request_id == "other"
+
+
 def once(data: bytes, *, close: bool = True) -> Script:
     def script(sock: socket.socket, _: int) -> None:
         sock.sendall(data)
