@@ -35,6 +35,8 @@ def test_the_decision_is_the_most_probable_class_the_first_of_equals(contract: C
     answer = contract.check_response(response(contract, *rows), 5, None, "id")
     assert answer.decision == ("up", "down", "flat", "down", "down")
     assert answer.score.shape == (5,)
+    many = contract.check_response(response(contract, *rows * 20), 100, None, "id")
+    assert many.decision == answer.decision * 20
 
 
 @pytest.mark.parametrize("off", [1e-3, -1e-3])
@@ -65,6 +67,8 @@ def test_half_precision_rounds(contract: Contract, off: float) -> None:
 def test_impossible_numbers_in_any_row(contract: Contract, row: Any, says: str) -> None:
     with pytest.raises(ProtocolError, match=f"row 1 of the answer.*{says}"):
         contract.check_response(response(contract, GOOD, row), 2, None, "id")
+    with pytest.raises(ProtocolError, match=f"row 30 of the answer.*{says}"):
+        contract.check_response(response(contract, *[GOOD] * 30, row, GOOD), 32, None, "id")
 
 
 @pytest.mark.parametrize("echo", ["", "other", "ID"])

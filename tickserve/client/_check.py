@@ -25,6 +25,7 @@ PROBABILITIES, SCORE, BUNDLE_ID = "probabilities", "score", "bundle_id"
 MAX_FLAGS = 64
 # A softmax of three classes in half precision is off by at most 3 * 2**-11; nothing honest is further.
 ROUNDING = 2e-3
+FEW_ROWS = 16
 
 
 class _Input(NamedTuple):
@@ -331,8 +332,10 @@ def _refuse_output(name: str, array: Array, dtype: np.dtype[Any], shape: tuple[i
 def _decide(probabilities: npt.NDArray[np.float32], score: npt.NDArray[np.float32]) -> tuple[str, ...]:
     """Each row's class, once its numbers are a distribution and its score is their p(up) - p(down).
 
-    NaN and infinity fail the comparisons too. A few rows are faster in Python than in numpy, which is the usual call.
+    NaN and infinity fail the comparisons too. A few rows, the usual call, are faster in Python than in numpy.
     """
+    if len(score) > FEW_ROWS and _all_good(probabilities, score):
+        return tuple([CLASSES[index] for index in probabilities.argmax(axis=1).tolist()])
     decision = []
     for row, (values, told) in enumerate(zip(probabilities.tolist(), score.tolist(), strict=True)):
         down, flat, up = values
@@ -345,6 +348,13 @@ def _decide(probabilities: npt.NDArray[np.float32], score: npt.NDArray[np.float3
             _refuse_numbers(row, values, told)
         decision.append(CLASSES[values.index(max(values))])
     return tuple(decision)
+
+
+def _all_good(probabilities: npt.NDArray[np.float32], score: npt.NDArray[np.float32]) -> bool:
+    with np.errstate(all="ignore"):  # infinity minus infinity
+        sums = np.abs(probabilities.sum(axis=1) - 1) <= ROUNDING
+        scores = np.abs(probabilities[:, 2] - probabilities[:, 0] - score) <= ROUNDING
+    return bool(sums.all() and scores.all() and (probabilities >= -ROUNDING).all())
 
 
 def _refuse_numbers(row: int, values: list[float], score: float) -> None:
