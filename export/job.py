@@ -87,6 +87,12 @@ def _check_bundle(manifest: Manifest) -> None:
     for name in (manifest.model_file, GOLDEN_NAME, PARITY_NAME):
         if name not in manifest.files:
             raise ArtifactError("the bundle does not name a file that export needs", field=name[:100])
+    tensor, wanted = manifest.inputs[0], {"gbdt": 1, "lstm": 2}[manifest.family]
+    if len(tensor.shape) != wanted:
+        expected = "(F,)" if wanted == 1 else "(T, F)"
+        raise ArtifactError(
+            f"wrong input of a {manifest.family}", field="inputs.0", expected=expected, was=str(tensor.shape)
+        )
     parity.check_tolerance(manifest)
 
 

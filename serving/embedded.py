@@ -9,19 +9,22 @@ from __future__ import annotations
 import http.client
 import os
 import secrets
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from serving import stubs
+from serving.folders import OwnedFolder, sweep
 from serving.golden import check_golden
 from serving.ports import LOOPBACK, Ports, reserved
 from serving.process import ServerProcess
-from serving.repository import served_versions
+from serving.repository import Survey, survey
 from serving.triton_files import TritonFiles, environment, find_triton, lay_out_backends
+from serving.view import lay_out_models
 from tickserve.config import ServeSettings
 from tickserve.errors import ArtifactError, PortInUseError, ServerStartError, TickserveError
 from tickserve.manifest import Manifest
@@ -55,7 +58,7 @@ class EmbeddedTriton:
     """A context manager around one server; `start` and `stop` for callers without a `with` block.
 
     `models` are the names to serve, by default every model of the repository. `log` keeps Triton's log; without it the
-    log is gone after `stop`, but for its tail.
+    log is gone after `stop`, but for its tail; when the server ended by itself it is kept, and `log` says where.
     """
 
     def __init__(
@@ -70,10 +73,12 @@ class EmbeddedTriton:
         self._log_wanted = log
         self._log: Path | None = None
         self._last_lines: list[str] = []
-        self._folder: Path | None = None
+        self._folder: OwnedFolder | None = None
         self._process: ServerProcess | None = None
         self._ports: Ports | None = None
-        self._models: dict[str, dict[int, Manifest]] = {}
+        self._surveys: dict[str, Survey] = {}
+        self._stubs: dict[int, str] = {}
+        self._ready = False
 
     def __enter__(self) -> Self:
         self.start()
@@ -88,6 +93,35 @@ class EmbeddedTriton:
     def running(self) -> bool:
         """Whether the server process is there."""
         return self._process is not None and self._process.running
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with a server that was ready; None while all of it is there."""
+        if not self._ready or self._process is None:
+            return None
+        if not self._process.running:
+            code = self._process.exit_code or 0
+            return "the server ended by itself " + (f"(signal {-code})" if code < 0 else f"(exit code {code})")
+        for stub, scores in self._stubs.items():
+            # A server that is just ending takes its stubs along: then the server is what is wrong.
+            if not stubs.alive(self._process.pid, stub) and self._process.running:
+                return f"the process that scores {scores} ended by itself, and Triton starts no other"
+        return None
+
+    @property
+    def healthy(self) -> bool:
+        """Whether the server and every process that scores a model for it are there, once `start` returned."""
+        return self.running and self.problem is None
+
+    @property
+    def log(self) -> Path | None:
+        """Where Triton's log is; after `stop` only when it was asked for or something was wrong."""
+        return self._log if self._log is not None and self._log.is_file() else None
+
+    @property
+    def refused(self) -> dict[str, dict[int, str]]:
+        """The versions of the served models that cannot be trusted and are not served, each with the reason."""
+        return {name: dict(found.refused) for name, found in self._surveys.items() if found.refused}
 
     @property
     def pid(self) -> int:
@@ -114,12 +148,12 @@ class EmbeddedTriton:
     @property
     def models(self) -> dict[str, Manifest]:
         """The newest served version's manifest of each model."""
-        return {name: versions[max(versions)] for name, versions in self._models.items()}
+        return {name: found.served[max(found.served)] for name, found in self._surveys.items()}
 
     @property
     def versions(self) -> dict[str, tuple[int, ...]]:
         """The served versions of each model, oldest first."""
-        return {name: tuple(sorted(versions)) for name, versions in self._models.items()}
+        return {name: tuple(sorted(found.served)) for name, found in self._surveys.items()}
 
     def tail(self, lines: int = TAIL_LINES) -> list[str]:
         """The last lines of Triton's log, also after `stop`."""
@@ -138,31 +172,44 @@ class EmbeddedTriton:
         files = find_triton()
         with reserved(self._settings):
             # A taken port is reported before anything else is done.
-            self._models = self._verified()
+            self._surveys = self._verified()
+        sweep()
         self._open_folder()
         try:
             self._start_on_ports(files)
             self._check_answers()
+            self._stubs = stubs.stubs_of(self.pid)
+            self._ready = True
         except BaseException:
             self.stop()
             raise
 
     def stop(self) -> None:
         """End the server and its stubs and remove its folder; may be called again, and before `start`."""
+        bad, self._ready = self.problem is not None, False
         if self._process is not None:
             self._process.stop(self._settings.stop_timeout_s)
             self._process = None
         self.tail()
         if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
+            if bad:
+                self._keep_log(self._folder.path)
+            self._folder.remove()
             self._folder = None
+
+    def _keep_log(self, folder: Path) -> None:
+        """Move the log out of the folder that is about to go."""
+        if self._log is None or self._log.parent != folder:
+            return
+        with suppress(OSError):
+            self._log = self._log.rename(folder.with_name(f"{folder.name}.log"))
 
     def _chosen(self) -> Ports:
         if self._ports is None:
             raise ServerStartError("the server is not started")
         return self._ports
 
-    def _verified(self) -> dict[str, dict[int, Manifest]]:
+    def _verified(self) -> dict[str, Survey]:
         """Each chosen model's versions, every digest checked. Raises ArtifactError."""
         have = sorted(path.parent.name for path in self._repository.glob(f"[a-z0-9]*/{CONFIG_NAME}"))
         names = have if self._wanted is None else self._wanted
@@ -176,12 +223,12 @@ class EmbeddedTriton:
                     expected=" or ".join(have) or "a published model",
                     was=repr(name[:100]),
                 )
-        return {name: served_versions(self._repository / name) for name in names}
+        return {name: survey(self._repository / name) for name in names}
 
     def _open_folder(self) -> None:
         try:
-            self._folder = Path(tempfile.mkdtemp(prefix="tickserve-triton-"))
-            self._log = self._log_wanted or self._folder / "triton.log"
+            self._folder = OwnedFolder()
+            self._log = self._log_wanted or self._folder.path / "triton.log"
             self._log.parent.mkdir(parents=True, exist_ok=True)
             self._log.write_bytes(b"")
         except OSError as error:
@@ -191,33 +238,34 @@ class EmbeddedTriton:
     def _start_on_ports(self, files: TritonFiles) -> None:
         """Start the server; again on other free ports when somebody took one between choosing and starting."""
         assert self._folder is not None  # noqa: S101 - `start` opened it
-        backends = lay_out_backends(files, self._folder / "backends")
+        backends = lay_out_backends(files, self._folder.path / "backends")
+        models = lay_out_models(self._repository, self.versions, self._folder.path / "models")
         for attempt in range(1, START_ATTEMPTS + 1):
             with reserved(self._settings) as ports:
                 self._ports = ports
             try:
-                self._launch(files, backends)
+                self._launch(files, backends, models)
                 return
             except PortInUseError:
                 if attempt == START_ATTEMPTS:
                     raise
 
-    def _launch(self, files: TritonFiles, backends: Path) -> None:
+    def _launch(self, files: TritonFiles, backends: Path, models: Path) -> None:
         assert self._log is not None  # noqa: S101 - `start` opened it
         prefix = f"tickserve-{os.getpid()}-{secrets.token_hex(4)}-"
-        command = self._command(files, backends, prefix)
+        command = self._command(files, backends, models, prefix)
         self._process = ServerProcess(command, environment(files), self._log, prefix)
         self._wait_ready(time.monotonic() + self._settings.start_timeout_s)
 
-    def _command(self, files: TritonFiles, backends: Path, shm_prefix: str) -> list[str]:
+    def _command(self, files: TritonFiles, backends: Path, models: Path, shm_prefix: str) -> list[str]:
         ports = self._chosen()
         return [
             str(files.binary),
-            f"--model-repository={self._repository.resolve()}",
+            f"--model-repository={models}",
             f"--backend-directory={backends}",
             f"--cache-directory={files.caches}",
             "--model-control-mode=explicit",
-            *(f"--load-model={name}" for name in self._models),
+            *(f"--load-model={name}" for name in self._surveys),
             "--disable-auto-complete-config",
             "--strict-readiness=true",
             f"--exit-timeout-secs={max(1, min(DRAIN_S, int(self._settings.stop_timeout_s) - 1))}",
@@ -236,7 +284,7 @@ class EmbeddedTriton:
 
     def _wait_ready(self, deadline: float) -> None:
         paths = ["/v2/health/ready"]
-        paths += [f"/v2/models/{name}/versions/{n}/ready" for name, served in self._models.items() for n in served]
+        paths += [f"/v2/models/{name}/versions/{n}/ready" for name, chosen in self.versions.items() for n in chosen]
         while paths:
             if not self.running:
                 raise self._failed("the server ended before it was ready")
@@ -258,7 +306,7 @@ class EmbeddedTriton:
             connection.close()
 
     def _check_answers(self) -> None:
-        for name, versions in self._models.items():
+        for name, versions in self.versions.items():
             for version in versions:
                 try:
                     check_golden(self.http_url, name, version, self._repository / name / str(version))

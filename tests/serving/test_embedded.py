@@ -21,7 +21,7 @@ from serving import embedded, ports, triton_files
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden
 from tests.serving.conftest import ANY_PORTS, Running, edit_config, publish_tiny
-from tickserve.config import ExportSettings, ServeSettings
+from tickserve.config import ExportSettings
 from tickserve.errors import (
     ArtifactError,
     ComponentError,
@@ -48,13 +48,29 @@ def all_gone(processes: list[psutil.Process], within_s: float) -> bool:
     return not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def servers_of(repository: Path) -> list[psutil.Process]:
-    """Servers and stubs that name this repository on their command line."""
-    return [
+def ours() -> set[psutil.Process]:
+    """The servers and stubs this process started: each names its shared memory on its command line."""
+    mark = f"tickserve-{os.getpid()}-"
+    return {
         process
         for process in psutil.process_iter(["cmdline"])
-        if any(str(repository) in part for part in process.info["cmdline"] or ()) and "triton" in process.name()
-    ]
+        if any(mark in part for part in process.info["cmdline"] or ()) and "triton" in process.name()
+    }
+
+
+BEFORE: set[psutil.Process] = set()
+
+
+@pytest.fixture(autouse=True)
+def _before() -> None:
+    """The shared server may be running already."""
+    BEFORE.clear()
+    BEFORE.update(ours())
+
+
+def left_running() -> set[psutil.Process]:
+    """Servers and stubs that this test started and that are still there."""
+    return ours() - BEFORE
 
 
 def our_shared_memory(pid: int | None = None) -> list[Path]:
@@ -178,7 +194,7 @@ def test_taken_port_is_named_before_anything_starts(repository: Path, field: str
         with pytest.raises(PortInUseError, match=rf"{port}.*--{field.replace('_', '-')}") as caught:
             EmbeddedTriton(repository, settings).start()
     assert f"serve.{field}" in str(caught.value)
-    assert not servers_of(repository)
+    assert not left_running()
 
 
 def test_a_given_port_is_taken_by_its_server(repository: Path) -> None:
@@ -194,7 +210,7 @@ def test_a_given_port_is_taken_by_its_server(repository: Path) -> None:
 
 
 def test_one_port_for_two_things_is_refused(repository: Path) -> None:
-    settings = ServeSettings(http_port=18_765, grpc_port=18_765, metrics_port=0)
+    settings = ANY_PORTS.model_copy(update={"http_port": 18_765, "grpc_port": 18_765})
     with pytest.raises(UsageError, match=r"grpc_port.*another port than serve\.http_port"):
         EmbeddedTriton(repository, settings).start()
 
@@ -254,6 +270,21 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
         DigestMismatchError,
         "manifest.1",
     ),
+    "another largest batch": (
+        lambda v: edit_config(v.parent, lambda config: setattr(config, "max_batch_size", 4096)),
+        ArtifactError,
+        "max_batch_size",
+    ),
+    "answers from a cache": (
+        lambda v: edit_config(v.parent, lambda config: setattr(config.response_cache, "enable", True)),
+        ArtifactError,
+        "response_cache",
+    ),
+    "a configuration that is not text": (
+        lambda v: (v.parent / "config.pbtxt").write_bytes(b"\xff\xfe"),
+        ArtifactError,
+        "config.pbtxt",
+    ),
     "no versions": (shutil.rmtree, ArtifactError, "version"),
     "58 configuration lost": (lambda v: (v.parent / "config.pbtxt").unlink(), ArtifactError, "model"),
     "58 configuration of other tensors": (
@@ -264,13 +295,20 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
 }
 
 
+def test_the_shared_baseline_sees_a_server(repository: Path) -> None:
+    """Without this, `left_running` could be empty for the wrong reason."""
+    with EmbeddedTriton(repository, ANY_PORTS):
+        assert len(left_running()) == 2
+    assert not left_running()
+
+
 @pytest.mark.parametrize("case", BROKEN)
 def test_what_cannot_be_trusted_does_not_start(repository: Path, case: str) -> None:
     damage, error, named = BROKEN[case]
     damage(repository / "tiny" / "1")
     with pytest.raises(error, match=named):
         EmbeddedTriton(repository, ANY_PORTS).start()
-    assert not servers_of(repository)
+    assert not left_running()
 
 
 def republish(repository: Path, change: Callable[[Path], None]) -> None:
@@ -291,9 +329,9 @@ def test_numbers_that_are_not_researchs_never_become_ready(repository: Path, tmp
     other = publish_tiny(tmp_path / "elsewhere", "tiny", 5)
     republish(repository, lambda version: shutil.copy(other.path / "golden.npz", version / "golden.npz"))
     server = EmbeddedTriton(repository, ANY_PORTS)
-    with pytest.raises(ServerStartError, match="golden probabilities: expected research's number"):
+    with pytest.raises(ServerStartError, match=r"golden probabilities, row .*expected research's number"):
         server.start()
-    assert not servers_of(repository)
+    assert not left_running()
     assert not server.running
     assert any("golden" in line for line in server.tail(200))
 
@@ -307,20 +345,20 @@ def test_a_parameter_that_is_not_honoured_is_refused(repository: Path) -> None:
 
 def test_the_backend_refuses_by_itself(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the check before the start (a `load` while it runs has none), the backend still refuses."""
-    real = embedded.served_versions(repository / "tiny")
-    monkeypatch.setattr(embedded, "served_versions", lambda folder: real)
+    real = embedded.survey(repository / "tiny")
+    monkeypatch.setattr(embedded, "survey", lambda folder: real)
     change = lambda config: config.parameters["enable_mem_arena"].__setattr__("string_value", "1")  # noqa: E731
     edit_config(repository / "tiny", change)
     with pytest.raises(ServerStartError, match="enable_mem_arena: a parameter this backend does not honour"):
         EmbeddedTriton(repository, ANY_PORTS).start()
-    assert not servers_of(repository)
+    assert not left_running()
 
 
 def test_a_server_that_takes_too_long_is_ended(repository: Path) -> None:
     settings = ANY_PORTS.model_copy(update={"start_timeout_s": 0.001})
     with pytest.raises(ServerStartError, match="not ready after"):
         EmbeddedTriton(repository, settings).start()
-    assert not servers_of(repository)
+    assert not left_running()
 
 
 @pytest.mark.parametrize("models", [["nobody"], ["tiny", "../tiny"], [], [""]])
@@ -383,13 +421,13 @@ def test_keep_versions_are_chosen_as_triton_chooses(repository: Path) -> None:
     for seed in (2, 3):
         publish_tiny(repository, "tiny", seed, ExportSettings(max_batch=64, preferred_batch_rows=(8,)))
     folder = repository / "tiny"
-    assert list(embedded.served_versions(folder)) == [2, 3]
+    assert list(embedded.survey(folder).served) == [2, 3]
     edit_config(folder, lambda config: config.version_policy.all.SetInParent())
-    assert list(embedded.served_versions(folder)) == [1, 2, 3]
+    assert list(embedded.survey(folder).served) == [1, 2, 3]
     edit_config(folder, lambda config: config.version_policy.specific.versions.append(2))
-    assert list(embedded.served_versions(folder)) == [2]
+    assert list(embedded.survey(folder).served) == [2]
     edit_config(folder, lambda config: config.ClearField("version_policy"))
-    assert list(embedded.served_versions(folder)) == [3]
+    assert list(embedded.survey(folder).served) == [3]
     edit_config(folder, lambda config: config.version_policy.specific.versions.append(7))
     with pytest.raises(ArtifactError, match="no version to serve"):
-        embedded.served_versions(folder)
+        embedded.survey(folder)

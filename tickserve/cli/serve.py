@@ -5,16 +5,18 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from tickserve import pipeline, stages
 from tickserve.cli import options
-from tickserve.cli.output import out, says
+from tickserve.cli.output import err, out, says
 from tickserve.errors import ServerStartError, UsageError
 
 Port = Annotated[int | None, typer.Option(min=0, max=65_535, help="A port of loopback; 0 takes a free one.")]
+POLL_S = 0.5
+LOG_LINES = 12
 
 
 def serve(
@@ -38,6 +40,9 @@ def serve(
     embedded = stages.load("serving.embedded")
     says("starting the embedded Triton (loopback only; for production use the container image)")
     with embedded.EmbeddedTriton(repository, settings.serve, models=model, log=log) as server:
+        for name, versions in server.refused.items():
+            for version, reason in versions.items():
+                warns(f"model {name} version {version} is not served: {reason}")
         for name in server.models:
             out.print(f"ready: {name}")
         out.print(f"http {server.http_url}  grpc {server.grpc_url}  metrics {server.metrics_url}")
@@ -45,7 +50,19 @@ def serve(
     says("stopped")
 
 
-def _wait(server: object, stop: threading.Event) -> None:
-    while not stop.wait(0.5):
-        if not server.running:  # type: ignore[attr-defined]
-            raise ServerStartError("the server ended by itself", hint="its log has the reason")
+def _wait(server: Any, stop: threading.Event) -> None:
+    """Until told to stop. Raises ServerStartError (exit code 4) once anything of the server ended by itself."""
+    while not stop.wait(POLL_S):
+        problem = server.problem
+        if problem is None:
+            continue
+        lines = server.tail(LOG_LINES)
+        server.stop()
+        for line in lines:
+            warns(f"  {line[:300]}")
+        raise ServerStartError(problem, hint=f"its log: {server.log}" if server.log else "its log is gone")
+
+
+def warns(text: str) -> None:
+    """One line on standard error, as it is."""
+    err.print(text, style="yellow", markup=False, soft_wrap=True)

@@ -1,0 +1,150 @@
+"""When a part is bad: the good versions serve, the bad ones are named, and a server that lost a part says so."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from serving import folders, stubs
+from serving.embedded import EmbeddedTriton
+from serving.golden import check_golden, read_golden
+from tests.serving.conftest import ANY_PORTS, publish_tiny
+from tickserve.errors import ArtifactError, DigestMismatchError
+from tickserve.manifest import load_manifest
+
+
+def corrupt(version: Path) -> None:
+    (version / "model.onnx").write_bytes((version / "model.onnx").read_bytes()[:-1])
+
+
+def unreadable(version: Path) -> None:
+    (version / "manifest.json").write_text("{")
+
+
+def no_version(version: Path) -> None:
+    shutil.rmtree(version)
+    version.mkdir()
+
+
+def a_file(version: Path) -> None:
+    shutil.rmtree(version)
+    version.touch()
+
+
+@pytest.mark.parametrize("damage", [corrupt, unreadable, no_version, a_file])
+def test_the_old_version_serves_when_the_new_one_is_bad(repository: Path, damage: Callable[[Path], None]) -> None:
+    publish_tiny(repository, "tiny", 2)
+    damage(repository / "tiny" / "2")
+    with EmbeddedTriton(repository, ANY_PORTS) as server:
+        assert server.versions == {"tiny": (1,)}
+        assert list(server.refused) == ["tiny"]
+        (reason,) = server.refused["tiny"].values()
+        assert "model.onnx" in reason or "manifest" in reason
+        assert server.healthy
+        check_golden(server.http_url, "tiny", 1, repository / "tiny" / "1")
+
+
+def test_a_model_without_a_good_version_is_named_with_what_to_do(repository: Path) -> None:
+    publish_tiny(repository, "other", 2)
+    corrupt(repository / "tiny" / "1")
+    with pytest.raises(DigestMismatchError, match=r"model 'tiny' version 1: model\.onnx.*--model") as refused:
+        EmbeddedTriton(repository, ANY_PORTS).start()
+    assert refused.value.field == "model.onnx"
+    with EmbeddedTriton(repository, ANY_PORTS, models=["other"]) as server:
+        assert (list(server.models), server.refused) == (["other"], {})
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 5) -> bool:
+    deadline = time.monotonic() + within_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def test_a_killed_stub_is_noticed_and_named(repository: Path) -> None:
+    server = EmbeddedTriton(repository, ANY_PORTS)
+    server.start()
+    try:
+        (stub,) = stubs.stubs_of(server.pid)
+        os.kill(stub, signal.SIGKILL)
+        assert wait_until(lambda: not server.healthy)
+        assert "model 'tiny' version 1" in str(server.problem)
+    finally:
+        server.stop()
+    log = server.log
+    assert log is not None, "the log is kept when it ended badly"
+    assert log.stat().st_size
+    log.unlink()
+
+
+def test_a_server_that_ends_by_itself_keeps_its_log(repository: Path) -> None:
+    server = EmbeddedTriton(repository, ANY_PORTS)
+    server.start()
+    os.kill(server.pid, signal.SIGKILL)
+    assert wait_until(lambda: not server.healthy)
+    assert server.problem == "the server ended by itself (signal 9)"
+    server.stop()
+    assert server.log is not None
+    server.log.unlink()
+    server.start()
+    server.stop()
+    assert server.log is None
+
+
+@pytest.mark.parametrize("victim", ["stub", "server"])
+def test_the_command_ends_when_a_part_of_its_server_does(repository: Path, root: Path, victim: str) -> None:
+    ports = ["--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+    command = [str(Path(sys.executable).with_name("tickserve")), "serve", "--repository", str(repository), *ports]
+    process = subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        assert any(line.startswith("http ") for line in process.stdout)
+        (server,) = stubs.stubs_of(process.pid)
+        (stub,) = stubs.stubs_of(server)
+        os.kill(stub if victim == "stub" else server, signal.SIGKILL)
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.communicate()
+    assert process.returncode == 4
+    assert "ended by itself" in errors
+    assert "HTTPService" in errors, "the last lines of the log"
+    kept = next(Path(word) for word in errors.replace(")", " ").split() if word.endswith(".log"))
+    assert kept.stat().st_size
+    kept.unlink()
+
+
+def test_folders_of_dead_owners_are_swept(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    dead = tmp_path / f"{folders.PREFIX}{gone.pid}-abc"
+    living = tmp_path / f"{folders.PREFIX}{os.getppid()}-abc"
+    others = tmp_path / f"{folders.PREFIX}x-abc"
+    for folder in (dead, living, others):
+        (folder / "backends").mkdir(parents=True)
+    kept = folders.OwnedFolder()
+    hidden = kept.path.rename(tmp_path / f"{folders.PREFIX}{gone.pid}-held")
+    folders.sweep()
+    assert sorted(tmp_path.glob(f"{folders.PREFIX}*")) == sorted([living, others, hidden])
+    kept.path = hidden
+    kept.remove()
+    assert not hidden.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"text"])
+def test_golden_pairs_that_are_none_are_a_typed_error(repository: Path, content: bytes) -> None:
+    version = repository / "tiny" / "1"
+    manifest = load_manifest(version)
+    (version / "golden.npz").write_bytes(content)
+    with pytest.raises(ArtifactError, match=r"golden\.npz"):
+        read_golden(version, manifest)
