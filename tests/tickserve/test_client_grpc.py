@@ -123,6 +123,19 @@ def test_answers_whose_description_does_not_fit(server: Any, answer: Any) -> Non
         ask(server(lambda _, context: answer))
 
 
+def test_grpcs_timer_is_set_earlier_since_it_fires_late(server: Any) -> None:
+    left: list[float] = []
+
+    def note(_: Any, context: grpc.ServicerContext) -> Any:
+        left.append(context.time_remaining())
+        return reply()
+
+    transport = server(note)
+    ask(transport)  # connects
+    ask(transport, ms=200)
+    assert left[1] < 0.1985
+
+
 def test_close_during_a_call_says_closed(server: Any) -> None:
     reached, go = threading.Event(), threading.Event()
 
