@@ -20,6 +20,7 @@ import pytest
 from serving import embedded, ports, triton_files
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden
+from serving.repository import survey
 from tests.serving.conftest import ANY_PORTS, Running, edit_config, publish_tiny
 from tickserve.config import ExportSettings
 from tickserve.errors import (
@@ -345,7 +346,7 @@ def test_a_parameter_that_is_not_honoured_is_refused(repository: Path) -> None:
 
 def test_the_backend_refuses_by_itself(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the check before the start (a `load` while it runs has none), the backend still refuses."""
-    real = embedded.survey(repository / "tiny")
+    real = survey(repository / "tiny")
     monkeypatch.setattr(embedded, "survey", lambda folder: real)
     change = lambda config: config.parameters["enable_mem_arena"].__setattr__("string_value", "1")  # noqa: E731
     edit_config(repository / "tiny", change)
@@ -421,13 +422,13 @@ def test_keep_versions_are_chosen_as_triton_chooses(repository: Path) -> None:
     for seed in (2, 3):
         publish_tiny(repository, "tiny", seed, ExportSettings(max_batch=64, preferred_batch_rows=(8,)))
     folder = repository / "tiny"
-    assert list(embedded.survey(folder).served) == [2, 3]
+    assert list(survey(folder).served) == [2, 3]
     edit_config(folder, lambda config: config.version_policy.all.SetInParent())
-    assert list(embedded.survey(folder).served) == [1, 2, 3]
+    assert list(survey(folder).served) == [1, 2, 3]
     edit_config(folder, lambda config: config.version_policy.specific.versions.append(2))
-    assert list(embedded.survey(folder).served) == [2]
+    assert list(survey(folder).served) == [2]
     edit_config(folder, lambda config: config.ClearField("version_policy"))
-    assert list(embedded.survey(folder).served) == [3]
+    assert list(survey(folder).served) == [3]
     edit_config(folder, lambda config: config.version_policy.specific.versions.append(7))
     with pytest.raises(ArtifactError, match="no version to serve"):
-        embedded.survey(folder)
+        survey(folder)
