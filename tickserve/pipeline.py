@@ -16,7 +16,8 @@ import numpy.typing as npt
 from tickserve import stages
 from tickserve.config import Config
 from tickserve.errors import ArtifactError, InsufficientDataError, UsageError
-from tickserve.manifest import CLASSES, MANIFEST_NAME, Manifest, load_manifest
+from tickserve.golden import read_golden
+from tickserve.manifest import CLASSES, GOLDEN_NAME, MANIFEST_NAME, Manifest, load_manifest
 
 Advance = Callable[[int], None]
 FloatArray = npt.NDArray[np.float32]
@@ -106,10 +107,9 @@ def models_in(repository: Path) -> list[str]:
 
 
 def golden_rows(version: Path, manifest: Manifest) -> tuple[FloatArray, dict[str, FloatArray]]:
-    """A version's golden input and the research model's numbers for it."""
-    with np.load(version / "golden.npz", allow_pickle=False) as arrays:
-        expected = {name: arrays[name] for name in ("probabilities", "score")}
-        return arrays[manifest.inputs[0].name], expected
+    """A version's golden input and the research model's numbers for it. Raises ArtifactError."""
+    golden = read_golden(version / GOLDEN_NAME, manifest.inputs, manifest.outputs)
+    return golden.pop(manifest.inputs[0].name), golden
 
 
 def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[FloatArray, TimeArray]:
