@@ -61,6 +61,7 @@ def _trees(folder: Path, manifest: Manifest) -> Research:
 
 def _net(folder: Path, manifest: Manifest) -> Research:
     import torch
+
     from models.lstm import LstmClassifier
 
     module = LstmClassifier.from_bundle(folder, manifest)
