@@ -53,7 +53,8 @@ def test_the_python_example_prints_a_signal(root: Path, server: Served, simulate
 
 @pytest.mark.system
 def test_every_command_the_readme_names_is_there(root: Path) -> None:
-    named = set(re.findall(r"tickserve ([a-z]+)", (root / "README.md").read_text()))
+    named = set(re.findall(r"(?:^    |`)tickserve ([a-z]+)", (root / "README.md").read_text(), re.MULTILINE))
+    assert len(named) >= 8
     done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, env=environment(), check=True)
     for name in named:
         assert re.search(rf"^\s+{name}\b", done.stdout, re.MULTILINE), name
