@@ -28,6 +28,7 @@ import numpy.typing as npt
 from tickserve.client import Client, InferRequest, Tensor, newest_versions
 from tickserve.client._http import encode
 from tickserve.config import ServeSettings
+from tickserve.errors import TickserveError
 from tickserve.manifest import GOLDEN_NAME, Manifest, load_manifest
 
 Call = Callable[[], object]
@@ -170,4 +171,7 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except TickserveError as error:
+        sys.exit(f"error: {error} (publish a model first: make demo)")
