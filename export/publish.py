@@ -244,14 +244,6 @@ def verify_version(folder: Path, *, run_golden: bool = False) -> Manifest:
     return manifest
 
 
-def verify_model(folder: Path) -> dict[int, Manifest]:
-    """Every version of a model in a repository, verified, and its config.pbtxt held against graphs and digests."""
-    verified, refused = verify_versions(folder)
-    for error in refused.values():
-        raise error
-    return verified
-
-
 def verify_versions(folder: Path) -> tuple[dict[int, Manifest], dict[int, TickserveError]]:
     """The versions of a model that can be trusted, and why each other one cannot.
 

@@ -13,7 +13,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 from export.check_model import check_signature
 from tickserve import model_config
 from tickserve.config import ExportSettings
-from tickserve.errors import ArtifactError, ConfigError
+from tickserve.errors import ArtifactError
 from tickserve.manifest import Manifest, TensorSpec
 
 TRITON_TYPES = {"FP32": schema.TYPE_FP32, "INT64": schema.TYPE_INT64}
@@ -23,17 +23,8 @@ HEADER = "# Written by tickserve export; a change here is overwritten by the nex
 def build_config(manifest: Manifest, settings: ExportSettings, manifests: Mapping[int, str]) -> str:
     """The text of config.pbtxt for the model `manifest` describes.
 
-    `manifests` maps each version in the repository to the digest of its manifest.json. Raises ConfigError for settings
-    that contradict each other.
+    `manifests` maps each version in the repository to the digest of its manifest.json.
     """
-    if settings.queue_timeout_us >= settings.deadline_us:
-        expected = f"less than deadline_us ({settings.deadline_us})"
-        raise ConfigError(
-            "a request may outlive its deadline in the queue",
-            field="export.queue_timeout_us",
-            expected=expected,
-            was=str(settings.queue_timeout_us),
-        )
     config = schema.ModelConfig(
         name=manifest.name,
         backend=model_config.BACKEND,

@@ -37,11 +37,6 @@ class ModelCounts:
     compute_infer_us: int = 0
     compute_output_us: int = 0
 
-    @property
-    def rows_per_execution(self) -> float:
-        """The mean size of a dynamic batch."""
-        return self.rows / self.executions if self.executions else 0.0
-
 
 COUNTERS = {
     "nv_inference_request_success": "requests_ok",

@@ -25,7 +25,6 @@ from tickserve.store import canonical_json, sha256_bytes, sha256_file, write_jso
 
 MANIFEST_NAME = "manifest.json"
 GOLDEN_NAME = "golden.npz"
-SCHEMA_VERSION = 1
 CLASSES = ("down", "flat", "up")
 MODEL_NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 

@@ -44,6 +44,10 @@ def test_show_names_where_each_value_came_from(tickserve: Run, tmp_path: Path) -
             b"[export]\nqueue_delay_us = 600000\n",
             "export.queue_delay_us: expected less than deadline_us (500000)",
         ),
+        (
+            b"[export]\nqueue_policy = 'reject'\nqueue_timeout_us = 500000\n",
+            "export.queue_timeout_us: expected less than deadline_us (500000)",
+        ),
         (b"", "the file is empty"),
         (b"\xff\xfe[gbdt]", "expected UTF-8 text"),
         (b"[gbdt\n", "not TOML"),

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import xgboost as xgb
 
+from export.publish import verify_versions
 from tickserve.config import ExportSettings
 from tickserve.manifest import FeatureContract, Horizon, Manifest, Provenance, TensorSpec, Tolerance, write_manifest
 from tickserve.store import sha256_file
@@ -24,6 +25,14 @@ OUTPUTS = (
     TensorSpec(name="score", dtype="FP32", shape=(1,)),
     TensorSpec(name="bundle_id", dtype="INT64", shape=(1,)),
 )
+
+
+def verify_model(folder: Path) -> dict[int, Manifest]:
+    """Every version of a model in a repository, verified; the first that cannot be trusted raises."""
+    verified, refused = verify_versions(folder)
+    for error in refused.values():
+        raise error
+    return verified
 
 
 @dataclass(frozen=True)

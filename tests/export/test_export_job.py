@@ -16,8 +16,9 @@ from onnx import numpy_helper
 
 import export.research
 from export import export_bundle, onnx_graph, trees
-from export.publish import verify_model, verify_version
+from export.publish import verify_version
 from export.runtime import measure_latency, score_onnx
+from tests.export.conftest import verify_model
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError, DigestMismatchError, GateRefusedError, UnsafeModelError
 from tickserve.manifest import Manifest, load_manifest

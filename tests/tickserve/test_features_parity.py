@@ -112,9 +112,9 @@ def test_online_equals_batch_on_recorded_data(market_data: Path, paths: list[str
     source = open_source([market_data / path for path in paths])
     events = next(source.chunks(count))
     spec = default_spec(source.kind, source.levels)
-    features, mask = FeatureEngine(spec, threads=2).batch_with_mask(events)
+    features, place = FeatureEngine(spec, threads=2).batch_with_index(events)
     assert np.array_equal(bits(features), bits(stepped(spec, events)))
-    warm = features[mask]
+    warm = features[place >= spec.warmup_events]
     assert len(warm) > 0
     assert np.isfinite(warm).all(axis=1).mean() > 0.99
     constant = [name for name, column in zip(spec.columns, warm.T, strict=True) if np.all(column == column[0])]
@@ -127,9 +127,8 @@ def test_a_gap_starts_a_session_anew() -> None:
     engine = FeatureEngine(spec)
     first, index = engine.batch_with_index(events)
     assert index[-1] == len(events) - 1
-    again, mask = engine.batch_with_mask(late)
-    assert not mask[: spec.warmup_events].any()
-    assert mask[spec.warmup_events :].all()
+    again, place = engine.batch_with_index(late)
+    assert np.array_equal(place, np.arange(len(late)))
     timeless = [i for i, name in enumerate(spec.columns) if "time_of_day" not in name]
     assert np.array_equal(bits(first[:, timeless]), bits(again[:, timeless]))
 

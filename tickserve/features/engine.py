@@ -93,11 +93,6 @@ class FeatureEngine:
         """
         return self.batch_with_index(events)[0]
 
-    def batch_with_mask(self, events: Events) -> tuple[Singles, npt.NDArray[np.bool_]]:
-        """`batch`, and bool [N]: False for the warm-up of a session."""
-        features, index = self.batch_with_index(events)
-        return features, index >= self.spec.warmup_events
-
     def batch_with_index(self, events: Events) -> tuple[Singles, Longs]:
         """`batch`, and int64 [N]: each event's place in its session, 0 for the event that starts one."""
         self._check_kind(events)
