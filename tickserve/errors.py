@@ -10,6 +10,7 @@
     |   `-- InsufficientDataError       3   too short for its windows, labels or folds; one class only
     |-- ArtifactError                   3   a bundle, model file or repository version that cannot be trusted
     |   |-- DigestMismatchError         3   bytes are not the bytes that the manifest names
+    |   |-- SignatureError              3   unsigned, or signed by a key that is not trusted
     |   `-- UnsafeModelError            3   pickle, external data, custom domain, NaN weights, dynamic dims
     |-- GateRefusedError                1   a parity, quality or latency gate said no
     |-- ComponentError                  4   something this needs is missing or unreachable
@@ -23,7 +24,10 @@
         |-- DeadlineExceededError       4   no answer inside the deadline
         |-- ModelNotFoundError          4   unknown model or version
         |-- ServerRejectedError         4   the server answered with an error
+        |   `-- OverloadedError         4   its queue is full or it is shutting down: another replica may answer
         |-- TransportError              4   the connection failed
+        |   |-- CertificateError        4   TLS: expired, wrong name, unknown authority, or no TLS on the other side
+        |   `-- UnavailableError        4   no replica is believed to be alive (breakers open); nothing was sent
         `-- ProtocolError               4   the answer does not follow the protocol or the contract
 
 Messages name the field or option and say "expected X, was Y"; paths of this machine and secrets stay out of
@@ -95,6 +99,10 @@ class ArtifactError(TickserveError):
 
 class DigestMismatchError(ArtifactError):
     """The bytes are not the bytes that the manifest names."""
+
+
+class SignatureError(ArtifactError):
+    """Unsigned, or signed by a key that is not trusted."""
 
 
 class UnsafeModelError(ArtifactError):
@@ -176,8 +184,20 @@ class ServerRejectedError(RequestError):
     """The server answered with an error."""
 
 
+class OverloadedError(ServerRejectedError):
+    """The server's queue is full or it is shutting down; the same request may be answered by another replica."""
+
+
 class TransportError(RequestError):
     """The connection failed."""
+
+
+class CertificateError(TransportError):
+    """TLS failed: an expired, foreign or untrusted certificate, or the other side speaks no TLS."""
+
+
+class UnavailableError(TransportError):
+    """No replica is believed to be alive; nothing was sent."""
 
 
 class ProtocolError(RequestError):

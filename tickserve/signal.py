@@ -12,7 +12,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-Status = Literal["OK", "STALE"]
+Status = Literal["OK", "STALE", "DEADLINE", "REJECTED_INPUT", "UNAVAILABLE", "FALLBACK"]
+Fallback = Literal["flat", "hold", "local"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False, slots=True)
@@ -34,6 +35,7 @@ class Signal:
     - `flags`: what an engine may want to treat with care: `event_in_future`, and `out_of_range:<column>` for a column
       far outside its training range: below minimum - span or above maximum + span, where span = maximum - minimum (so
       for a column that was constant in training any other value).
+    - `reason`: one line why the status is not `OK`; `fallback`: what stands in for the model (status `FALLBACK` only).
     """
 
     status: Status
@@ -50,6 +52,8 @@ class Signal:
     event_age_us: float | None
     stage_us: Mapping[str, float]
     flags: tuple[str, ...]
+    reason: str | None = None
+    fallback: Fallback | None = None
 
     @property
     def ok(self) -> bool:
@@ -73,4 +77,6 @@ class Signal:
             "event_age_us": self.event_age_us,
             "stage_us": dict(self.stage_us),
             "flags": list(self.flags),
+            "reason": self.reason,
+            "fallback": self.fallback,
         }

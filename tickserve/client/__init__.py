@@ -5,6 +5,17 @@ Importing this loads numpy and pydantic, nothing heavier; gRPC is loaded when a 
 
 from tickserve.client._client import Client
 from tickserve.client._manifests import load_manifests, newest_versions
+from tickserve.client._observer import Decision, Observer
 from tickserve.client._transport import InferRequest, InferResponse, Tensor, Transport
 
-__all__ = ["Client", "InferRequest", "InferResponse", "Tensor", "Transport", "load_manifests", "newest_versions"]
+__all__ = [
+    "Client",
+    "Decision",
+    "InferRequest",
+    "InferResponse",
+    "Observer",
+    "Tensor",
+    "Transport",
+    "load_manifests",
+    "newest_versions",
+]

@@ -58,7 +58,7 @@ class Contract:
         _check_ranges(manifest.features)
         _check_inputs(manifest.inputs, len(manifest.features.columns))
         _check_outputs(manifest)
-        self.name, self.classes = manifest.name, manifest.classes
+        self.manifest, self.name, self.classes = manifest, manifest.name, manifest.classes
         self.bundle_digest, self.bundle_id = manifest.digest(), manifest.bundle_id()
         self._bundle_bytes = self.bundle_id.to_bytes(8, "little", signed=True)
         self.feature_digest, self.columns = manifest.features.digest, manifest.features.columns

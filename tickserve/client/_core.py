@@ -1,0 +1,212 @@
+"""All of a scoring call but its transport: what is checked before it is sent, and what is made of the answer.
+
+The synchronous and the asyncio client share it: `begin`, then their own way over the wire, then `finish` or `failed`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+from tickserve.client._arguments import MAX_REQUEST_ID, check_request_id, positive_ms, shown, whole_number
+from tickserve.client._call import NS_PER_US, Call, RequestIds
+from tickserve.client._check import Checked, Inputs
+from tickserve.client._manifests import Manifests, Pinned, pin
+from tickserve.client._observer import Decision, Observer
+from tickserve.client._transport import InferRequest, InferResponse
+from tickserve.errors import (
+    DeadlineExceededError,
+    InputRejectedError,
+    ModelNotFoundError,
+    RequestError,
+    UsageError,
+)
+from tickserve.manifest import Manifest, check_model_name
+from tickserve.signal import Signal
+
+
+class FallbackPolicy(Protocol):
+    """What an engine is given instead of an error (tickserve/client/_fallback.py)."""
+
+    def answer(self, call: Call, pinned: Pinned, checked: Checked | None, error: RequestError) -> Signal | None:
+        """A signal labelled FALLBACK, or None: then the error is raised."""
+        ...
+
+    def remember(self, signal: Signal) -> None:
+        """An OK signal passed by."""
+        ...
+
+
+class Prepared(NamedTuple):
+    """A call that may be sent; `request` is None when its signal is STALE already."""
+
+    call: Call
+    pinned: Pinned
+    checked: Checked
+    request: InferRequest | None
+
+
+class Core:
+    """The contract of one client: pinned manifests, deadline, age limit, fallback, observer. Safe for threads."""
+
+    def __init__(
+        self,
+        manifest: Manifests | None,
+        *,
+        deadline_ms: float,
+        max_age_ms: float | None,
+        fallback: FallbackPolicy | None,
+        observer: Observer | None,
+    ) -> None:
+        self._deadline_ms = positive_ms("deadline_ms", deadline_ms, UsageError)
+        self._max_age_us = None if max_age_ms is None else 1e3 * positive_ms("max_age_ms", max_age_ms, UsageError)
+        self._pinned = pin(manifest)
+        self._ids = RequestIds()
+        self._fallback, self._observer = fallback, observer
+        self.closed = False
+
+    @property
+    def manifests(self) -> dict[str, Manifest]:
+        """The pinned manifest of each model."""
+        return {name: pinned.contract.manifest for name, pinned in self._pinned.items()}
+
+    def repin(self, manifest: Manifests) -> None:
+        """Replace the pins of the models `manifest` names, at once for every call that begins after this."""
+        self._pinned = {**self._pinned, **pin(manifest)}
+
+    def open_call(self, request_id: str | None) -> Call:
+        """A call that begins now. Raises UsageError when the client is closed."""
+        started = time.monotonic_ns()
+        if self.closed:
+            raise UsageError("the client is closed", hint="open another one")
+        return Call(started, self._ids.next() if request_id is None else request_id)
+
+    def begin(
+        self,
+        call: Call,
+        model: str,
+        inputs: Inputs,
+        *,
+        version: int | None,
+        deadline_ms: float | None,
+        newest_event_ns: int | None,
+        feature_digest: str | None,
+        columns: Sequence[str] | None,
+    ) -> Prepared:
+        """Check everything that can be checked before sending. Raises RequestError and UsageError."""
+        check_request_id(call.request_id)
+        call.bound(
+            self._deadline_ms if deadline_ms is None else positive_ms("deadline_ms", deadline_ms, InputRejectedError)
+        )
+        pinned = self._pin_of(model, version)
+        pinned.contract.check_features(columns, feature_digest)
+        checked = pinned.contract.check_inputs(inputs)
+        call.newest_event_ns = newest_event_ns
+        call.age_us = self._age_us(newest_event_ns)
+        if self._too_old(call.age_us):
+            return Prepared(call, pinned, checked, None)
+        contract, asked = pinned
+        request = InferRequest(contract.name, asked, call.request_id, call.timeout_us, checked.tensors)
+        if call.reached("check") >= call.deadline_ns:
+            raise DeadlineExceededError("the deadline passed before the request was sent")
+        return Prepared(call, pinned, checked, request)
+
+    def finish(self, prepared: Prepared, response: InferResponse | None) -> Signal:
+        """The signal of an answer (None: nothing was sent). Raises ProtocolError and DeadlineExceededError."""
+        call, pinned, checked, _ = prepared
+        if response is None:
+            return self._observed(prepared, call.stale(pinned, checked))
+        sent = call.reached("send_wait") - int(call.stages["send_wait"] * NS_PER_US)
+        answer = pinned.contract.check_response(response, checked.batch, pinned.version, call.request_id)
+        ended = call.reached("decode")
+        if ended > call.deadline_ns:
+            raise DeadlineExceededError("the answer came after the deadline")
+        if call.age_us is not None:
+            call.age_us += (ended - sent) / NS_PER_US
+            if self._too_old(call.age_us):
+                return self._observed(prepared, call.stale(pinned, checked))
+        signal = call.signal("OK", pinned, checked.flags, answer, response.version)
+        if self._fallback is not None:
+            self._fallback.remember(signal)
+        return self._observed(prepared, signal)
+
+    def failed(self, call: Call, model: str, prepared: Prepared | None, error: RequestError) -> Signal:
+        """The fallback's signal for a call that failed with `error`; without one, `error` is raised."""
+        identity = call.request_id
+        error.model = model[:100] if isinstance(model, str) else shown(model)
+        error.request_id = identity[:MAX_REQUEST_ID] if isinstance(identity, str) else shown(identity)
+        pinned = self._pinned.get(model) if isinstance(model, str) else None
+        signal = None
+        if self._fallback is not None and pinned is not None:
+            signal = self._fallback.answer(call, pinned, None if prepared is None else prepared.checked, error)
+        if self._observer is not None:
+            tensors = () if prepared is None else prepared.checked.tensors
+            decision = Decision(
+                call.wall_ns, error.model, error.request_id, tensors, call.newest_event_ns, signal, error
+            )
+            self._observer.decided(decision)
+        if signal is None:
+            raise error
+        return signal
+
+    def _observed(self, prepared: Prepared, signal: Signal) -> Signal:
+        if self._observer is not None:
+            call = prepared.call
+            decision = Decision(
+                call.wall_ns,
+                signal.model,
+                call.request_id,
+                prepared.checked.tensors,
+                call.newest_event_ns,
+                signal,
+                None,
+            )
+            self._observer.decided(decision)
+        return signal
+
+    def _pin_of(self, model: str, version: int | None) -> Pinned:
+        pinned = self._pinned.get(model) if isinstance(model, str) else None
+        if pinned is None:
+            self._refuse_model(model)
+            raise AssertionError("unreachable")
+        if version is None:
+            return pinned
+        number = whole_number("version", version, "not a version", "a whole number from 1")
+        return Pinned(pinned.contract, number)
+
+    def _refuse_model(self, model: object) -> None:
+        if not isinstance(model, str):
+            raise InputRejectedError("not a name", field="model", expected="text", was=type(model).__name__)
+        try:
+            check_model_name(model)
+        except ValueError as error:
+            raise InputRejectedError(str(error), field="model") from error
+        if not self._pinned:
+            raise UsageError("no model is pinned", field="manifest", expected="Client(url, manifest=...)", was="none")
+        raise ModelNotFoundError(
+            f"no manifest is pinned for model {model!r}", field="model", expected=", ".join(sorted(self._pinned)[:8])
+        )
+
+    def _age_us(self, newest_event_ns: int | None) -> float | None:
+        """Age of the newest event. An event whose time is ahead of the clock by more than the limit proves nothing."""
+        limit = self._max_age_us
+        if newest_event_ns is None:
+            if limit is not None:
+                raise InputRejectedError(
+                    "needed for max_age_ms", field="newest_event_ns", expected="a time", was="None"
+                )
+            return None
+        newest = whole_number("newest_event_ns", newest_event_ns, "not a time", "nanoseconds since 1970")
+        age_us = (time.time_ns() - newest) / NS_PER_US
+        if limit is not None and age_us < -limit:
+            raise InputRejectedError(
+                "in the future of this machine's clock",
+                field="newest_event_ns",
+                expected=f"at most {limit / 1e3:g} ms ahead",
+                was=f"{-age_us / 1e3:.3f} ms ahead",
+            )
+        return age_us
+
+    def _too_old(self, age_us: float | None) -> bool:
+        return self._max_age_us is not None and age_us is not None and age_us > self._max_age_us
