@@ -42,13 +42,15 @@ PORT_MESSAGES = ("Address already in use", "failed to bind", "Socket '", "port i
 # in this machine's browser included, would run it. Nothing of ours asks for any of these while the server runs.
 CLOSED_APIS = "model-repository,shared-memory,trace,logging"
 CLOSED_HEADER = "tickserve-closed"
+# Triton puts this in front of a restricted protocol's key when it looks for it in gRPC's metadata.
+GRPC_HEADER_PREFIX = "triton-grpc-protocol-"
 
 
 def _closed(secret: str) -> list[str]:
     """The options that close `CLOSED_APIS` on both protocols to whoever does not send `secret`.
 
-    The secret is new for each start and told to nobody. It shows in the process list, so it stops what cannot read that
-    (a browser, another container) and not another process of the same machine that can.
+    The secret is new for each start. It shows in the process list, so it stops what cannot read that (a browser,
+    another container) and not another process of the same machine that can.
     """
     closed = f"{CLOSED_APIS}:{CLOSED_HEADER}={secret}"
     return [f"--http-restricted-api={closed}", f"--grpc-restricted-protocol={closed}"]
@@ -75,6 +77,7 @@ class EmbeddedTriton:
         self._last_lines: list[str] = []
         self._folder: OwnedFolder | None = None
         self._process: ServerProcess | None = None
+        self._secret: str | None = None
         self._ports: Ports | None = None
         self._surveys: dict[str, Survey] = {}
         self._stubs: dict[int, str] = {}
@@ -129,6 +132,16 @@ class EmbeddedTriton:
         if self._process is None:
             raise ServerStartError("the server is not started")
         return self._process.pid
+
+    @property
+    def credential(self) -> tuple[str, str]:
+        """Header name and value that open the closed APIs over HTTP; new for each start.
+
+        Over gRPC the metadata key has `GRPC_HEADER_PREFIX` in front. Raises ServerStartError before `start`.
+        """
+        if self._secret is None:
+            raise ServerStartError("the server is not started")
+        return CLOSED_HEADER, self._secret
 
     @property
     def http_url(self) -> str:
@@ -189,7 +202,7 @@ class EmbeddedTriton:
         bad, self._ready = self.problem is not None, False
         if self._process is not None:
             self._process.stop(self._settings.stop_timeout_s)
-            self._process = None
+            self._process = self._secret = None
         self.tail()
         if self._folder is not None:
             if bad:
@@ -258,7 +271,7 @@ class EmbeddedTriton:
         self._wait_ready(time.monotonic() + self._settings.start_timeout_s)
 
     def _command(self, files: TritonFiles, backends: Path, models: Path, shm_prefix: str) -> list[str]:
-        ports = self._chosen()
+        ports, self._secret = self._chosen(), secrets.token_urlsafe(24)
         return [
             str(files.binary),
             f"--model-repository={models}",
@@ -279,7 +292,7 @@ class EmbeddedTriton:
             # Quantiles of one server cannot be added up over servers; the client and the load test keep histograms.
             "--metrics-config=summary_latencies=false",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-            *_closed(secrets.token_urlsafe(24)),
+            *_closed(self._secret),
         ]
 
     def _wait_ready(self, deadline: float) -> None:

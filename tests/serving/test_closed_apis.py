@@ -14,7 +14,7 @@ import pytest
 import tritonclient.grpc as grpcclient
 from tritonclient.utils import InferenceServerException
 
-from serving.embedded import CLOSED_HEADER, EmbeddedTriton
+from serving.embedded import CLOSED_HEADER, GRPC_HEADER_PREFIX, EmbeddedTriton
 from serving.golden import check_golden
 from tests.serving.conftest import ANY_PORTS, Running
 
@@ -97,6 +97,13 @@ def test_whatever_changes_the_server_is_closed_over_grpc(running: Running, call:
         pytest.raises(InferenceServerException, match="restricted"),
     ):
         CALLS[call](client)
+
+
+def test_the_credential_opens_what_is_closed(running: Running) -> None:
+    name, value = running.server.credential
+    assert post(running, "/v2/repository/index", headers={name: value})[0] == http.HTTPStatus.OK
+    with grpcclient.InferenceServerClient(running.server.grpc_url) as client:
+        assert client.get_model_repository_index(headers={GRPC_HEADER_PREFIX + name: value}).models
 
 
 def test_what_monitoring_and_clients_ask_stays_open(running: Running) -> None:
