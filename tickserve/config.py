@@ -22,7 +22,7 @@ from tickserve.errors import ConfigError
 
 ENV_PREFIX = "TICKSERVE_"
 # Read by other tools of the project, not configuration keys.
-RESERVED_ENV = frozenset({"TICKSERVE_DATA", "TICKSERVE_PROFILE", "TICKSERVE_CONFIG"})
+RESERVED_ENV = frozenset({"TICKSERVE_DATA", "TICKSERVE_PROFILE", "TICKSERVE_CONFIG", "TICKSERVE_SIGNING_KEY"})
 
 
 class Section(BaseModel):
@@ -133,6 +133,16 @@ class ExportSettings(Section):
         return self
 
 
+class RepositorySettings(Section):
+    """The model repository: who may publish into it, what is kept, and where a remote one is."""
+
+    signing_key_file: str = Field("", description="private key (PEM, ed25519) that signs what is published")
+    trusted_keys_file: str = Field("", description="public keys; with it, what none of them signed is refused")
+    require_signature: bool = Field(False, description="refuse to run without trusted keys")
+    keep: int = Field(5, ge=1, description="newest versions of a model that 'repo gc' keeps")
+    s3_endpoint_url: str = Field("", description="S3 service of s3:// repositories; empty is AWS or the environment")
+
+
 class ServeSettings(Section):
     """The embedded server. It binds to loopback only. Port 0 takes a free one."""
 
@@ -185,6 +195,7 @@ class Config(Section):
     lstm: LstmSettings = LstmSettings()
     compress: CompressSettings = CompressSettings()
     export: ExportSettings = ExportSettings()
+    repository: RepositorySettings = RepositorySettings()
     serve: ServeSettings = ServeSettings()
     client: ClientSettings = ClientSettings()
     loadtest: LoadtestSettings = LoadtestSettings()
