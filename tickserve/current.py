@@ -17,7 +17,7 @@ from pathlib import Path
 
 from tickserve.errors import ArtifactError, DigestMismatchError
 from tickserve.manifest import MANIFEST_NAME
-from tickserve.store import sha256_file, write_json_atomic
+from tickserve.store import sha256_file, write_atomic
 
 CURRENT_NAME = "current.json"
 MAX_BYTES = 4_096
@@ -31,6 +31,13 @@ class Current:
     version: int
     manifest_sha256: str
     previous: int | None = None
+
+    def to_json(self) -> bytes:
+        """What `current.json` holds."""
+        value: dict[str, object] = {"version": self.version, "manifest_sha256": self.manifest_sha256}
+        if self.previous is not None:
+            value["previous"] = self.previous
+        return (json.dumps(value, indent=2) + "\n").encode()
 
 
 def read_current(model_folder: Path) -> Current | None:
@@ -97,17 +104,18 @@ def folder_in_force(model_folder: Path) -> Path | None:
     return folder
 
 
+def choose(model_folder: Path, version: int) -> Current:
+    """The choice of `version`, not yet written; the choice before it is its `previous`. Raises ArtifactError."""
+    return Current(version, _manifest_digest(model_folder / str(version)), _previous(model_folder, version))
+
+
 def write_current(model_folder: Path, version: int) -> Current:
-    """Put `version` in force, atomically, and give what was written; the choice before it becomes `previous`.
+    """Put `version` in force, atomically, and give what was written.
 
     Raises ArtifactError when there is no such version, ComponentError when the folder cannot be written.
     """
-    digest = _manifest_digest(model_folder / str(version))
-    current = Current(version, digest, _previous(model_folder, version))
-    value: dict[str, object] = {"version": version, "manifest_sha256": digest}
-    if current.previous is not None:
-        value["previous"] = current.previous
-    write_json_atomic(model_folder / CURRENT_NAME, value)
+    current = choose(model_folder, version)
+    write_atomic(model_folder / CURRENT_NAME, current.to_json())
     return current
 
 

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from tickserve import stages
 from tickserve.config import Config
+from tickserve.current import folder_in_force
 from tickserve.errors import ArtifactError, InsufficientDataError, UsageError
 from tickserve.golden import read_golden
 from tickserve.manifest import CLASSES, GOLDEN_NAME, MANIFEST_NAME, Manifest, load_manifest
@@ -93,7 +94,10 @@ def bundles_in(folder: Path) -> list[Path]:
 
 
 def newest_version(repository: Path, model: str) -> Path:
-    """The folder of a model's newest published version. Raises ArtifactError naming what is there."""
+    """The folder of a model's version in force, or its newest one. Raises ArtifactError naming what is there."""
+    chosen = folder_in_force(repository / model)
+    if chosen is not None:
+        return chosen
     versions = [path for path in (repository / model).glob("[0-9]*") if (path / MANIFEST_NAME).is_file()]
     if versions:
         return max(versions, key=lambda path: int(path.name))

@@ -9,6 +9,7 @@ import pytest
 from tickserve.client import Client, load_manifests, newest_versions
 from tickserve.client._manifests import pin
 from tickserve.client._url import Endpoint, parse_endpoint
+from tickserve.current import write_current
 from tickserve.errors import ArtifactError, UsageError
 from tickserve.manifest import write_manifest
 
@@ -29,6 +30,15 @@ def repository(tmp_path: Path, make_manifest: Any) -> Path:
 def test_the_newest_version_is_by_number_not_by_text(repository: Path) -> None:
     assert newest_versions(repository) == {NAME: repository / NAME / "10"}
     assert list(load_manifests(repository)) == [NAME]
+
+
+def test_the_version_in_force_comes_before_the_newest(repository: Path) -> None:
+    write_current(repository / NAME, 2)
+    assert newest_versions(repository) == {NAME: repository / NAME / "2"}
+    assert pin(repository)[NAME].version == 2
+    shutil.rmtree(repository / NAME / "2")
+    with pytest.raises(ArtifactError, match="has no version 2"):
+        newest_versions(repository)
 
 
 def test_a_repository_without_models_says_so(tmp_path: Path) -> None:

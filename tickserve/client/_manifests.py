@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from tickserve.client._check import Contract
+from tickserve.current import folder_in_force
 from tickserve.errors import ArtifactError, UsageError
 from tickserve.manifest import MANIFEST_NAME, MODEL_NAME_PATTERN, Manifest, load_manifest, parse_manifest
 
@@ -32,9 +33,10 @@ def _version_of(folder: Path) -> int | None:
 
 
 def newest_versions(repository: Path) -> dict[str, Path]:
-    """For each model of a repository folder its newest version directory that holds a manifest.
+    """For each model of a repository folder the version directory to ask for.
 
-    Raises ArtifactError when there is none.
+    That is the version its `current.json` puts in force, and without one the newest that holds a manifest. Raises
+    ArtifactError when there is none, or when the version in force is not there as it was chosen.
     """
     found: dict[str, Path] = {}
     for path in repository.glob(f"*/*/{MANIFEST_NAME}"):
@@ -47,11 +49,11 @@ def newest_versions(repository: Path) -> dict[str, Path]:
             found[model] = folder
     if not found:
         raise ArtifactError(f"no model version with a {MANIFEST_NAME} in {repository.name!r}", field="repository")
-    return dict(sorted(found.items()))
+    return {model: folder_in_force(repository / model) or newest for model, newest in sorted(found.items())}
 
 
 def load_manifests(repository: Path) -> dict[str, Manifest]:
-    """The manifest of each model's newest version in a repository folder. Raises ArtifactError."""
+    """The manifest of each model's version in `newest_versions`. Raises ArtifactError."""
     return {model: load_manifest(folder) for model, folder in newest_versions(repository).items()}
 
 
