@@ -11,6 +11,7 @@ from types import TracebackType
 
 from tickserve.client._check import Inputs
 from tickserve.client._core import Core, FallbackPolicy, Prepared
+from tickserve.client._local import local_path
 from tickserve.client._manifests import Manifests
 from tickserve.client._observer import Observer
 from tickserve.client._open import open_transport
@@ -26,7 +27,8 @@ class Client:
     >>> client = Client("127.0.0.1:8000", manifest="model_repository")    # doctest: +SKIP
     >>> signal = client.score("btcusdt-l5-gbdt", rows, deadline_ms=20)    # rows: float32 [B, F]   # doctest: +SKIP
 
-    - `url`: `host:port` or `http://host:port`; `grpc://host:port` or `transport="grpc"` for gRPC.
+    - `url`: `host:port` or `http://host:port`; `grpc://host:port` or `transport="grpc"` for gRPC;
+      `local://folder` scores a repository folder in this process, and pins it where `manifest` is not given.
     - `manifest`: what the engine pins, out of band: a Manifest, a path to a manifest or a version directory, a mapping
       from model to those, or a repository folder (the newest version of each model). A path with a version asks the
       server for exactly that version.
@@ -52,7 +54,11 @@ class Client:
     ) -> None:
         opened = open_transport(url, transport)
         self._core = Core(
-            manifest, deadline_ms=deadline_ms, max_age_ms=max_age_ms, fallback=fallback, observer=observer
+            local_path(url) if manifest is None else manifest,
+            deadline_ms=deadline_ms,
+            max_age_ms=max_age_ms,
+            fallback=fallback,
+            observer=observer,
         )
         self._transport = opened
 
