@@ -14,7 +14,7 @@ from tickserve.client._call import NS_PER_US, Call, RequestIds
 from tickserve.client._check import Checked, Inputs
 from tickserve.client._manifests import Manifests, Pinned, pin
 from tickserve.client._observer import Decision, Observer
-from tickserve.client._transport import InferRequest, InferResponse
+from tickserve.client._transport import InferRequest, InferResponse, Tensor
 from tickserve.errors import (
     DeadlineExceededError,
     InputRejectedError,
@@ -141,28 +141,17 @@ class Core:
         if self._fallback is not None and pinned is not None:
             signal = self._fallback.answer(call, pinned, None if prepared is None else prepared.checked, error)
         if self._observer is not None:
+            pinned = pinned if prepared is None else prepared.pinned
             tensors = () if prepared is None else prepared.checked.tensors
-            decision = Decision(
-                call.wall_ns, error.model, error.request_id, tensors, call.newest_event_ns, signal, error
-            )
-            self._observer.decided(decision)
+            self._observer.decided(_decision(call, error.model, pinned, tensors, signal, error))
         if signal is None:
             raise error
         return signal
 
     def _observed(self, prepared: Prepared, signal: Signal) -> Signal:
         if self._observer is not None:
-            call = prepared.call
-            decision = Decision(
-                call.wall_ns,
-                signal.model,
-                call.request_id,
-                prepared.checked.tensors,
-                call.newest_event_ns,
-                signal,
-                None,
-            )
-            self._observer.decided(decision)
+            tensors = prepared.checked.tensors
+            self._observer.decided(_decision(prepared.call, signal.model, prepared.pinned, tensors, signal, None))
         return signal
 
     def _pin_of(self, model: str, version: int | None) -> Pinned:
@@ -210,3 +199,27 @@ class Core:
 
     def _too_old(self, age_us: float | None) -> bool:
         return self._max_age_us is not None and age_us is not None and age_us > self._max_age_us
+
+
+def _decision(
+    call: Call,
+    model: str,
+    pinned: Pinned | None,
+    tensors: tuple[Tensor, ...],
+    signal: Signal | None,
+    error: RequestError | None,
+) -> Decision:
+    contract = None if pinned is None else pinned.contract
+    return Decision(
+        wall_ns=call.wall_ns,
+        monotonic_ns=call.started,
+        model=model,
+        request_id=call.request_id if error is None else error.request_id or "",
+        tensors=tensors,
+        newest_event_ns=call.newest_event_ns,
+        version=None if pinned is None else pinned.version,
+        bundle_digest=None if contract is None else contract.bundle_digest,
+        feature_digest=None if contract is None else contract.feature_digest,
+        signal=signal,
+        error=error,
+    )

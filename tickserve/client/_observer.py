@@ -15,15 +15,20 @@ from tickserve.signal import Signal
 class Decision(NamedTuple):
     """One call as it ended: with a signal, or with the error that was raised. Nothing in it is copied or mutable.
 
-    `wall_ns` is when the call began (UTC, nanoseconds since 1970); `tensors` are what was sent, empty when the input
-    was refused; `newest_event_ns` as the caller gave it.
+    `wall_ns` is when the call began (UTC, nanoseconds since 1970), `monotonic_ns` the same on the clock that never
+    jumps; `tensors` are what was sent, empty when the input was refused; `newest_event_ns` as the caller gave it.
+    `version` is what was asked for and the digests are of the pinned manifest (None: no manifest is pinned).
     """
 
     wall_ns: int
+    monotonic_ns: int
     model: str
     request_id: str
     tensors: tuple[Tensor, ...]
     newest_event_ns: int | None
+    version: int | None
+    bundle_digest: str | None
+    feature_digest: str | None
     signal: Signal | None
     error: RequestError | None
 
