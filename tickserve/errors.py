@@ -36,6 +36,8 @@ messages about requests.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class TickserveError(Exception):
     """Base of the tree. `exit_code` is what the command exits with; `field`, `expected`, `was` are for programs."""
@@ -110,9 +112,25 @@ class UnsafeModelError(ArtifactError):
 
 
 class GateRefusedError(TickserveError):
-    """A parity, quality or latency gate said no."""
+    """A parity, quality or latency gate said no.
+
+    `counterexample` is the smallest case that shows it (JSON values), where the gate could make one.
+    """
 
     exit_code = 1
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        expected: str | None = None,
+        was: str | None = None,
+        hint: str | None = None,
+        counterexample: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__(message, field=field, expected=expected, was=was, hint=hint)
+        self.counterexample = counterexample
 
 
 class ComponentError(TickserveError):
@@ -147,9 +165,11 @@ class ServerStartError(ComponentError):
 
 
 class RequestError(TickserveError):
-    """One scoring request failed."""
+    """One scoring request failed. `replica` is who was asked last, `attempts` how many were (0: nothing was sent)."""
 
     exit_code = 4
+    replica: str | None = None
+    attempts: int = 0
 
     def __init__(
         self,

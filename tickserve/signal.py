@@ -20,9 +20,10 @@ Fallback = Literal["flat", "hold", "local"]
 class Signal:
     """One answer of one model version.
 
-    A signal whose `status` is not `OK` carries no number: `probabilities`, `score` and `decision` are then None, so
-    that nothing stale can be traded on as if it were fresh. Failures are not signals but typed errors
-    (`tickserve.errors.RequestError`).
+    A signal whose `status` is not `OK` carries no number of the model's: `probabilities`, `score` and `decision` are
+    then None, so that nothing stale can be traded on as if it were fresh. The one exception is asked for by name: with
+    a fallback, a signal of status `FALLBACK` carries what `fallback` says, and `reason` says why. Without a fallback
+    failures are not signals but typed errors (`tickserve.errors.RequestError`).
 
     - `probabilities` float32 [B, K], columns as `classes`; `score` float32 [B], p(up) - p(down); `decision` [B] is the
       most probable class of each row. The arrays are read-only.
@@ -36,6 +37,7 @@ class Signal:
       far outside its training range: below minimum - span or above maximum + span, where span = maximum - minimum (so
       for a column that was constant in training any other value).
     - `reason`: one line why the status is not `OK`; `fallback`: what stands in for the model (status `FALLBACK` only).
+    - `replica`: the address that answered, or was asked last; `attempts`: how many were asked (0: nothing was sent).
     """
 
     status: Status
@@ -54,6 +56,8 @@ class Signal:
     flags: tuple[str, ...]
     reason: str | None = None
     fallback: Fallback | None = None
+    replica: str | None = None
+    attempts: int = 0
 
     @property
     def ok(self) -> bool:
@@ -79,4 +83,6 @@ class Signal:
             "flags": list(self.flags),
             "reason": self.reason,
             "fallback": self.fallback,
+            "replica": self.replica,
+            "attempts": self.attempts,
         }

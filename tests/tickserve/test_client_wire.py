@@ -25,6 +25,7 @@ from tickserve.client._wire import MalformedError, Reply, parse_head
 from tickserve.errors import (
     DeadlineExceededError,
     ModelNotFoundError,
+    OverloadedError,
     ProtocolError,
     RequestError,
     ServerRejectedError,
@@ -451,10 +452,10 @@ def test_answers_whose_description_does_not_fit(peer: Any, name: str) -> None:
     [
         (b"404 Not Found", "Request for unknown model: 'm' is not found", ModelNotFoundError),
         (b"400 Bad Request", "Request for unknown model: 'm' has no available versions", ModelNotFoundError),
-        (b"503 Service Unavailable", "Request for unknown model: 'm' is not at ready state", ServerRejectedError),
-        (b"503 Service Unavailable", "Server is stopping, no new requests", ServerRejectedError),
+        (b"503 Service Unavailable", "Request for unknown model: 'm' is not at ready state", OverloadedError),
+        (b"503 Service Unavailable", "Server is stopping, no new requests", OverloadedError),
         (b"503 Service Unavailable", "Request timeout expired", DeadlineExceededError),
-        (b"503 Service Unavailable", "Exceeds maximum queue size", ServerRejectedError),
+        (b"503 Service Unavailable", "Exceeds maximum queue size", OverloadedError),
         (b"500 Internal Server Error", "failed at /opt/tritonserver/secret/model.py:3\nTraceback", ServerRejectedError),
         (b"400 Bad Request", "x" * 100_000, ServerRejectedError),
     ],

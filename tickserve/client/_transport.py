@@ -16,6 +16,7 @@ from tickserve.client._arguments import shown
 from tickserve.errors import (
     DeadlineExceededError,
     ModelNotFoundError,
+    OverloadedError,
     ProtocolError,
     RequestError,
     ServerRejectedError,
@@ -33,6 +34,17 @@ _PATH = re.compile(r"(?:[A-Za-z]:)?(?:[\\/][\w.@+~-]+)*[\\/]([\w.@+~-]+)")
 _VERSION = re.compile(r"[1-9][0-9]{0,18}")
 _UNKNOWN_MODEL = ("unknown model", "is not found", "no available versions")
 _QUEUE_TIMEOUT = ("timeout expired", "deadline exceeded")
+# What says nothing of the request and all of this one server: its queue is full, it stops, it reloads, it lost a model.
+_ELSEWHERE = (
+    "exceeds maximum queue size",
+    "not at ready state",
+    "is stopping",
+    "stopped accepting",
+    "shutting down",
+    "not healthy",
+    "server not ready",
+)
+_ELSEWHERE_STATUS = ("HTTP 429", "HTTP 503", "gRPC UNAVAILABLE", "gRPC RESOURCE_EXHAUSTED")
 
 
 class Tensor(NamedTuple):
@@ -55,12 +67,19 @@ class InferRequest(NamedTuple):
 
 
 class InferResponse(NamedTuple):
-    """One answer as the server gave it: the echoed model, version and request id, and its outputs by name."""
+    """One answer as the server gave it: the echoed model, version and request id, and its outputs by name.
+
+    Where there are replicas: which one answered, how many were asked, and whether a second was asked before the first
+    had failed.
+    """
 
     model: str
     version: int
     request_id: str
     outputs: dict[str, Array]
+    replica: str | None = None
+    attempts: int = 1
+    hedged: bool = False
 
 
 class Transport(Protocol):
@@ -88,6 +107,8 @@ def refused(message: str, status: str, *, may_be_unknown: bool) -> RequestError:
         return ModelNotFoundError(f"the server does not serve this model or version: {text}", field="model")
     if any(phrase in lower for phrase in _QUEUE_TIMEOUT):
         return DeadlineExceededError(f"the server gave the request up in its queue: {text}")
+    if status in _ELSEWHERE_STATUS or any(phrase in lower for phrase in _ELSEWHERE):
+        return OverloadedError(f"the server cannot take it now ({status}): {text}")
     return ServerRejectedError(f"the server answered {status}: {text}")
 
 

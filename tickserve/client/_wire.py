@@ -180,13 +180,24 @@ class Connection:
 
     def exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> Reply:
         """Send a request, receive its response. Raises WireError; the connection must then be closed."""
-        self.heard = False
-        self._send(head, payload, deadline_ns)
-        reply = self._receive(deadline_ns)
-        self.used = True
-        return reply
+        self.send(head, payload, deadline_ns)
+        return self.receive(deadline_ns)
 
-    def _send(self, head: bytes, payload: bytes, deadline_ns: int) -> None:
+    def fileno(self) -> int:
+        """The socket's descriptor, to wait for several connections at once."""
+        return self._sock.fileno()
+
+    def readable(self, until_ns: int) -> bool:
+        """Whether something came (an answer, or the end) before `until_ns`."""
+        try:
+            _wait(self._sock, self._poll, until_ns, write=False)
+        except DeadlinePassedError:
+            return False
+        return True
+
+    def send(self, head: bytes, payload: bytes, deadline_ns: int) -> None:
+        """The first half of an exchange. Raises WireError; the connection must then be closed."""
+        self.heard = False
         if len(payload) <= JOIN_BYTES:
             parts: tuple[bytes, ...] = (head + payload,)
         else:
@@ -225,6 +236,12 @@ class Connection:
             if not data:
                 raise DisconnectedError("the server closed the connection", answered=answered)
             return data
+
+    def receive(self, deadline_ns: int) -> Reply:
+        """The second half of an exchange. Raises WireError; the connection must then be closed."""
+        reply = self._receive(deadline_ns)
+        self.used = True
+        return reply
 
     def _receive(self, deadline_ns: int) -> Reply:
         data = self._more(deadline_ns, answered=False)
