@@ -84,6 +84,44 @@ class Tolerance(Frozen):
     rtol: float = Field(ge=0)
 
 
+class StateTensor(Frozen):
+    """One tensor a stateful model hands on: what it answers as `output` is its `input` at the next step.
+
+    `shape` is without the batch: (layers, hidden).
+    """
+
+    input: str
+    output: str
+    shape: tuple[int, ...]
+
+
+class StateContract(Frozen):
+    """What the caller of a stateful model carries from step to step, and when it starts anew.
+
+    A stream's first step takes zeros. So does the first step after more than `session_gap_ns` between two events, and
+    after a gap in the numbers of a feed that numbers its messages. A step is taken every `stride` events, as training
+    took it. The server keeps nothing: a server that dies loses no stream's state.
+    """
+
+    tensors: tuple[StateTensor, ...] = Field(min_length=1)
+    initial: Literal["zeros"] = "zeros"
+    session_gap_ns: int = Field(gt=0)
+    sequence_gap: Literal["reset"] = "reset"
+    stride: int = Field(ge=1)
+
+
+class StreamContract(Frozen):
+    """How market events become the rows this model was trained on; `tickserve.stream.Stream` follows it.
+
+    `spec` is the feature spec (`FeatureSpec.to_json`) behind `features.digest`; of the events past warm-up every
+    `stride`-th became a row; a price step by more than `jump_factor` (None: by none) starts a new session.
+    """
+
+    spec: dict[str, Any]
+    stride: int = Field(ge=1)
+    jump_factor: float | None = Field(gt=1)
+
+
 class Provenance(Frozen):
     """Where the bundle comes from."""
 
@@ -133,7 +171,8 @@ class Manifest(Frozen):
     """The whole manifest. `files` maps every file of the bundle (manifest excepted) to `sha256:<hex>`.
 
     Whoever reads one (export, serving, the client) gets a consistent one: one input, the served outputs and classes,
-    and a column with its range for each feature of the input.
+    and a column with its range for each feature of the input. A model with `state` has its tensors as further inputs
+    and outputs, in the order of `state.tensors`.
     """
 
     schema_version: Literal[1] = 1
@@ -145,11 +184,13 @@ class Manifest(Frozen):
     parents: tuple[str, ...] = ()
     model_file: str
     architecture: dict[str, Any] = {}
+    state: StateContract | None = None
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     classes: tuple[str, ...] = CLASSES
     nan_policy: NanPolicy
     features: FeatureContract
+    stream: StreamContract | None = None
     tolerance: Tolerance
     metrics: dict[str, Any] = {}
     gates: tuple[GateResult, ...] = ()
@@ -162,21 +203,38 @@ class Manifest(Frozen):
     def _safe_name(cls, name: str) -> str:
         return check_model_name(name)
 
+    @field_validator("state")
+    @classmethod
+    def _distinct_state(cls, state: StateContract | None) -> StateContract | None:
+        served = {tensor.name for tensor in OUTPUTS}
+        for side in ("input", "output"):
+            names = [getattr(tensor, side) for tensor in state.tensors] if state else []
+            if len({*names, *served}) != len(names) + len(served):
+                raise _wrong("state.tensors", f"distinct {side} names, none of an output", names)
+        for tensor in state.tensors if state else ():
+            if not tensor.shape or any(size < 1 for size in tensor.shape):
+                raise _wrong("state.tensors", "sizes from 1", f"{tensor.input} {list(tensor.shape)}")
+        return state
+
     @field_validator("inputs")
     @classmethod
-    def _one_input(cls, inputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        if len(inputs) != 1:
-            raise _wrong("inputs", "1 tensor", len(inputs))
+    def _one_input(cls, inputs: tuple[TensorSpec, ...], info: ValidationInfo) -> tuple[TensorSpec, ...]:
+        state = _state_tensors(info.data.get("state"), "input")
+        if len(inputs) != 1 + len(state):
+            raise _wrong("inputs", f"{1 + len(state)} tensor{'s' if state else ''}", len(inputs))
         tensor = inputs[0]
         if tensor.dtype != "FP32" or len(tensor.shape) not in (1, 2) or any(size < 1 for size in tensor.shape):
             raise _wrong("inputs.0", "FP32 (F,) or (T, F), each 1 or more", f"{tensor.dtype} {tensor.shape}")
+        if state and (inputs[1:] != state or len(tensor.shape) != 1 or tensor.name in {each.name for each in state}):
+            raise _wrong("inputs", f"one FP32 (F,), then {_shown(state)}", _shown(inputs))
         return inputs
 
     @field_validator("outputs")
     @classmethod
-    def _served_outputs(cls, outputs: tuple[TensorSpec, ...]) -> tuple[TensorSpec, ...]:
-        if outputs != OUTPUTS:
-            raise _wrong("outputs", _shown(OUTPUTS), _shown(outputs))
+    def _served_outputs(cls, outputs: tuple[TensorSpec, ...], info: ValidationInfo) -> tuple[TensorSpec, ...]:
+        expected = OUTPUTS + _state_tensors(info.data.get("state"), "output")
+        if outputs != expected:
+            raise _wrong("outputs", _shown(expected), _shown(outputs))
         return outputs
 
     @field_validator("classes")
@@ -218,6 +276,11 @@ class Manifest(Frozen):
     def bundle_id(self) -> int:
         """The first 8 bytes of the bundle digest as a signed big-endian integer: what the graph answers per row."""
         return bundle_id_of(self.digest())
+
+
+def _state_tensors(state: StateContract | None, side: Literal["input", "output"]) -> tuple[TensorSpec, ...]:
+    tensors = () if state is None else state.tensors
+    return tuple(TensorSpec(name=getattr(each, side), dtype="FP32", shape=each.shape) for each in tensors)
 
 
 def _shown(tensors: tuple[TensorSpec, ...]) -> str:
