@@ -11,6 +11,7 @@ from typing import Any
 from onnx import ModelProto
 
 from export import check_model, onnx_graph, parity, publish, runtime
+from export.repository.lock import locked
 from export.research import Research, load_research
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError
@@ -50,7 +51,11 @@ def to_onnx(manifest: Manifest, research: Research) -> ModelProto:
 
 
 def export_bundle(
-    bundle: Path, repository: Path, settings: ExportSettings, progress: Progress | None = None
+    bundle: Path,
+    repository: Path,
+    settings: ExportSettings,
+    progress: Progress | None = None,
+    terms: publish.Terms = publish.NO_TERMS,
 ) -> Published:
     """Publish the model of `bundle` into `repository`, once every gate has passed.
 
@@ -58,9 +63,10 @@ def export_bundle(
     published then), and ComponentError (the repository cannot be written).
     """
     say = progress or (lambda _: None)
+    terms.check()
     manifest = load_bundle(bundle)
     _check_bundle(manifest)
-    version = publish.find_published(repository, manifest, settings.max_batch)
+    version = publish.find_published(repository, manifest, settings.max_batch, terms.trusted)
     if version is not None:
         say(f"{manifest.name}: published before, as version {version}")
         return _again(repository, manifest, version, settings)
@@ -73,7 +79,7 @@ def export_bundle(
     gates = (_graph_gate(served, graph), *_gates(bundle, manifest, research, graph, settings))
     golden = (bundle / GOLDEN_NAME).read_bytes()
     exported = manifest.model_copy(update={"export": _record(manifest, served, graph, golden, gates, settings)})
-    version, path = publish.publish(publish.Release(exported, graph, golden), repository, settings)
+    version, path = publish.publish(publish.Release(exported, graph, golden), repository, settings, terms)
     say(f"{manifest.name}: published version {version}")
     extra = {"export_s": time.perf_counter() - started, "latency": _latency(bundle, manifest, graph, settings)}
     return Published(
@@ -98,7 +104,7 @@ def _check_bundle(manifest: Manifest) -> None:
 
 def _again(repository: Path, manifest: Manifest, version: int, settings: ExportSettings) -> Published:
     path = repository / manifest.name / str(version)
-    with publish.locked(repository):
+    with locked(repository):
         publish.refresh_config(repository, manifest, settings)
     published = load_manifest(path)
     gates = published.export.gates if published.export else ()

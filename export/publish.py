@@ -1,46 +1,43 @@
 """Publishing a version into a Triton model repository: all of it, or nothing anyone can see.
 
     <repository>/<model>/config.pbtxt                      belongs to the model, replaced by rename
-    <repository>/<model>/<n>/{model.onnx, manifest.json, golden.npz}   immutable
+    <repository>/<model>/current.json                      the version in force, replaced by rename
+    <repository>/<model>/<n>/{model.onnx, manifest.json, golden.npz, manifest.sig}   immutable
 
 A version is staged beside its place under a name Triton does not take for a version (it has to start with a digit),
-verified by reading it back, and renamed; that rename commits the publish. config.pbtxt is replaced just before, with
-the new manifest's digest: after a crash in between it names a version that is not there, which Triton never looks up
-and the next publish overwrites, while the other order could serve a version whose digest no one listed. A model's first
-version comes as a whole folder, since Triton would report a model folder without a version as broken; it is staged
-beside the repository, because every folder inside is a model to Triton. One publish at a time, by a lock file.
+verified by reading it back, signed where there is a key, and renamed; that rename commits the publish. config.pbtxt is
+replaced just before, with the new manifest's digest: after a crash in between it names a version that is not there,
+which Triton never looks up and the next publish overwrites, while the other order could serve a version whose digest no
+one listed. current.json comes last: an engine asks for the new version only once it is there. A model's first version
+comes as a whole folder, since Triton would report a model folder without a version as broken; it is staged beside the
+repository, because every folder inside is a model to Triton. One publish at a time, by a lock file.
 """
 
 from __future__ import annotations
 
-import fcntl
 import io
-import re
 import shutil
 import tempfile
-import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from export import check_model, parity, runtime
-from export.onnx_graph import PROBABILITIES
 from export.parity import Recorded
-from export.triton_config import build_config, check_config_matches, parse_config, read_config
-from tickserve import golden
-from tickserve.config import ExportSettings
-from tickserve.errors import ArtifactError, ComponentError, DigestMismatchError, TickserveError
-from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, load_manifest, verify_file, write_manifest
-from tickserve.model_config import CONFIG_NAME, MODEL_FILE, BackendOptions
+from export.repository.loaded import by_number, versions_to_load
+from export.repository.lock import locked
+from export.triton_config import build_config, parse_config
+from export.verify import numbers_in, verify_version, versions_of
+from tickserve.config import ExportSettings, RepositorySettings
+from tickserve.current import Current, read_current, write_current
+from tickserve.errors import ArtifactError, SignatureError
+from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, load_manifest, write_manifest
+from tickserve.model_config import CONFIG_NAME, MODEL_FILE
+from tickserve.signing import SigningKey, TrustedKeys, sign_version, signing_key, trusted_keys, verify_signature
 from tickserve.store import STAGING_PREFIX, sha256_file, staged_directory, unwritable, write_atomic
-
-LOCK_NAME = ".publish.lock"
-LOCK_WAIT_S = 60.0
-VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
 
 
 @dataclass(frozen=True)
@@ -52,71 +49,87 @@ class Release:
     golden: bytes
 
 
-def versions_of(model_folder: Path) -> list[int]:
-    """The published versions of a model, oldest first: numbered folders that hold a manifest."""
-    return [version for version in numbers_in(model_folder) if (model_folder / str(version) / MANIFEST_NAME).is_file()]
+@dataclass(frozen=True)
+class Terms:
+    """Who signs what is published, whose signatures are trusted, and whether it is put in force."""
+
+    key: SigningKey | None = None
+    trusted: TrustedKeys | None = None
+    activate: bool = True
+
+    @classmethod
+    def of(cls, settings: RepositorySettings, *, activate: bool = True) -> Terms:
+        """The terms that the settings and the environment give. Raises ConfigError for a key that is none."""
+        return cls(signing_key(settings), trusted_keys(settings), activate)
+
+    def check(self) -> None:
+        """Raise SignatureError when what is published under these terms would be refused by whoever loads it."""
+        if self.trusted is None:
+            return
+        wanted = " or ".join(sorted(self.trusted))
+        if self.key is None:
+            raise SignatureError("no key to sign with", field="repository.signing_key_file", expected=f"key {wanted}")
+        if self.key.key_id not in self.trusted:
+            raise SignatureError(
+                "the signing key is not trusted",
+                field="repository.signing_key_file",
+                expected=f"key {wanted}",
+                was=f"key {self.key.key_id}",
+            )
 
 
-def numbers_in(model_folder: Path) -> list[int]:
-    """Whatever is named like a version, in order; what is not one, an empty folder say, keeps its number taken."""
-    if not model_folder.is_dir():
-        return []
-    return sorted(int(path.name) for path in model_folder.iterdir() if VERSION_PATTERN.fullmatch(path.name))
+NO_TERMS = Terms()
 
 
-def publish(release: Release, repository: Path, settings: ExportSettings) -> tuple[int, Path]:
+def publish(release: Release, repository: Path, settings: ExportSettings, terms: Terms = NO_TERMS) -> tuple[int, Path]:
     """Publish `release` as the next version and give its number and folder; the same bundle again gives the old ones.
 
-    Raises ArtifactError when the name belongs to another contract or the staged version does not read back as it
-    should, and ComponentError when the repository cannot be written or another publish holds it.
+    A bundle that was published before is not put in force again: it may have been rolled back. Raises ArtifactError
+    when the name belongs to another contract or the staged version does not read back as it should, SignatureError when
+    its signature would not be trusted, and ComponentError when the repository cannot be written or another publish
+    holds it.
     """
+    terms.check()
+    name = release.manifest.name
     with locked(repository):
-        existing = find_published(repository, release.manifest, settings.max_batch)
+        existing = find_published(repository, release.manifest, settings.max_batch, terms.trusted)
         if existing is not None:
             refresh_config(repository, release.manifest, settings)
-            return existing, repository / release.manifest.name / str(existing)
-        _remove_leftovers(repository, release.manifest.name)
-        _check_contract(repository, release.manifest)
-        return _commit(release, repository, settings)
+            return existing, repository / name / str(existing)
+        remove_leftovers(repository, name)
+        check_contract(repository, release.manifest)
+        version = max(numbers_in(repository / name), default=0) + 1
+
+        def fill(staging: Path) -> None:
+            (staging / MODEL_FILE).write_bytes(release.graph)
+            (staging / GOLDEN_NAME).write_bytes(release.golden)
+            write_manifest(staging, release.manifest)
+            if terms.key is not None:
+                sign_version(staging, version, terms.key)
+            verify_version(staging, run_golden=True)
+
+        def configure(folder: Path, digests: dict[int, str], current: Current | None, also: set[int]) -> None:
+            _write_config(folder, release.manifest, settings, digests, current, also)
+
+        return version, commit_version(repository / name, version, fill, configure, activate=terms.activate)
 
 
-@contextmanager
-def locked(repository: Path, wait_s: float = LOCK_WAIT_S) -> Iterator[None]:
-    """Hold the repository's lock file. Raises ComponentError when another publish holds it for longer than `wait_s`."""
-    try:
-        repository.mkdir(parents=True, exist_ok=True)
-        file = (repository / LOCK_NAME).open("a")
-    except OSError as error:
-        raise unwritable(repository, error) from error
-    with file:
-        deadline = time.monotonic() + wait_s
-        while not _try_lock(file):
-            if time.monotonic() >= deadline:
-                raise ComponentError("another publish holds this repository", field=LOCK_NAME, hint="try again later")
-            time.sleep(0.02)
-        yield
-
-
-def _try_lock(file: io.TextIOWrapper) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def find_published(repository: Path, manifest: Manifest, max_batch: int) -> int | None:
+def find_published(
+    repository: Path, manifest: Manifest, max_batch: int, trusted: TrustedKeys | None = None
+) -> int | None:
     """The version that holds this bundle, gated for this largest batch, verified; None when there is none."""
     folder = repository / manifest.name
     for version in reversed(versions_of(folder)):
         record = load_manifest(folder / str(version)).export
         if record and record.bundle_digest == manifest.digest() and record.max_batch == max_batch:
+            if trusted is not None:
+                verify_signature(folder / str(version), trusted, version)
             verify_version(folder / str(version))
             return version
     return None
 
 
-def _check_contract(repository: Path, manifest: Manifest) -> None:
+def check_contract(repository: Path, manifest: Manifest) -> None:
     """Engines hold requests against one contract per name, so another contract needs another name."""
     folder = repository / manifest.name
     versions = versions_of(folder)
@@ -142,7 +155,7 @@ def _check_contract(repository: Path, manifest: Manifest) -> None:
             )
 
 
-def _remove_leftovers(repository: Path, name: str) -> None:
+def remove_leftovers(repository: Path, name: str) -> None:
     """Remove what a publish that was killed left behind; under the lock no live publish has any."""
     beside = repository.resolve().parent.glob(f"{_new_model_prefix(repository)}*")
     inside = (repository / name).glob(f"{STAGING_PREFIX}*") if (repository / name).is_dir() else ()
@@ -157,17 +170,46 @@ def _new_model_prefix(repository: Path) -> str:
     return f"{STAGING_PREFIX}{repository.resolve().name}-"
 
 
-def _commit(release: Release, repository: Path, settings: ExportSettings) -> tuple[int, Path]:
-    folder = repository / release.manifest.name
-    version = max(numbers_in(folder), default=0) + 1
-    with _holder(repository, new=not folder.exists()) as holder:
-        _stage_version(release, holder / folder.name, version, settings)
-        if holder != repository:
+Fill = Callable[[Path], None]
+Configure = Callable[[Path, dict[int, str], "Current | None", set[int]], None]
+"""Writes config.pbtxt of a model folder: the digest of each version, the version in force, what else to load."""
+
+
+def commit_version(folder: Path, version: int, fill: Fill, configure: Configure, *, activate: bool) -> Path:
+    """Stage what `fill` writes, configure, rename it to `folder/version`, and put it in force; under the lock.
+
+    Until the version is in force the one before it stays loaded. Without `activate` what was in force stays so; a
+    model's only version is in force by itself. Raises ComponentError when something cannot be written.
+    """
+    with _holder(folder.parent, new=not folder.exists()) as holder:
+        place = holder / folder.name
+        before = _in_force(place, pin=not activate)
+        with staged_directory(place / str(version)) as staging:
+            fill(staging)
+            digest = sha256_file(staging / MANIFEST_NAME)
+            after = Current(version, digest, before.version if before else None) if activate else before
+            configure(place, manifest_digests(place) | {version: digest}, after, {before.version} if before else set())
+        if activate:
+            after = write_current(place, version)
+            configure(place, manifest_digests(place), after, set())
+        if holder != folder.parent:
             try:
-                (holder / folder.name).rename(folder)
+                place.rename(folder)
             except OSError as error:
                 raise unwritable(folder, error) from error
-    return version, folder / str(version)
+    return folder / str(version)
+
+
+def _in_force(folder: Path, *, pin: bool) -> Current | None:
+    """The choice in force; with `pin`, the newest version is made one where there is no choice."""
+    try:
+        current = read_current(folder)
+    except ArtifactError:
+        current = None  # damaged: the choice now made replaces it
+    versions = versions_of(folder)
+    if current is None and pin and versions:
+        return write_current(folder, versions[-1])
+    return current if current and current.version in versions else None
 
 
 @contextmanager
@@ -189,16 +231,6 @@ def _holder(repository: Path, *, new: bool) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
 
 
-def _stage_version(release: Release, folder: Path, version: int, settings: ExportSettings) -> None:
-    with staged_directory(folder / str(version)) as staging:
-        (staging / MODEL_FILE).write_bytes(release.graph)
-        (staging / GOLDEN_NAME).write_bytes(release.golden)
-        write_manifest(staging, release.manifest)
-        verify_version(staging, run_golden=True)
-        digests = manifest_digests(folder) | {version: sha256_file(staging / MANIFEST_NAME)}
-        _write_config(folder, release.manifest, settings, digests)
-
-
 def manifest_digests(folder: Path) -> dict[int, str]:
     """The digest of each published version's manifest.json."""
     return {version: sha256_file(folder / str(version) / MANIFEST_NAME) for version in versions_of(folder)}
@@ -207,93 +239,25 @@ def manifest_digests(folder: Path) -> dict[int, str]:
 def refresh_config(repository: Path, manifest: Manifest, settings: ExportSettings) -> None:
     """Bring config.pbtxt of a published model up to the settings in force; untouched when nothing changed."""
     folder = repository / manifest.name
-    _write_config(folder, manifest, settings, manifest_digests(folder))
+    _write_config(folder, manifest, settings, manifest_digests(folder), _in_force(folder, pin=False), set())
 
 
-def _write_config(folder: Path, manifest: Manifest, settings: ExportSettings, digests: dict[int, str]) -> None:
-    text = build_config(manifest, settings, digests)
+def _write_config(
+    folder: Path,
+    manifest: Manifest,
+    settings: ExportSettings,
+    digests: dict[int, str],
+    current: Current | None,
+    also: set[int],
+) -> None:
+    load = sorted({*versions_to_load(digests, current, settings.keep_versions), *also})
+    text = build_config(manifest, settings, digests, by_number(digests, load, settings.keep_versions))
     options = parse_config(text)
     if (options.inputs, options.outputs) != (manifest.inputs, manifest.outputs):
         raise ArtifactError("the configuration does not read back as the manifest", field=CONFIG_NAME)
     path = folder / CONFIG_NAME
     if not path.is_file() or path.read_bytes() != text.encode():
         write_atomic(path, text.encode())
-
-
-def verify_version(folder: Path, *, run_golden: bool = False) -> Manifest:
-    """The manifest of a published version, once its files are what the manifest names and the graph is safe.
-
-    With `run_golden`, ONNX Runtime also has to give research's numbers for the golden rows. Raises ArtifactError,
-    DigestMismatchError, UnsafeModelError, GateRefusedError.
-    """
-    manifest = load_manifest(folder)
-    record = manifest.export
-    if record is None:
-        raise ArtifactError("expected a published version, was a bundle", field="export")
-    if record.bundle_digest != manifest.digest() or record.bundle_id != manifest.bundle_id():
-        raise DigestMismatchError(
-            "wrong digest", field="export.bundle_digest", expected=manifest.digest(), was=record.bundle_digest[:100]
-        )
-    parity.check_tolerance(manifest)
-    verify_file(folder, MODEL_FILE, record.onnx_sha256)
-    verify_file(folder, GOLDEN_NAME, record.golden_sha256)
-    model = check_model.read_model(folder / MODEL_FILE)
-    check_model.check_signature(model, manifest.inputs, manifest.outputs)
-    if run_golden:
-        _run_golden(folder, manifest)
-    return manifest
-
-
-def verify_versions(folder: Path) -> tuple[dict[int, Manifest], dict[int, TickserveError]]:
-    """The versions of a model that can be trusted, and why each other one cannot.
-
-    Raises ArtifactError when config.pbtxt itself cannot be read or asks for what is not honoured.
-    """
-    options = read_config(folder / CONFIG_NAME)
-    verified: dict[int, Manifest] = {}
-    refused: dict[int, TickserveError] = {}
-    for version in numbers_in(folder):
-        try:
-            verified[version] = _verify_served(folder, version, options)
-        except TickserveError as error:
-            refused[version] = error
-        except OSError as error:
-            name = Path(str(error.filename or folder)).name
-            refused[version] = ArtifactError(f"cannot read: {error.strerror}", field=name)
-    return verified, refused
-
-
-def _verify_served(folder: Path, version: int, options: BackendOptions) -> Manifest:
-    """`verify_version`, and the version held against its model's configuration."""
-    path = folder / str(version)
-    if not (path / MANIFEST_NAME).is_file():
-        raise ArtifactError(f"no {MANIFEST_NAME}: not a published version", field=MANIFEST_NAME)
-    digest, listed = sha256_file(path / MANIFEST_NAME), options.manifests.get(version, "none")
-    if listed != digest:
-        raise DigestMismatchError("wrong digest", field=f"manifest.{version}", expected=listed, was=digest)
-    manifest = verify_version(path)
-    if manifest.name != folder.name:
-        raise ArtifactError("wrong model name", field="name", expected=folder.name, was=manifest.name)
-    gated = manifest.export.max_batch if manifest.export else 0
-    if options.max_batch != gated:
-        # A larger batch than was gated, or a smaller one: either way not what the parity gate saw.
-        raise ArtifactError(
-            f"{CONFIG_NAME} serves another largest batch than was gated",
-            field="max_batch_size",
-            expected=str(gated),
-            was=str(options.max_batch),
-        )
-    check_config_matches(options, check_model.read_model(path / MODEL_FILE))
-    return manifest
-
-
-def _run_golden(folder: Path, manifest: Manifest) -> None:
-    """Hold the graph against the golden pairs as the gates do, and as the backend will when it loads them."""
-    pairs = golden.read_golden(folder / GOLDEN_NAME, manifest.inputs, manifest.outputs)
-    rows = pairs[manifest.inputs[0].name]
-    served = runtime.score_onnx(folder / MODEL_FILE, {manifest.inputs[0].name: rows})
-    parity.hold("golden", rows, pairs[PROBABILITIES], served, manifest)
-    golden.compare(pairs, served, manifest.outputs, tolerance=manifest.tolerance, bundle_id=manifest.bundle_id())
 
 
 def read_pairs(path: Path, manifest: Manifest, least: int = 1) -> Recorded:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,20 @@ TRITON_TYPES = {"FP32": schema.TYPE_FP32, "INT64": schema.TYPE_INT64}
 HEADER = "# Written by tickserve export; a change here is overwritten by the next publish.\n"
 
 
-def build_config(manifest: Manifest, settings: ExportSettings, manifests: Mapping[int, str]) -> str:
+def build_config(
+    manifest: Manifest, settings: ExportSettings, manifests: Mapping[int, str], load: Sequence[int] | None = None
+) -> str:
     """The text of config.pbtxt for the model `manifest` describes.
 
-    `manifests` maps each version in the repository to the digest of its manifest.json.
+    `manifests` maps each version in the repository to the digest of its manifest.json. `load` are the versions Triton
+    is to load, by default the newest.
     """
     config = schema.ModelConfig(
         name=manifest.name,
         backend=model_config.BACKEND,
         default_model_filename=model_config.MODEL_FILE,
         max_batch_size=settings.max_batch,
-        version_policy=schema.ModelVersionPolicy(latest={"num_versions": settings.keep_versions}),
+        version_policy=_policy(load, settings.keep_versions),
         input=[_input(tensor) for tensor in manifest.inputs],
         output=[_output(tensor) for tensor in manifest.outputs],
         dynamic_batching=_batching(settings),
@@ -44,6 +47,47 @@ def build_config(manifest: Manifest, settings: ExportSettings, manifests: Mappin
     text: str = HEADER + text_format.MessageToString(config)
     parse_config(text)
     return text
+
+
+def _policy(load: Sequence[int] | None, keep: int) -> Any:
+    if load is None:
+        return schema.ModelVersionPolicy(latest={"num_versions": keep})
+    return schema.ModelVersionPolicy(specific={"versions": sorted(load)})
+
+
+def with_versions(text: str, manifests: Mapping[int, str], load: Sequence[int] | None, keep: int) -> str:
+    """A published configuration that lists `manifests` and loads `load`, the newest `keep` for None; else unchanged.
+
+    Raises ArtifactError for a text that is not one of ours.
+    """
+    parse_config(text)
+    config = text_format.Parse(text, schema.ModelConfig())
+    for name in [name for name in config.parameters if model_config.MANIFEST_PARAMETER.fullmatch(name)]:
+        del config.parameters[name]
+    for version in sorted(manifests):
+        config.parameters[model_config.manifest_parameter(version)].string_value = manifests[version]
+    config.version_policy.CopyFrom(_policy(load, keep))
+    changed: str = HEADER + text_format.MessageToString(config)
+    return changed
+
+
+def policy_of(text: str) -> tuple[str, list[int]]:
+    """The version policy of a configuration: `latest` with its number, `specific` with the versions, or `all`."""
+    policy = text_format.Parse(text, schema.ModelConfig()).version_policy
+    kind = policy.WhichOneof("policy_choice")
+    if kind == "all":
+        return "all", []
+    if kind == "specific":
+        return "specific", sorted(policy.specific.versions)
+    return "latest", [max(1, policy.latest.num_versions)]
+
+
+def chosen_by_policy(text: str, versions: Sequence[int]) -> list[int]:
+    """Those of `versions` that Triton would load, oldest first."""
+    kind, numbers = policy_of(text)
+    if kind == "specific":
+        return sorted(set(versions) & set(numbers))
+    return sorted(versions) if kind == "all" else sorted(versions)[-numbers[0] :]
 
 
 def _input(tensor: TensorSpec) -> Any:

@@ -1,17 +1,16 @@
-"""What Triton will serve of a model's folder: the versions its config.pbtxt chooses, every digest checked."""
+"""What Triton will serve of a model's folder: those its config.pbtxt chooses, every digest and signature checked."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
 
-from google.protobuf import text_format  # type: ignore[import-untyped]
-from tritonclient.grpc import model_config_pb2 as schema
-
-from export.publish import verify_versions
+from export.triton_config import chosen_by_policy
+from export.verify import verify_versions
 from tickserve.errors import ArtifactError, TickserveError
 from tickserve.manifest import Manifest
 from tickserve.model_config import CONFIG_NAME
+from tickserve.signing import TrustedKeys
 
 
 @dataclass(frozen=True)
@@ -22,20 +21,21 @@ class Survey:
     refused: dict[int, str]
 
 
-def survey(folder: Path) -> Survey:
+def survey(folder: Path, trusted: TrustedKeys | None = None) -> Survey:
     """Verify every version of the model in `folder`, and choose as its configuration does among the good ones.
 
-    Raises ArtifactError, DigestMismatchError, UnsafeModelError or GateRefusedError, naming model and version, when no
-    version is left or the configuration itself cannot be trusted.
+    With `trusted` keys, a version that none of them signed is not good. Raises ArtifactError, DigestMismatchError,
+    SignatureError, UnsafeModelError or GateRefusedError, naming model and version, when no version is left or the
+    configuration itself cannot be trusted.
     """
     try:
-        verified, refused = verify_versions(folder)
+        verified, refused = verify_versions(folder, trusted)
     except OSError as error:
         name = Path(str(error.filename or folder)).name
         raise ArtifactError(f"cannot read the model {folder.name!r}: {error.strerror}", field=name) from error
     except TickserveError as error:
         raise _named(error, f"model {folder.name!r}") from error
-    chosen = _chosen(folder / CONFIG_NAME, sorted(verified))
+    chosen = chosen_by_policy((folder / CONFIG_NAME).read_text("utf-8"), sorted(verified))
     if not chosen:
         # The newest with a reason of its own: an older one says less about what is wrong now.
         for version in sorted(refused, reverse=True):
@@ -49,14 +49,3 @@ def _named(error: TickserveError, where: str) -> TickserveError:
     named = type(error)(f"{where}: {error}", hint=hint)
     named.field, named.expected, named.was = error.field, error.expected, error.was
     return named
-
-
-def _chosen(config: Path, versions: list[int]) -> list[int]:
-    """Triton's version policy: the latest, all, or the named ones; without one, the newest."""
-    policy = text_format.Parse(config.read_text("utf-8"), schema.ModelConfig()).version_policy
-    kind = policy.WhichOneof("policy_choice")
-    if kind == "all":
-        return versions
-    if kind == "specific":
-        return [version for version in versions if version in set(policy.specific.versions)]
-    return versions[-max(1, policy.latest.num_versions) :]

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import xgboost as xgb
 
-from export.publish import verify_versions
+from export.verify import verify_versions
 from tickserve.config import ExportSettings
 from tickserve.manifest import FeatureContract, Horizon, Manifest, Provenance, TensorSpec, Tolerance, write_manifest
 from tickserve.store import sha256_file

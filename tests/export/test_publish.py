@@ -17,8 +17,9 @@ import pytest
 
 import export.publish as publishing
 from export import export_bundle
-from export.publish import LOCK_NAME, locked, verify_version, verify_versions, versions_of
+from export.repository.lock import LOCK_NAME, locked
 from export.triton_config import read_config
+from export.verify import verify_version, verify_versions, versions_of
 from tests.export.conftest import verify_model
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError, ComponentError, DigestMismatchError, UnsafeModelError

@@ -1,0 +1,111 @@
+"""Whether a published version can be trusted: its signature, its digests, its graph, its configuration."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from export import check_model, parity, runtime
+from export.onnx_graph import PROBABILITIES
+from export.triton_config import check_config_matches, read_config
+from tickserve import golden
+from tickserve.errors import ArtifactError, DigestMismatchError, TickserveError
+from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, load_manifest, verify_file
+from tickserve.model_config import CONFIG_NAME, MODEL_FILE, BackendOptions
+from tickserve.signing import TrustedKeys, verify_signature
+from tickserve.store import sha256_file
+
+VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
+
+
+def versions_of(model_folder: Path) -> list[int]:
+    """The published versions of a model, oldest first: numbered folders that hold a manifest."""
+    return [version for version in numbers_in(model_folder) if (model_folder / str(version) / MANIFEST_NAME).is_file()]
+
+
+def numbers_in(model_folder: Path) -> list[int]:
+    """Whatever is named like a version, in order; what is not one, an empty folder say, keeps its number taken."""
+    if not model_folder.is_dir():
+        return []
+    return sorted(int(path.name) for path in model_folder.iterdir() if VERSION_PATTERN.fullmatch(path.name))
+
+
+def verify_version(folder: Path, *, run_golden: bool = False) -> Manifest:
+    """The manifest of a published version, once its files are what the manifest names and the graph is safe.
+
+    With `run_golden`, ONNX Runtime also has to give research's numbers for the golden rows. Raises ArtifactError,
+    DigestMismatchError, UnsafeModelError, GateRefusedError.
+    """
+    manifest = load_manifest(folder)
+    record = manifest.export
+    if record is None:
+        raise ArtifactError("expected a published version, was a bundle", field="export")
+    if record.bundle_digest != manifest.digest() or record.bundle_id != manifest.bundle_id():
+        raise DigestMismatchError(
+            "wrong digest", field="export.bundle_digest", expected=manifest.digest(), was=record.bundle_digest[:100]
+        )
+    parity.check_tolerance(manifest)
+    verify_file(folder, MODEL_FILE, record.onnx_sha256)
+    verify_file(folder, GOLDEN_NAME, record.golden_sha256)
+    model = check_model.read_model(folder / MODEL_FILE)
+    check_model.check_signature(model, manifest.inputs, manifest.outputs)
+    if run_golden:
+        _run_golden(folder, manifest)
+    return manifest
+
+
+def verify_versions(
+    folder: Path, trusted: TrustedKeys | None = None
+) -> tuple[dict[int, Manifest], dict[int, TickserveError]]:
+    """The versions of a model that can be trusted, and why each other one cannot.
+
+    With `trusted` keys, each also has to be signed by one of them as the number it has. Raises ArtifactError when
+    config.pbtxt itself cannot be read or asks for what is not honoured.
+    """
+    options = read_config(folder / CONFIG_NAME)
+    verified: dict[int, Manifest] = {}
+    refused: dict[int, TickserveError] = {}
+    for version in numbers_in(folder):
+        try:
+            verified[version] = verify_served(folder, version, options, trusted)
+        except TickserveError as error:
+            refused[version] = error
+        except OSError as error:
+            name = Path(str(error.filename or folder)).name
+            refused[version] = ArtifactError(f"cannot read: {error.strerror}", field=name)
+    return verified, refused
+
+
+def verify_served(folder: Path, version: int, options: BackendOptions, trusted: TrustedKeys | None = None) -> Manifest:
+    """`verify_version`, and the version held against its model's configuration and the trusted keys, if any."""
+    path = folder / str(version)
+    if not (path / MANIFEST_NAME).is_file():
+        raise ArtifactError(f"no {MANIFEST_NAME}: not a published version", field=MANIFEST_NAME)
+    if trusted is not None:
+        verify_signature(path, trusted, version)
+    digest, listed = sha256_file(path / MANIFEST_NAME), options.manifests.get(version, "none")
+    if listed != digest:
+        raise DigestMismatchError("wrong digest", field=f"manifest.{version}", expected=listed, was=digest)
+    manifest = verify_version(path)
+    if manifest.name != folder.name:
+        raise ArtifactError("wrong model name", field="name", expected=folder.name, was=manifest.name)
+    gated = manifest.export.max_batch if manifest.export else 0
+    if options.max_batch != gated:
+        # A larger batch than was gated, or a smaller one: either way not what the parity gate saw.
+        raise ArtifactError(
+            f"{CONFIG_NAME} serves another largest batch than was gated",
+            field="max_batch_size",
+            expected=str(gated),
+            was=str(options.max_batch),
+        )
+    check_config_matches(options, check_model.read_model(path / MODEL_FILE))
+    return manifest
+
+
+def _run_golden(folder: Path, manifest: Manifest) -> None:
+    """Hold the graph against the golden pairs as the gates do, and as the backend will when it loads them."""
+    pairs = golden.read_golden(folder / GOLDEN_NAME, manifest.inputs, manifest.outputs)
+    rows = pairs[manifest.inputs[0].name]
+    served = runtime.score_onnx(folder / MODEL_FILE, {manifest.inputs[0].name: rows})
+    parity.hold("golden", rows, pairs[PROBABILITIES], served, manifest)
+    golden.compare(pairs, served, manifest.outputs, tolerance=manifest.tolerance, bundle_id=manifest.bundle_id())
