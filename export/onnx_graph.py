@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 from export import versions
 from export.check_model import BATCH_DIMENSION, check_safe, dimensions, graph_inputs
 from tickserve.errors import ArtifactError
+from tickserve.manifest import StateTensor
 
 PROBABILITIES, SCORE, BUNDLE_ID = "probabilities", "score", "bundle_id"
 DIGEST_KEY = "tickserve.bundle_digest"
@@ -33,19 +34,32 @@ def net_to_onnx(model: Any, window: int, features: int) -> ModelProto:
 
     `model` is a torch.nn.Module (typed loosely so that importing this module does not load torch).
     """
+    return _exported(model, {"window": (window, features)}, [PROBABILITIES])
+
+
+def stepped_to_onnx(model: Any, features: int, state: Sequence[StateTensor]) -> ModelProto:
+    """A stateful torch module `[B, F], [B, L, H] ... -> [B, 3], [B, L, H] ...` with a dynamic batch.
+
+    The graph is `features`, then each state's input, to `probabilities`, then each state's output.
+    """
+    inputs = {"features": (features,), **{tensor.input: tensor.shape for tensor in state}}
+    return _exported(model, inputs, [PROBABILITIES, *(tensor.output for tensor in state)])
+
+
+def _exported(model: Any, inputs: Mapping[str, tuple[int, ...]], outputs: list[str]) -> ModelProto:
     import torch
 
     # Two rows: an example of one row would let the exporter fix the batch at one.
-    example = torch.zeros(2, window, features)
+    examples = tuple(torch.zeros(2, *shape) for shape in inputs.values())
     batch = torch.export.Dim(BATCH_DIMENSION)
     with _quiet_exporter():
         program = torch.onnx.export(
             model.eval(),
-            (example,),
+            examples,
             dynamo=True,
-            dynamic_shapes=({0: batch},),
-            input_names=["window"],
-            output_names=[PROBABILITIES],
+            dynamic_shapes=tuple({0: batch} for _ in examples),
+            input_names=list(inputs),
+            output_names=outputs,
             opset_version=versions.OPSET,
             external_data=False,
             verbose=False,
@@ -154,22 +168,31 @@ def _clean(graph: GraphProto) -> None:
 
 
 def serve_graph(
-    model: ModelProto, bundle_id: int, *, input_name: str | None = None, bundle_digest: str | None = None
+    model: ModelProto,
+    bundle_id: int,
+    *,
+    input_name: str | None = None,
+    bundle_digest: str | None = None,
+    state: Sequence[StateTensor] = (),
 ) -> ModelProto:
     """The graph that is served: `probabilities` FP32 [B, 3], `score` FP32 [B, 1], `bundle_id` INT64 [B, 1].
 
     `score` is p_up - p_down; `bundle_id` is a constant, one per row. The input is named `input_name`, or "features"
-    for rows [B, F] and "window" for windows [B, T, F]. Raises UnsafeModelError and ArtifactError.
+    for rows [B, F] and "window" for windows [B, T, F]; the tensors of `state` follow on both sides.
+    Raises UnsafeModelError and ArtifactError.
     """
     served = clean_graph(model)
-    inputs = graph_inputs(served)
-    if len(inputs) != 1 or len(served.graph.output) != 1:
-        was = f"{len(inputs)} and {len(served.graph.output)}"
-        raise ArtifactError("wrong number of tensors", field="model", expected="one input and one output", was=was)
+    inputs, outputs, count = graph_inputs(served), list(served.graph.output), 1 + len(state)
+    if (len(inputs), len(outputs)) != (count, count):
+        tensors = "one input and one output" if count == 1 else f"{count} inputs and outputs"
+        raise ArtifactError(
+            "wrong number of tensors", field="model", expected=tensors, was=f"{len(inputs)} and {len(outputs)}"
+        )
     rank = len(dimensions(inputs[0]) or ())
-    wanted = input_name or ("features" if rank == 2 else "window")
-    _rename(served.graph, {inputs[0].name: wanted, served.graph.output[0].name: PROBABILITIES})
-    _add_outputs(served.graph, bundle_id)
+    wanted = [input_name or ("features" if rank == 2 else "window"), *(tensor.input for tensor in state)]
+    given = [PROBABILITIES, *(tensor.output for tensor in state)]
+    _rename(served.graph, dict(zip([value.name for value in (*inputs, *outputs)], [*wanted, *given], strict=True)))
+    _add_outputs(served.graph, bundle_id, state)
     _pin_opset(served)
     notes = {OPTIMIZATION_KEY: OPTIMIZATION} | ({DIGEST_KEY: bundle_digest} if bundle_digest else {})
     helper.set_model_props(served, dict(sorted(notes.items())))
@@ -177,7 +200,7 @@ def serve_graph(
     return served
 
 
-def _add_outputs(graph: GraphProto, bundle_id: int) -> None:
+def _add_outputs(graph: GraphProto, bundle_id: int, state: Sequence[StateTensor]) -> None:
     """Gather and Sub rather than one MatMul: a GPU may round a product to TF32, a difference it may not."""
     constants = {
         "tickserve.up": ([1], [UP]),
@@ -202,6 +225,10 @@ def _add_outputs(graph: GraphProto, bundle_id: int) -> None:
             helper.make_tensor_value_info(PROBABILITIES, TensorProto.FLOAT, [BATCH_DIMENSION, 3]),
             helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, [BATCH_DIMENSION, 1]),
             helper.make_tensor_value_info(BUNDLE_ID, TensorProto.INT64, [BATCH_DIMENSION, 1]),
+            *(
+                helper.make_tensor_value_info(tensor.output, TensorProto.FLOAT, [BATCH_DIMENSION, *tensor.shape])
+                for tensor in state
+            ),
         ]
     )
 
@@ -213,7 +240,8 @@ def _rename(graph: GraphProto, renames: Mapping[str, str]) -> None:
     for value in (*graph.input, *graph.output, *graph.initializer):
         value.name = mapping.get(value.name, value.name)
     _rename_nodes(graph, mapping)
-    graph.input[0].type.tensor_type.shape.dim[0].dim_param = BATCH_DIMENSION
+    for value in graph.input:
+        value.type.tensor_type.shape.dim[0].dim_param = BATCH_DIMENSION
 
 
 def _rename_nodes(graph: GraphProto, mapping: Mapping[str, str]) -> None:

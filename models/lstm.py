@@ -46,11 +46,14 @@ class LstmClassifier(nn.Module):
         self.mean.copy_(mean)
         self.std.copy_(std)
 
+    def scaled(self, rows: torch.Tensor) -> torch.Tensor:
+        """Raw feature rows `[..., F]` as the net reads them: imputed, standardised, cut."""
+        known = torch.where(torch.isfinite(rows), rows, self.mean)
+        return torch.clamp((known - self.mean) / self.std, -Z_LIMIT, Z_LIMIT)
+
     def logits(self, window: torch.Tensor) -> torch.Tensor:
         """`[B, T, F]` to unnormalised `[B, 3]`: what cross-entropy is taken of."""
-        known = torch.where(torch.isfinite(window), window, self.mean)
-        scaled = torch.clamp((known - self.mean) / self.std, -Z_LIMIT, Z_LIMIT)
-        steps, _ = self.lstm(scaled)  # [B, T, H]
+        steps, _ = self.lstm(self.scaled(window))  # [B, T, H]
         answer: torch.Tensor = self.head(steps[:, -1])
         return answer
 
