@@ -7,8 +7,6 @@ left per call is an id, two lengths, and the tensors' bytes.
 from __future__ import annotations
 
 import json
-from collections import deque
-from contextlib import suppress
 from functools import lru_cache
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -16,20 +14,13 @@ from urllib.parse import quote
 import numpy as np
 
 from tickserve.client._arguments import shown
-from tickserve.client._fork import renew_after_fork
-from tickserve.client._resolve import Resolver
+from tickserve.client._pool import Pool, as_error
 from tickserve.client._transport import Array, InferRequest, InferResponse, parse_version, refused, sized
 from tickserve.client._url import Endpoint
-from tickserve.client._wire import (
-    Connection,
-    DeadlinePassedError,
-    DisconnectedError,
-    MalformedError,
-    Reply,
-    UnreachableError,
-    WireError,
-)
-from tickserve.errors import DeadlineExceededError, ProtocolError, RequestError, TransportError
+from tickserve.client._wire import Connection, Reply, WireError
+from tickserve.errors import ProtocolError, RequestError
+
+__all__ = ["HttpTransport", "as_error", "decode", "encode"]
 
 Signature = tuple[tuple[str, str, tuple[int, ...], int], ...]
 
@@ -49,52 +40,12 @@ class _Layout(NamedTuple):
     size: int
 
 
-class _Pool:
-    """Idle connections, newest first; a deque's pop and append are atomic, so no lock is taken."""
-
-    def __init__(self, endpoint: Endpoint, max_idle: int) -> None:
-        self._resolver, self._max_idle = Resolver(endpoint.host, endpoint.port), max_idle
-        self._idle: deque[Connection] = deque()
-        self.closed = False
-        renew_after_fork(self)
-
-    def take(self, deadline_ns: int) -> Connection:
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self.open(deadline_ns)
-
-    def open(self, deadline_ns: int) -> Connection:
-        try:
-            return Connection(self._resolver.addresses(deadline_ns), deadline_ns)
-        except (UnreachableError, DeadlinePassedError):
-            self._resolver.refresh()
-            raise
-
-    def give(self, connection: Connection) -> None:
-        self._idle.append(connection)
-        if self.closed:
-            self.drop()
-        elif len(self._idle) > self._max_idle:
-            with suppress(IndexError):
-                self._idle.popleft().close()
-
-    def drop(self) -> None:
-        with suppress(IndexError):  # another thread may empty it first
-            while True:
-                self._idle.pop().close()
-
-    def after_fork(self) -> None:
-        """The connections are the parent's; closing them here does not end them there."""
-        self.drop()
-
-
 class HttpTransport:
     """One server over HTTP. Safe for threads and after a fork."""
 
     def __init__(self, endpoint: Endpoint, max_idle: int = 64) -> None:
         self._authority = endpoint.authority
-        self._pool = _Pool(endpoint, max_idle)
+        self._pool = Pool(endpoint, Connection, max_idle)
 
     def close(self) -> None:
         """Close idle connections; those in use are closed when their call ends."""
@@ -105,57 +56,10 @@ class HttpTransport:
         """One request, one response. Raises RequestError."""
         head, payload = encode(request, self._authority)
         try:
-            reply = self._exchange(head, payload, deadline_ns)
+            reply: Reply = self._pool.exchange(head, payload, deadline_ns)
         except WireError as error:
-            raise _typed(error, self._authority) from error
+            raise as_error(error, self._authority) from error
         return decode(reply, request.request_id)
-
-    def _exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> Reply:
-        connection = self._pool.take(deadline_ns)
-        try:
-            reply = connection.exchange(head, payload, deadline_ns)
-        except DisconnectedError as error:
-            connection.close()
-            if not connection.used or error.answered:
-                raise
-            # The server closed an idle connection just as it was used again; its neighbours are as old.
-            self._pool.drop()
-            connection, reply = self._again(head, payload, deadline_ns)
-        except DeadlinePassedError:
-            connection.close()
-            if connection.used and not connection.heard:
-                self._pool.drop()  # a dead path is as dead for its neighbours: one deadline is spent on it, not all
-            raise
-        except BaseException:
-            connection.close()
-            raise
-        if reply.head.keep_alive:
-            self._pool.give(connection)
-        else:
-            connection.close()
-        return reply
-
-    def _again(self, head: bytes, payload: bytes, deadline_ns: int) -> tuple[Connection, Reply]:
-        """Send once more on a new connection: scoring changes nothing on the server, so twice is as good as once."""
-        connection = self._pool.open(deadline_ns)
-        try:
-            return connection, connection.exchange(head, payload, deadline_ns)
-        except BaseException:
-            connection.close()
-            raise
-
-
-def _typed(error: WireError, authority: str) -> RequestError:
-    if isinstance(error, DeadlinePassedError):
-        return DeadlineExceededError(f"no answer inside the deadline, while {error}")
-    if isinstance(error, MalformedError):
-        return ProtocolError(f"the answer is not the protocol's HTTP: {error}")
-    if isinstance(error, UnreachableError):
-        return TransportError(f"cannot connect to {authority}: {error}", hint="is the server up, and is this its port?")
-    cut = isinstance(error, DisconnectedError) and error.answered
-    return TransportError(
-        f"the connection to {authority} broke " + ("inside the answer" if cut else "before the answer")
-    )
 
 
 @lru_cache(maxsize=256)
@@ -198,7 +102,7 @@ def decode(reply: Reply, request_id: str) -> InferResponse:
     """The response a reply carries. Raises the server's error, or ProtocolError."""
     head, data, start = reply
     if head.status != 200:
-        raise _server_error(head.status, data[start : start + 100_000])
+        raise _server_error(head.status, bytes(data[start : start + 100_000]))
     if head.inference_header is None:
         raise ProtocolError("expected a binary answer", field="Inference-Header-Content-Length", was="none")
     end = start + head.inference_header
@@ -209,7 +113,7 @@ def decode(reply: Reply, request_id: str) -> InferResponse:
             expected=f"at most {len(data) - start}",
             was=str(head.inference_header),
         )
-    layout = _layout_of(data[start:end], request_id)
+    layout = _layout_of(bytes(data[start:end]), request_id)
     if end + layout.size != len(data):
         raise ProtocolError(
             "the outputs do not fill the body", expected=f"{layout.size} bytes", was=f"{len(data) - end} bytes"
@@ -217,6 +121,9 @@ def decode(reply: Reply, request_id: str) -> InferResponse:
     outputs: dict[str, Array] = {
         output.name: np.ndarray(output.shape, output.dtype, data, end + output.offset) for output in layout.outputs
     }
+    if type(data) is not bytes:
+        for array in outputs.values():
+            array.flags.writeable = False
     return InferResponse(layout.model, layout.version, layout.request_id, outputs)
 
 

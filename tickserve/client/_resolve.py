@@ -12,7 +12,7 @@ import threading
 from time import monotonic_ns
 
 from tickserve.client._fork import renew_after_fork
-from tickserve.client._wire import Address, DeadlinePassedError, UnreachableError
+from tickserve.client._socket import Address, DeadlinePassedError, UnreachableError
 
 REFRESH_NS = 1_000_000_000
 

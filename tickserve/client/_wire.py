@@ -1,53 +1,36 @@
-"""A kept-alive HTTP/1.1 connection on a bare TCP socket: one exchange at a time, one absolute deadline.
-
-The socket never blocks: it sends, waits with poll for what is left until the deadline, and receives. That is two system
-calls a wait cheaper than a socket timeout, which is set again on every change, and it holds against a peer that drips.
-"""
+"""HTTP/1.1 on a kept-alive connection: one exchange at a time, one absolute deadline."""
 
 from __future__ import annotations
 
-import errno
-import select
-import socket
-from collections.abc import Sequence
 from functools import lru_cache
-from time import monotonic_ns
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from tickserve.client._socket import (
+    JOIN_BYTES,
+    Address,
+    DeadlinePassedError,
+    DisconnectedError,
+    Line,
+    MalformedError,
+    UnreachableError,
+    WireError,
+)
 from tickserve.client._transport import MAX_BODY_BYTES
 
+__all__ = [
+    "Address",
+    "Connection",
+    "DeadlinePassedError",
+    "DisconnectedError",
+    "Head",
+    "MalformedError",
+    "Reply",
+    "UnreachableError",
+    "WireError",
+    "parse_head",
+]
+
 MAX_HEAD_BYTES = 16 * 1024
-RECEIVE_BYTES = 16 * 1024
-JOIN_BYTES = 64 * 1024
-FD_SETSIZE = 1024
-NS_PER_MS = 1_000_000
-KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 1), ("TCP_USER_TIMEOUT", 13_000))
-
-Address = tuple[Any, ...]  # (host, port), and two numbers more for IPv6
-
-
-class WireError(Exception):
-    """The connection cannot be used any more."""
-
-
-class DeadlinePassedError(WireError):
-    """The deadline passed while connecting, sending or waiting."""
-
-
-class UnreachableError(WireError):
-    """The connection could not be made."""
-
-
-class DisconnectedError(WireError):
-    """The peer went away; `answered` says whether a byte of its answer had arrived."""
-
-    def __init__(self, message: str, *, answered: bool) -> None:
-        super().__init__(message)
-        self.answered = answered
-
-
-class MalformedError(WireError):
-    """What arrived is not the HTTP that was asked for."""
 
 
 class Head(NamedTuple):
@@ -63,7 +46,7 @@ class Reply(NamedTuple):
     """A whole response: the body is `data[start:]`."""
 
     head: Head
-    data: bytes
+    data: bytes | bytearray
     start: int
 
 
@@ -120,156 +103,59 @@ def parse_head(head: bytes) -> Head:
     return Head(status, length, number, keep)
 
 
-def _set_options(sock: socket.socket) -> None:
-    """Send at once, and notice a peer that vanished: probed after 10 s of silence, given up 3 s later."""
-    sock.setblocking(False)
-    sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    for name, value in KEEPALIVE:
-        if hasattr(socket, name):  # they differ between systems
-            sock.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)
+class Connection(Line):
+    """A line that speaks HTTP/1.1."""
 
-
-def _connect(family: int, address: Address, deadline_ns: int) -> socket.socket:
-    try:
-        sock = socket.socket(family, socket.SOCK_STREAM)
-    except OSError as error:  # no descriptor left
-        raise UnreachableError(error.strerror or type(error).__name__) from error
-    try:
-        _set_options(sock)
-        code = sock.connect_ex(address)
-        if code == errno.EINPROGRESS:
-            poll = select.poll()
-            poll.register(sock, select.POLLOUT)
-            _wait(sock, poll, deadline_ns, write=True)
-            code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
-        if code:
-            raise UnreachableError(errno.errorcode.get(code, str(code)))
-    except (OSError, UnicodeError) as error:
-        sock.close()
-        raise UnreachableError(getattr(error, "strerror", None) or type(error).__name__) from error
-    except WireError:
-        sock.close()
-        raise
-    return sock
-
-
-class Connection:
-    """One TCP connection to the first of `addresses` that accepts, before `deadline_ns`. Raises WireError."""
-
-    __slots__ = ("_poll", "_sock", "heard", "used")
-
-    def __init__(self, addresses: Sequence[tuple[int, Address]], deadline_ns: int) -> None:
-        problem: WireError = UnreachableError("the host name has no address")
-        self.used = False  # whether an exchange has gone well on it
-        self.heard = False  # whether a byte has come in the exchange that goes on
-        for family, address in addresses:
-            try:
-                self._sock = _connect(family, address, deadline_ns)
-                break
-            except UnreachableError as error:
-                problem = error
-        else:
-            raise problem
-        self._poll = select.poll()
-        self._poll.register(self._sock, select.POLLIN)
-
-    def close(self) -> None:
-        """Close the socket; idempotent."""
-        self._sock.close()
+    __slots__ = ()
 
     def exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> Reply:
         """Send a request, receive its response. Raises WireError; the connection must then be closed."""
         self.send(head, payload, deadline_ns)
         return self.receive(deadline_ns)
 
-    def fileno(self) -> int:
-        """The socket's descriptor, to wait for several connections at once."""
-        return self._sock.fileno()
-
-    def readable(self, until_ns: int) -> bool:
-        """Whether something came (an answer, or the end) before `until_ns`."""
-        try:
-            _wait(self._sock, self._poll, until_ns, write=False)
-        except DeadlinePassedError:
-            return False
-        return True
-
     def send(self, head: bytes, payload: bytes, deadline_ns: int) -> None:
-        """The first half of an exchange. Raises WireError; the connection must then be closed."""
+        """Send a request. Raises WireError; the connection must then be closed."""
         self.heard = False
         if len(payload) <= JOIN_BYTES:
-            parts: tuple[bytes, ...] = (head + payload,)
+            self.put(head + payload, deadline_ns)
         else:
-            parts = (head, payload)
-        for part in parts:
-            try:
-                sent = self._sock.send(part)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                raise DisconnectedError("while sending", answered=False) from error
-            if sent < len(part):
-                self._send_rest(memoryview(part)[sent:], deadline_ns)
-
-    def _send_rest(self, rest: memoryview, deadline_ns: int) -> None:
-        poll = select.poll()
-        poll.register(self._sock, select.POLLOUT)
-        while rest:
-            _wait(self._sock, poll, deadline_ns, write=True)
-            try:
-                rest = rest[self._sock.send(rest) :]
-            except BlockingIOError:
-                continue
-            except OSError as error:
-                raise DisconnectedError("while sending", answered=False) from error
-
-    def _more(self, deadline_ns: int, *, answered: bool) -> bytes:
-        while True:
-            _wait(self._sock, self._poll, deadline_ns, write=False)
-            try:
-                data = self._sock.recv(RECEIVE_BYTES)
-            except BlockingIOError:  # woken without data
-                continue
-            except OSError as error:
-                raise DisconnectedError("while waiting for the answer", answered=answered) from error
-            if not data:
-                raise DisconnectedError("the server closed the connection", answered=answered)
-            return data
+            self.put(head, deadline_ns)
+            self.put(payload, deadline_ns)
 
     def receive(self, deadline_ns: int) -> Reply:
-        """The second half of an exchange. Raises WireError; the connection must then be closed."""
+        """The response to what was sent. Raises WireError; the connection must then be closed."""
         reply = self._receive(deadline_ns)
-        self.used = True
+        self.used, self.reusable = True, reply.head.keep_alive
         return reply
 
     def _receive(self, deadline_ns: int) -> Reply:
-        data = self._more(deadline_ns, answered=False)
-        self.heard = True
+        data = self.more(deadline_ns)
         while True:
             end = data.find(b"\r\n\r\n")
             if end < 0 or end > MAX_HEAD_BYTES:
                 _check_beginning(data)
-                data += self._more(deadline_ns, answered=True)
+                data += self.more(deadline_ns)
                 continue
             head = parse_head(data[:end])
             if head.status >= 200:
                 break
-            data = data[end + 4 :] or self._more(deadline_ns, answered=True)  # 100 Continue and its kind
+            data = data[end + 4 :] or self.more(deadline_ns)  # 100 Continue and its kind
         if head.length is None:
             return Reply(head, self._chunked(data[end + 4 :], deadline_ns), 0)
         total = end + 4 + head.length
         if len(data) < total:
-            data = self._until(data, total, deadline_ns)
+            return Reply(head, self._until(data, total, deadline_ns), end + 4)
         if len(data) > total:
             raise MalformedError(f"content-length: expected {head.length} bytes, was more")
         return Reply(head, data, end + 4)
 
-    def _until(self, data: bytes, total: int, deadline_ns: int) -> bytes:
-        buffer = bytearray(data)
-        while len(buffer) < total:
-            buffer += self._more(deadline_ns, answered=True)
-        return bytes(buffer)
+    def _until(self, data: bytes, total: int, deadline_ns: int) -> bytearray:
+        buffer = bytearray(total)
+        buffer[: len(data)] = data
+        self.fill(memoryview(buffer)[len(data) :], deadline_ns)
+        if self.surplus():
+            raise MalformedError(f"content-length: expected {total} bytes with the head, was more")
+        return buffer
 
     def _chunked(self, data: bytes, deadline_ns: int) -> bytes:
         buffer, body = bytearray(data), bytearray()
@@ -277,7 +163,7 @@ class Connection:
             if len(body) + size > MAX_BODY_BYTES:
                 raise MalformedError(f"chunked body: expected at most {MAX_BODY_BYTES} bytes")
             while len(buffer) < size + 2:
-                buffer += self._more(deadline_ns, answered=True)
+                buffer += self.more(deadline_ns)
             if buffer[size : size + 2] != b"\r\n":
                 raise MalformedError("a chunk does not end where its size says")
             body += buffer[:size]
@@ -295,7 +181,7 @@ class Connection:
         while (end := buffer.find(b"\r\n")) < 0:
             if len(buffer) > MAX_HEAD_BYTES:
                 raise MalformedError(f"a line of more than {MAX_HEAD_BYTES} bytes")
-            buffer += self._more(deadline_ns, answered=True)
+            buffer += self.more(deadline_ns)
         line = bytes(buffer[:end])
         del buffer[: end + 2]
         return line
@@ -314,22 +200,3 @@ def _check_beginning(data: bytes) -> None:
         raise MalformedError(f"expected an HTTP/1.1 status line, was {data[:40]!r}")
     if len(data) > MAX_HEAD_BYTES:
         raise MalformedError(f"response head: expected at most {MAX_HEAD_BYTES} bytes")
-
-
-def _wait(sock: socket.socket, poll: select.poll, deadline_ns: int, *, write: bool) -> None:
-    """Return when `sock` is ready (or broken: the next call tells). Raises DeadlinePassedError."""
-    remaining = deadline_ns - monotonic_ns()
-    if remaining >= NS_PER_MS:
-        if poll.poll(remaining // NS_PER_MS):
-            return
-        remaining = deadline_ns - monotonic_ns()
-    if remaining <= 0:
-        raise DeadlinePassedError("sending" if write else "waiting for the answer")
-    # poll counts whole milliseconds; select counts microseconds, but only for low descriptors.
-    if sock.fileno() >= FD_SETSIZE:
-        ready = bool(poll.poll(1))
-    else:
-        watched = [sock]
-        ready = any(select.select([] if write else watched, watched if write else [], [], remaining / 1e9))
-    if not ready:
-        raise DeadlinePassedError("sending" if write else "waiting for the answer")

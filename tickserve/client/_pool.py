@@ -1,0 +1,148 @@
+"""The connections of one server: idle ones are used again, newest first, and one that went stale is replaced once."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from socket import socket
+from typing import Any, Generic, Protocol, TypeVar
+
+from tickserve.client._fork import renew_after_fork
+from tickserve.client._resolve import Resolver
+from tickserve.client._socket import (
+    DeadlinePassedError,
+    DisconnectedError,
+    Line,
+    MalformedError,
+    UnreachableError,
+    WireError,
+    connect,
+)
+from tickserve.client._url import Endpoint
+from tickserve.errors import DeadlineExceededError, ProtocolError, RequestError, TransportError
+
+R = TypeVar("R", covariant=True)
+
+
+class Exchanging(Protocol[R]):
+    """A line that speaks a protocol."""
+
+    used: bool
+    heard: bool
+    reusable: bool
+
+    def exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> R:
+        """Send a request, receive its response. Raises WireError; the connection must then be closed."""
+        ...
+
+    def close(self) -> None:
+        """Close the socket; idempotent."""
+        ...
+
+
+C = TypeVar("C", bound=Exchanging[Any])
+
+
+class Pool(Generic[C]):
+    """Connections of one kind to one server; a deque's pop and append are atomic, so no lock is taken."""
+
+    def __init__(self, endpoint: Endpoint, kind: Callable[[socket, set[Line]], C], max_idle: int = 64) -> None:
+        self._resolver, self._kind, self._max_idle = Resolver(endpoint.host, endpoint.port), kind, max_idle
+        self._idle: deque[C] = deque()
+        self._busy: set[Any] = set()
+        self.closed = False
+        renew_after_fork(self)
+
+    def exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> Any:
+        """One exchange on an idle or a new connection. Raises WireError."""
+        connection = self.take(deadline_ns)
+        busy = self._busy
+        busy.add(connection)
+        try:
+            reply = connection.exchange(head, payload, deadline_ns)
+        except DisconnectedError as error:
+            connection.close()
+            if not connection.used or error.answered:
+                raise
+            # The server closed an idle connection just as it was used again; its neighbours are as old.
+            self.drop()
+            return self._again(head, payload, deadline_ns)
+        except DeadlinePassedError:
+            connection.close()
+            if connection.used and not connection.heard:
+                self.drop()  # a dead path is as dead for its neighbours: one deadline is spent on it, not all
+            raise
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            busy.discard(connection)
+        self._return(connection)
+        return reply
+
+    def _again(self, head: bytes, payload: bytes, deadline_ns: int) -> Any:
+        """Send once more on a new connection: scoring changes nothing on the server, so twice is as good as once."""
+        connection = self.open(deadline_ns)
+        try:
+            reply = connection.exchange(head, payload, deadline_ns)
+        except BaseException:
+            connection.close()
+            raise
+        self._return(connection)
+        return reply
+
+    def _return(self, connection: C) -> None:
+        if connection.reusable:
+            self.give(connection)
+        else:
+            connection.close()
+
+    def take(self, deadline_ns: int) -> C:
+        """An idle connection, or a new one. Raises WireError."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return self.open(deadline_ns)
+
+    def open(self, deadline_ns: int) -> C:
+        """A new connection. Raises WireError."""
+        try:
+            return self._kind(connect(self._resolver.addresses(deadline_ns), deadline_ns), self._busy)
+        except (UnreachableError, DeadlinePassedError):
+            self._resolver.refresh()
+            raise
+
+    def give(self, connection: C) -> None:
+        """Keep `connection` for another call; closed when the pool is, or full."""
+        self._idle.append(connection)
+        if self.closed:
+            self.drop()
+        elif len(self._idle) > self._max_idle:
+            with suppress(IndexError):
+                self._idle.popleft().close()
+
+    def drop(self) -> None:
+        """Close what is idle."""
+        with suppress(IndexError):  # another thread may empty it first
+            while True:
+                self._idle.pop().close()
+
+    def after_fork(self) -> None:
+        """The connections are the parent's; closing them here does not end them there."""
+        self.drop()
+        self._busy.clear()
+
+
+def as_error(error: WireError, authority: str) -> RequestError:
+    """The typed error of what went wrong on a connection."""
+    if isinstance(error, DeadlinePassedError):
+        return DeadlineExceededError(f"no answer inside the deadline, while {error}")
+    if isinstance(error, MalformedError):
+        return ProtocolError(f"the answer is not the protocol's: {error}")
+    if isinstance(error, UnreachableError):
+        return TransportError(f"cannot connect to {authority}: {error}", hint="is the server up, and is this its port?")
+    cut = isinstance(error, DisconnectedError) and error.answered
+    return TransportError(
+        f"the connection to {authority} broke " + ("inside the answer" if cut else "before the answer")
+    )
