@@ -38,7 +38,7 @@ def build_config(
         output=[_output(tensor) for tensor in manifest.outputs],
         dynamic_batching=_batching(settings),
         # KIND_AUTO: the GPU where there is one, else the CPU. One line for a laptop and for production.
-        instance_group=[schema.ModelInstanceGroup(count=1, kind=schema.ModelInstanceGroup.KIND_AUTO)],
+        instance_group=[schema.ModelInstanceGroup(count=settings.instances, kind=schema.ModelInstanceGroup.KIND_AUTO)],
         optimization=schema.ModelOptimizationPolicy(graph={"level": 0}),
         response_cache=schema.ModelResponseCache(enable=False),
         model_warmup=[_warmup(manifest, rows) for rows in sorted({1, *settings.preferred_batch_rows})],
@@ -101,8 +101,9 @@ def _output(tensor: TensorSpec) -> Any:
 def _batching(settings: ExportSettings) -> Any:
     """Dynamic batching, and a bounded queue that refuses where the settings ask for one.
 
-    A queue policy switches off Triton's prefetching; a request that arrives while the only instance is just finishing
-    then does not wake the batcher, which looks again after 500 ms. So a bounded queue is a choice, not the default.
+    A queue policy or priority levels switch off Triton's prefetching; a request that arrives while every instance is
+    busy or just finishing then may not wake the batcher, which looks again after 500 ms (docs/batching.md). So a
+    bounded queue is a choice, not the default. Single decisions are the default lane, 1; bulk scoring names lane 2.
     """
     batching = schema.ModelDynamicBatching(
         preferred_batch_size=sorted(set(settings.preferred_batch_rows)),
@@ -110,6 +111,9 @@ def _batching(settings: ExportSettings) -> Any:
     )
     if settings.queue_policy == "reject":
         batching.default_queue_policy.CopyFrom(_reject(settings))
+    if settings.priority_lanes:
+        batching.priority_levels = model_config.BULK_LANE
+        batching.default_priority_level = model_config.SINGLE_LANE
     return batching
 
 

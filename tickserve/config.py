@@ -22,7 +22,9 @@ from tickserve.errors import ConfigError
 
 ENV_PREFIX = "TICKSERVE_"
 # Read by other tools of the project, not configuration keys.
-RESERVED_ENV = frozenset({"TICKSERVE_DATA", "TICKSERVE_PROFILE", "TICKSERVE_CONFIG", "TICKSERVE_SIGNING_KEY"})
+RESERVED_ENV = frozenset(
+    {"TICKSERVE_DATA", "TICKSERVE_PROFILE", "TICKSERVE_CONFIG", "TICKSERVE_SIGNING_KEY", "TICKSERVE_CREDENTIAL"}
+)
 
 
 class Section(BaseModel):
@@ -90,6 +92,7 @@ class LstmSettings(Section):
     learning_rate: float = Field(0.003, gt=0)
     max_train_windows: int = Field(20_000, ge=0, description="windows per fit, evenly spaced; 0 takes all")
     threads: int = Field(1, ge=1, description="small nets gain little from more, and lose much on a busy machine")
+    stepped: bool = Field(True, description="also a child that takes one row and its state instead of a window")
 
 
 class CompressSettings(Section):
@@ -111,6 +114,8 @@ class ExportSettings(Section):
     )
     queue_size: int = Field(1_024, ge=1, description="with reject: requests waiting before the server refuses")
     queue_timeout_us: int = Field(250_000, ge=1_000, description="with reject: longest wait before refusal")
+    instances: int = Field(1, ge=1, le=64, description="copies of the model; with reject three do not stall")
+    priority_lanes: bool = Field(False, description="with reject: two lanes, single decisions before bulk scoring")
     deadline_us: int = Field(500_000, ge=1_000, description="the engine's deadline the queue must stay inside")
     keep_versions: int = Field(2, ge=1, description="newest versions Triton serves")
     threads: int = Field(1, ge=1, le=64, description="ONNX Runtime threads per model instance")
@@ -125,6 +130,8 @@ class ExportSettings(Section):
             raise ValueError(
                 f"queue_timeout_us: expected less than deadline_us ({self.deadline_us}), was {self.queue_timeout_us}"
             )
+        if self.priority_lanes and self.queue_policy != "reject":
+            raise ValueError(f"queue_policy: expected reject with priority_lanes, was {self.queue_policy}")
         if any(not 1 <= rows <= self.max_batch for rows in self.preferred_batch_rows):
             raise ValueError(
                 f"preferred_batch_rows: expected each from 1 to max_batch ({self.max_batch}), "
@@ -151,6 +158,19 @@ class ServeSettings(Section):
     metrics_port: int = Field(8002, ge=0, le=65_535)
     start_timeout_s: float = Field(60.0, gt=0)
     stop_timeout_s: float = Field(10.0, gt=0)
+    hang_s: float = Field(
+        10.0, ge=0, description="requests wait and none ends: start the model's process anew; 0: never"
+    )
+    http: Literal["open", "probes"] = Field(
+        "open", description="probes: HTTP answers health to anyone, the rest to none"
+    )
+    http_threads: int = Field(8, ge=1, le=256, description="threads of the HTTP server; each holds many connections")
+    control: Literal["none", "explicit"] = Field(
+        "none", description="of the container: explicit allows swaps over the network, with tls_client_ca only"
+    )
+    tls_cert: str = Field("", description="PEM certificate chain of the server; gRPC then speaks TLS only")
+    tls_key: str = Field("", description="its PEM private key")
+    tls_client_ca: str = Field("", description="PEM authority that signed the clients' certificates: mutual TLS")
 
     @model_validator(mode="after")
     def _ports_differ(self) -> ServeSettings:
@@ -158,6 +178,29 @@ class ServeSettings(Section):
         if len(set(ports)) < len(ports):
             raise ValueError(f"http_port, grpc_port, metrics_port: expected three different ports, was {ports}")
         return self
+
+    @model_validator(mode="after")
+    def _certificate_with_its_key(self) -> ServeSettings:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert, tls_key: expected both or neither, was one of them")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ValueError("tls_client_ca: expected tls_cert and tls_key with it, was neither")
+        return self
+
+
+class SwapSettings(Section):
+    """Putting another version of a served model in force while the server runs."""
+
+    load_timeout_s: float = Field(60.0, gt=0, description="longest load of a version, and longest wait for its end")
+    memory_requests: int = Field(240, ge=8, description="batches the new version scores while its memory is watched")
+    memory_growth_mb: float = Field(8.0, gt=0, description="growth over those batches that is a leak")
+    drain_quiet_ms: float = Field(300.0, gt=0, description="the old version is drained after so long without a request")
+    drain_timeout_s: float = Field(
+        10.0, gt=0, description="the old version stays when it is asked for longer than this"
+    )
+    credential_file: str = Field(
+        "", description="for a server elsewhere: a file with 'header=value' of its closed APIs"
+    )
 
 
 class ClientSettings(Section):
@@ -167,12 +210,46 @@ class ClientSettings(Section):
     deadline_ms: float = Field(100.0, gt=0)
 
 
+class BatchingSettings(Section):
+    """How `tickserve batching derive` searches; what it finds are keys of [export]."""
+
+    peak_s: float = Field(10.0, gt=0, description="length of the busiest recorded stretch that is simulated")
+    peak_requests: int = Field(20_000, ge=100, description="requests of that stretch at most")
+    service_calls: int = Field(60, ge=10, description="measured calls for each batch size")
+    max_instances: int = Field(4, ge=1, le=64)
+    misses: float = Field(0.0, ge=0, lt=1, description="share of requests that may miss the deadline")
+
+
 class LoadtestSettings(Section):
     """Locust against the served models."""
 
     users: int = Field(4, ge=1, le=1_000)
     duration_s: float = Field(5.0, gt=0)
     transports: tuple[Literal["http", "grpc"], ...] = Field(("http", "grpc"), min_length=1)
+
+
+class JournalSettings(Section):
+    """The journal of decisions: how much it holds, and how much of it a crash may cost."""
+
+    flush_ms: float = Field(100.0, ge=1, le=60_000, description="longest a record waits before it is written")
+    fsync: Literal["frame", "second", "segment"] = Field("second", description="how often the disk is waited for")
+    segment_bytes: int = Field(64 * 1024**2, ge=16 * 1024, description="a file is full at this size")
+    segment_s: float = Field(3_600.0, ge=0.1, description="or at this age")
+    max_bytes: int = Field(4 * 1024**3, ge=32 * 1024, description="of all files of one journal together")
+    on_limit: Literal["remove_oldest", "refuse"] = Field("remove_oldest", description="at max_bytes")
+    queue_records: int = Field(65_536, ge=1, description="records waiting to be written")
+    queue_bytes: int = Field(64 * 1024**2, ge=1, description="about how many bytes of tensors may wait")
+    on_full: Literal["drop", "block"] = Field("drop", description="when the queue is full: lose (counted) or wait")
+    block_ms: float = Field(50.0, gt=0, description="with block: longest a call waits before its record is lost")
+    level: int = Field(3, ge=1, le=19, description="of zstd")
+
+    @model_validator(mode="after")
+    def _segments_fit(self) -> JournalSettings:
+        if self.max_bytes < 2 * self.segment_bytes:
+            raise ValueError(
+                f"max_bytes: expected at least two segments ({2 * self.segment_bytes}), was {self.max_bytes}"
+            )
+        return self
 
 
 class LimitSettings(Section):
@@ -197,8 +274,11 @@ class Config(Section):
     export: ExportSettings = ExportSettings()
     repository: RepositorySettings = RepositorySettings()
     serve: ServeSettings = ServeSettings()
+    swap: SwapSettings = SwapSettings()
     client: ClientSettings = ClientSettings()
+    batching: BatchingSettings = BatchingSettings()
     loadtest: LoadtestSettings = LoadtestSettings()
+    journal: JournalSettings = JournalSettings()
     limits: LimitSettings = LimitSettings()
 
     @model_validator(mode="after")

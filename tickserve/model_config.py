@@ -24,6 +24,9 @@ EXECUTION_MODE = "execution_mode"
 SEQUENTIAL = "0"
 MANIFEST_PARAMETER = re.compile(r"manifest\.([1-9][0-9]*)")
 
+# `dynamic_batching { priority_levels }`: the batcher takes lane 1 first; a request that names none is in lane 1.
+SINGLE_LANE, BULK_LANE = 1, 2
+
 # `optimization { graph { level } }` as NVIDIA's backend reads it, to the name ONNX Runtime gives it.
 GRAPH_LEVELS = {0: "ORT_ENABLE_ALL", -1: "ORT_ENABLE_BASIC", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
 KINDS = ("KIND_AUTO", "KIND_CPU", "KIND_GPU")
