@@ -98,9 +98,10 @@ class StateTensor(Frozen):
 class StateContract(Frozen):
     """What the caller of a stateful model carries from step to step, and when it starts anew.
 
-    A stream's first step takes zeros. So does the first step after more than `session_gap_ns` between two events, and
-    after a gap in the numbers of a feed that numbers its messages. A step is taken every `stride` events, as training
-    took it. The server keeps nothing: a server that dies loses no stream's state.
+    A stream's first step takes zeros. So does the first step after more than `session_gap_ns` between two events,
+    after a gap in the numbers of a feed that numbers its messages, and after a jump of the price (`StreamContract`).
+    A step is taken every `stride` events, as training took it. The server keeps nothing: one that dies loses no
+    stream's state.
     """
 
     tensors: tuple[StateTensor, ...] = Field(min_length=1)

@@ -9,7 +9,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +17,13 @@ from typing import Any
 
 import numpy as np
 
+from market.jumps import JUMP_FACTOR
 from tickserve.manifest import (
     GOLDEN_NAME,
     FeatureContract,
     Manifest,
     Provenance,
+    StreamContract,
     TensorSpec,
     check_model_name,
     write_manifest,
@@ -39,6 +41,8 @@ OUTPUTS = (
 )
 LIBRARIES = ("numpy", "torch", "xgboost", "scikit-learn", "onnx", "onnxruntime")
 DOWN, UP = 0, 2
+
+Arrays = dict[str, Rows]
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,15 @@ def feature_contract(meta: DataMeta, examples: Examples, rows: IntArray) -> Feat
         minimum=tuple(map(float, low)),
         maximum=tuple(map(float, high)),
     )
+
+
+def stream_contract(meta: DataMeta, examples: Examples) -> StreamContract | None:
+    """How events become the rows of this run; None for a table that was not computed from a feature spec."""
+    if meta.definition is None:
+        return None
+    # A jump cuts the sessions of bars only (market/sessions.py).
+    factor = JUMP_FACTOR if meta.kind == "bars" else None
+    return StreamContract(spec=dict(meta.definition), stride=examples.stride, jump_factor=factor)
 
 
 def provenance(meta: DataMeta, seed: int, stages: dict[str, dict[str, float]]) -> Provenance:
@@ -118,25 +131,43 @@ def write_bundle(
     parity_inputs: Rows,
     fields: dict[str, Any],
 ) -> tuple[Path, Manifest]:
-    """Write `out/<name>/` atomically, replacing an earlier bundle of that name; returns its path and manifest.
+    """Write the bundle of a model with one input; returns its path and manifest.
 
     `predict` gives the research model's probabilities; golden and parity rows carry what it says. `fields` are the
     rest of the manifest. Raises ComponentError when `out` cannot be written, ValueError for an unsafe name.
     """
-    check_model_name(name)
     golden = golden_inputs(parity_inputs)
     expected = predict(golden)
-    arrays: dict[str, dict[str, Any]] = {
+    arrays: dict[str, Arrays] = {
         GOLDEN_NAME: {tensor.name: golden, "probabilities": expected, "score": scores(expected)},
         PARITY_NAME: {tensor.name: parity_inputs, "probabilities": predict(parity_inputs)},
     }
+    tensors = {"inputs": (tensor,), "outputs": OUTPUTS}
+    return store_bundle(out, name=name, model_file=model_file, save=save, arrays=arrays, fields=fields | tensors)
+
+
+def store_bundle(
+    out: Path,
+    *,
+    name: str,
+    model_file: str,
+    save: Callable[[Path], None],
+    arrays: Mapping[str, Arrays],
+    fields: dict[str, Any],
+) -> tuple[Path, Manifest]:
+    """Write `out/<name>/` atomically, replacing an earlier bundle of that name; returns its path and manifest.
+
+    `arrays` are the content of each `.npz` by its name; `fields` are the manifest without name and files. Raises
+    ComponentError when `out` cannot be written, ValueError for an unsafe name.
+    """
+    check_model_name(name)
     path = out / name
     with staged_directory(path, replace=True) as staging:
         save(staging / model_file)
         for file, content in arrays.items():
             np.savez_compressed(staging / file, **content)
         files = _digests(staging, (model_file, *arrays))
-        manifest = Manifest(name=name, model_file=model_file, inputs=(tensor,), outputs=OUTPUTS, files=files, **fields)
+        manifest = Manifest(name=name, model_file=model_file, files=files, **fields)
         write_manifest(staging, manifest)
     return path, manifest
 

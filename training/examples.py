@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -31,7 +31,10 @@ BPS = 1e4
 
 @dataclass(frozen=True)
 class DataMeta:
-    """What the table is made of: market, feature spec and the digests of the source files."""
+    """What the table is made of: market, feature spec and the digests of the source files.
+
+    `definition` is the whole spec (`FeatureSpec.to_json`); None for a table that was made otherwise.
+    """
 
     symbol: str
     kind: Kind
@@ -41,6 +44,7 @@ class DataMeta:
     columns: tuple[str, ...]
     data: Mapping[str, str]
     simulated: bool = False
+    definition: Mapping[str, Any] | None = None
 
     @property
     def tag(self) -> str:

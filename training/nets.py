@@ -70,7 +70,7 @@ class LstmJob:
         cap = self.settings.max_train_windows
         train = evenly(self._some(fold.rows.train), cap)
         validation = evenly(self._some(fold.rows.validation), math.ceil(cap / VALIDATION_SHARE))
-        with _reproducible(self.seed, self.settings.threads):
+        with reproducible(self.seed, self.settings.threads):
             net = self._new_net(fold)
             best = self._learn(net, train, validation, fold)
         return Fit(net.eval(), best, len(train))
@@ -141,7 +141,7 @@ class LstmJob:
 
     def score(self, fit: Fit, inputs: Rows) -> Rows:
         """Probabilities [n, 3] of windows [n, T, F]."""
-        with _reproducible(self.seed, self.settings.threads), torch.inference_mode():
+        with reproducible(self.seed, self.settings.threads), torch.inference_mode():
             answer: Rows = fit.model(torch.from_numpy(np.ascontiguousarray(inputs))).numpy()
         return answer
 
@@ -160,7 +160,7 @@ class LstmJob:
 
 
 @contextmanager
-def _reproducible(seed: int, threads: int) -> Iterator[None]:
+def reproducible(seed: int, threads: int) -> Iterator[None]:
     """Fixed random numbers and thread count inside, the caller's untouched afterwards."""
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

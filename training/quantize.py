@@ -207,13 +207,18 @@ def _write(file: Path, content: bytes) -> None:
 
 
 def _fields(parent: Manifest, precision: Precision, gate: GateResult) -> dict[str, Any]:
-    inherited = ("family", "horizon", "architecture", "nan_policy", "features", "tolerance", "provenance")
-    return {name: getattr(parent, name) for name in inherited} | {
+    return inherited(parent) | {
         "precision": precision,
         "parents": (parent.digest(),),
         "metrics": {"against_teacher": gate.measured},
         "gates": (gate,),
     }
+
+
+def inherited(parent: Manifest) -> dict[str, Any]:
+    """What a child's manifest takes over from its teacher's."""
+    names = ["family", "horizon", "architecture", "nan_policy", "features", "tolerance", "provenance"]
+    return {name: getattr(parent, name) for name in [*names, *(["stream"] if parent.stream else [])]}
 
 
 def hold(teacher: Teacher, answered: Rows, size: int, teacher_size: int) -> GateResult:

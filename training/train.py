@@ -22,7 +22,7 @@ from tickserve.config import Config
 from tickserve.errors import GateRefusedError, UsageError
 from tickserve.manifest import TensorSpec
 from training import baselines
-from training.bundles import TrainedBundle, feature_contract, provenance, write_bundle
+from training.bundles import TrainedBundle, feature_contract, provenance, stream_contract, write_bundle
 from training.comparison import MODEL, Cells, judge
 from training.examples import DataMeta, Examples, IntArray, LabelledFold, Rows, evenly, prepare
 from training.job import Fit, Job
@@ -57,6 +57,7 @@ def train(
         columns=feature_set.spec.columns,
         data=feature_set.source_digests,
         simulated=feature_set.simulated,
+        definition=feature_set.spec.to_json(),
     )
     return train_table(feature_set.load(), meta, config, out, families, name_prefix, progress)
 
@@ -238,6 +239,7 @@ def parity_rows(rows: IntArray, config: Config) -> IntArray:
 def _fields(run: _Run, fit: Fit, report: dict[str, Any]) -> dict[str, Any]:
     kept = ("folds", "pooled", "comparison", "costs", "beats_baselines", "verdict")
     stages = {"train": {"seconds": report["seconds"], "rows_per_s": report["rows_per_s"]}}
+    stream = stream_contract(run.meta, run.examples)
     return {
         "family": run.job.family,
         "horizon": run.examples.horizon,
@@ -247,7 +249,7 @@ def _fields(run: _Run, fit: Fit, report: dict[str, Any]) -> dict[str, Any]:
         "tolerance": run.job.tolerance,
         "metrics": {name: report[name] for name in kept},
         "provenance": provenance(run.meta, run.config.seed, stages),
-    }
+    } | ({"stream": stream} if stream else {})
 
 
 def _children(
@@ -262,5 +264,12 @@ def _children(
     expected = run.job.score(fit, inputs)
     source = Teacher(fit.model, teacher, tensor, inputs, expected, run.examples.ret[rows])
     bundles, report = children(source, run.config.compress, out, run.say)
+    if run.config.lstm.stepped and run.meta.definition is not None:
+        from training.stepped import stepped_child
+
+        child, row = stepped_child(fit.model, teacher, run.examples, rows, run.job.eligible, run.config, out)
+        run.say(f"{row['model']}: {row['verdict']}")
+        bundles.extend([child] if child else [])
+        report.append(row)
     teacher.report["children"] = report
     return bundles
