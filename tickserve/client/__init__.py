@@ -4,16 +4,22 @@ Importing this loads numpy and pydantic, nothing heavier; gRPC is loaded when a 
 """
 
 from tickserve.client._client import Client
+from tickserve.client._fallback import FallbackPolicy, Hold, Local
 from tickserve.client._manifests import load_manifests, newest_versions
 from tickserve.client._observer import Decision, Observer
+from tickserve.client._resilience import Resilience
 from tickserve.client._transport import InferRequest, InferResponse, Tensor, Transport
 
 __all__ = [
     "Client",
     "Decision",
+    "FallbackPolicy",
+    "Hold",
     "InferRequest",
     "InferResponse",
+    "Local",
     "Observer",
+    "Resilience",
     "Tensor",
     "Transport",
     "load_manifests",

@@ -20,8 +20,11 @@ class Call:
     __slots__ = (
         "_last",
         "age_us",
+        "attempts",
+        "checked",
         "deadline_ns",
         "newest_event_ns",
+        "replica",
         "request_id",
         "stages",
         "started",
@@ -33,6 +36,9 @@ class Call:
         self.started, self.request_id, self.wall_ns = started, request_id, time.time_ns()
         self.age_us: float | None = None
         self.newest_event_ns: int | None = None
+        self.checked: Checked | None = None
+        self.replica: str | None = None
+        self.attempts = 0
         self.deadline_ns = self.timeout_us = 0
         self.stages: dict[str, float] = {}
         self._last = started
@@ -85,6 +91,8 @@ class Call:
             flags=(*flags, "event_in_future") if ahead else flags,
             reason=reason,
             fallback=fallback,
+            replica=self.replica,
+            attempts=self.attempts,
         )
 
 

@@ -8,13 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
+from typing import Any
 
 from tickserve.client._check import Inputs
-from tickserve.client._core import Core, FallbackPolicy, Prepared
+from tickserve.client._core import Core, Prepared
+from tickserve.client._fallback import FallbackName, FallbackPolicy
 from tickserve.client._local import local_path
 from tickserve.client._manifests import Manifests
 from tickserve.client._observer import Observer
-from tickserve.client._open import open_transport
+from tickserve.client._open import addresses, open_servers
+from tickserve.client._replicas import Guarded, Replicas
+from tickserve.client._resilience import Resilience
 from tickserve.client._url import TransportName
 from tickserve.errors import RequestError
 from tickserve.manifest import Manifest
@@ -22,12 +26,13 @@ from tickserve.signal import Signal
 
 
 class Client:
-    """Scores rows on the models of one Triton server.
+    """Scores rows on the models of a Triton server, or of several that serve the same.
 
     >>> client = Client("127.0.0.1:8000", manifest="model_repository")    # doctest: +SKIP
     >>> signal = client.score("btcusdt-l5-gbdt", rows, deadline_ms=20)    # rows: float32 [B, F]   # doctest: +SKIP
 
     - `url`: `host:port` or `http://host:port`; `grpc://host:port` or `transport="grpc"` for gRPC;
+      several servers as a list, or with commas between them (docs/client.md says how they are used);
       `local://folder` scores a repository folder in this process, and pins it where `manifest` is not given.
     - `manifest`: what the engine pins, out of band: a Manifest, a path to a manifest or a version directory, a mapping
       from model to those, or a repository folder (the newest version of each model). A path with a version asks the
@@ -36,6 +41,11 @@ class Client:
       gives up 2 ms (at most a fifth) early so as not to be late, and below 10 ms is late nevertheless: there use http.
     - `max_age_ms`: signals from older market events are `STALE`; `newest_event_ns` is then required.
 
+    - `resilience`: retries, hedges and the breaker (`Resilience`); a lone server has the breaker only.
+    - `fallback`: instead of an error, a labelled signal: `"flat"`, `Hold(ttl_ms=...)`, `Local(folder)`, or `"signal"`,
+      a status without a number.
+    - `observer`: told of each decision.
+
     Safe for threads. After a fork the http transport reconnects; over gRPC the child opens a client of its own. A host
     name is looked up once; a connection that cannot be made has it looked up again.
     Raises UsageError for wrong arguments and ArtifactError for a manifest that cannot be trusted.
@@ -43,24 +53,31 @@ class Client:
 
     def __init__(
         self,
-        url: str,
+        url: str | Sequence[str],
         *,
         manifest: Manifests | None = None,
         transport: TransportName | None = None,
         deadline_ms: float = 100,
         max_age_ms: float | None = None,
-        fallback: FallbackPolicy | None = None,
+        resilience: Resilience | None = None,
+        fallback: FallbackName | FallbackPolicy | None = None,
         observer: Observer | None = None,
     ) -> None:
-        opened = open_transport(url, transport)
-        self._core = Core(
-            local_path(url) if manifest is None else manifest,
-            deadline_ms=deadline_ms,
-            max_age_ms=max_age_ms,
-            fallback=fallback,
-            observer=observer,
-        )
-        self._transport = opened
+        urls = addresses(url)
+        self._transport, replica = open_servers(urls, transport, resilience)
+        try:
+            self._core = Core(
+                local_path(urls[0]) if manifest is None else manifest,
+                deadline_ms=deadline_ms,
+                max_age_ms=max_age_ms,
+                fallback=fallback,
+                observer=observer,
+                replica=replica,
+            )
+        except BaseException:
+            self._transport.close()
+            raise
+        self._infer = self._transport.infer
 
     def __enter__(self) -> Client:
         return self
@@ -78,6 +95,18 @@ class Client:
     def repin(self, manifest: Manifests) -> None:
         """Pin other manifests for the models `manifest` names; calls that are under way end as they began."""
         self._core.repin(manifest)
+
+    def statistics(self) -> dict[str, Any]:
+        """What was counted since the client was opened, as plain values: a snapshot.
+
+        `signals` by status, `failures` by error type, `observer_errors`; and, unless it scores in this process,
+        `retries`, `hedges`, `hedges_won` and for each of the `replicas` its `breaker` (closed, open, half_open),
+        `requests`, `failures` and `in_flight`.
+        """
+        counted = self._core.statistics.snapshot()
+        if isinstance(self._transport, Guarded | Replicas):
+            counted |= self._transport.statistics()
+        return counted
 
     def close(self) -> None:
         """Close the connections; idempotent. A call after this raises UsageError."""
@@ -121,6 +150,6 @@ class Client:
                 columns=columns,
             )
             request = prepared.request
-            return core.finish(prepared, request and self._transport.infer(request, call.deadline_ns))
+            return core.finish(prepared, request and self._infer(request, call.deadline_ns))
         except RequestError as error:
             return core.failed(call, model, prepared, error)

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from tickserve.client._arguments import MAX_REQUEST_ID, check_request_id, positive_ms, shown, whole_number
 from tickserve.client._call import NS_PER_US, Call, RequestIds
 from tickserve.client._check import Checked, Inputs
+from tickserve.client._fallback import FallbackName, FallbackPolicy, choose_fallback
 from tickserve.client._manifests import Manifests, Pinned, pin
 from tickserve.client._observer import Decision, Observer
+from tickserve.client._statistics import Statistics
 from tickserve.client._transport import InferRequest, InferResponse, Tensor
 from tickserve.errors import (
     DeadlineExceededError,
@@ -24,18 +26,6 @@ from tickserve.errors import (
 )
 from tickserve.manifest import Manifest, check_model_name
 from tickserve.signal import Signal
-
-
-class FallbackPolicy(Protocol):
-    """What an engine is given instead of an error (tickserve/client/_fallback.py)."""
-
-    def answer(self, call: Call, pinned: Pinned, checked: Checked | None, error: RequestError) -> Signal | None:
-        """A signal labelled FALLBACK, or None: then the error is raised."""
-        ...
-
-    def remember(self, signal: Signal) -> None:
-        """An OK signal passed by."""
-        ...
 
 
 class Prepared(NamedTuple):
@@ -56,14 +46,18 @@ class Core:
         *,
         deadline_ms: float,
         max_age_ms: float | None,
-        fallback: FallbackPolicy | None,
+        fallback: FallbackName | FallbackPolicy | None,
         observer: Observer | None,
+        replica: str | None = None,
     ) -> None:
         self._deadline_ms = positive_ms("deadline_ms", deadline_ms, UsageError)
         self._max_age_us = None if max_age_ms is None else 1e3 * positive_ms("max_age_ms", max_age_ms, UsageError)
         self._pinned = pin(manifest)
         self._ids = RequestIds()
-        self._fallback, self._observer = fallback, observer
+        self._replica = replica
+        self._fallback, self._observer = choose_fallback(fallback), observer
+        self._bind_fallback(self._pinned)
+        self.statistics = Statistics()
         self.closed = False
 
     @property
@@ -73,7 +67,14 @@ class Core:
 
     def repin(self, manifest: Manifests) -> None:
         """Replace the pins of the models `manifest` names, at once for every call that begins after this."""
-        self._pinned = {**self._pinned, **pin(manifest)}
+        pinned = pin(manifest)
+        self._bind_fallback(pinned)
+        self._pinned = {**self._pinned, **pinned}
+
+    def _bind_fallback(self, pinned: dict[str, Pinned]) -> None:
+        bind = getattr(self._fallback, "bind", None)  # only who keeps artifacts has it
+        if bind is not None:
+            bind(pinned)
 
     def open_call(self, request_id: str | None) -> Call:
         """A call that begins now. Raises UsageError when the client is closed."""
@@ -101,7 +102,7 @@ class Core:
         )
         pinned = self._pin_of(model, version)
         pinned.contract.check_features(columns, feature_digest)
-        checked = pinned.contract.check_inputs(inputs)
+        call.checked = checked = pinned.contract.check_inputs(inputs)
         call.newest_event_ns = newest_event_ns
         call.age_us = self._age_us(newest_event_ns)
         if self._too_old(call.age_us):
@@ -117,6 +118,7 @@ class Core:
         call, pinned, checked, _ = prepared
         if response is None:
             return self._observed(prepared, call.stale(pinned, checked))
+        call.replica, call.attempts = response.replica or self._replica, response.attempts
         sent = call.reached("send_wait") - int(call.stages["send_wait"] * NS_PER_US)
         answer = pinned.contract.check_response(response, checked.batch, pinned.version, call.request_id)
         ended = call.reached("decode")
@@ -136,23 +138,37 @@ class Core:
         identity = call.request_id
         error.model = model[:100] if isinstance(model, str) else shown(model)
         error.request_id = identity[:MAX_REQUEST_ID] if isinstance(identity, str) else shown(identity)
+        self.statistics.failure(error)
+        if prepared is not None:
+            error.replica, error.attempts = error.replica or call.replica, error.attempts or call.attempts
+        call.replica, call.attempts = error.replica, error.attempts
         pinned = self._pinned.get(model) if isinstance(model, str) else None
+        if prepared is not None:
+            pinned = prepared.pinned
         signal = None
         if self._fallback is not None and pinned is not None:
-            signal = self._fallback.answer(call, pinned, None if prepared is None else prepared.checked, error)
+            signal = self._fallback.answer(call, pinned, call.checked, error)
+            if signal is not None:
+                self.statistics.signal(signal.status)
         if self._observer is not None:
-            pinned = pinned if prepared is None else prepared.pinned
             tensors = () if prepared is None else prepared.checked.tensors
-            self._observer.decided(_decision(call, error.model, pinned, tensors, signal, error))
+            self._tell(self._observer, _decision(call, error.model, pinned, tensors, signal, error))
         if signal is None:
             raise error
         return signal
 
     def _observed(self, prepared: Prepared, signal: Signal) -> Signal:
+        self.statistics.signal(signal.status)
         if self._observer is not None:
             tensors = prepared.checked.tensors
-            self._observer.decided(_decision(prepared.call, signal.model, prepared.pinned, tensors, signal, None))
+            self._tell(self._observer, _decision(prepared.call, signal.model, prepared.pinned, tensors, signal, None))
         return signal
+
+    def _tell(self, observer: Observer, decision: Decision) -> None:
+        try:
+            observer.decided(decision)
+        except Exception:  # a sink that is down must cost no decision; it shows in the statistics
+            self.statistics.observer_error()
 
     def _pin_of(self, model: str, version: int | None) -> Pinned:
         pinned = self._pinned.get(model) if isinstance(model, str) else None

@@ -115,12 +115,7 @@ class GrpcTransport:
 
     def infer(self, request: InferRequest, deadline_ns: int) -> InferResponse:
         """One request, one response. Raises RequestError, and UsageError once closed."""
-        if self._pid != os.getpid():
-            raise UsageError(
-                "gRPC channels do not survive a fork",
-                field="transport",
-                hint="open the Client in the child, or use http",
-            )
+        self._check_process()
         message = encode(request)
         remaining_s = (deadline_ns - monotonic_ns()) / 1e9
         remaining_s -= min(LATE_S, remaining_s / 5)
@@ -137,6 +132,14 @@ class GrpcTransport:
         finally:
             self._leave(line, silent=silent)
         return decode(answer)
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            raise UsageError(
+                "gRPC channels do not survive a fork",
+                field="transport",
+                hint="open the Client in the child, or use http",
+            )
 
     def _enter(self) -> _Line:
         with self._lock:

@@ -8,7 +8,7 @@ MEAN_WEIGHT = 0.2
 
 
 class RunningQuantile:
-    """A quantile of the last `WINDOW` values, made anew every `REFRESH`: a sort of 512 costs 20 us, so under 1 us a value.
+    """A quantile of the last `WINDOW` values, made anew every `REFRESH`: a sort of 512 costs 20 us, under 1 us each.
 
     Threads may lose each other's values, never corrupt them.
     """

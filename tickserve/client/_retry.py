@@ -34,8 +34,8 @@ def harmful(error: RequestError) -> bool:
 class TokenBucket:
     """`capacity` tokens; taking one needs more than `floor` of them. Safe for threads.
 
-    Retries follow gRPC's retry throttling: a failure costs a token, a success gives back `ratio`, and a retry needs more
-    than half of the bucket. Hedges: each call gives `ratio`, each hedge costs a token.
+    Retries follow gRPC's retry throttling: a failure costs a token, a success gives back `ratio`, and a retry needs
+    more than half of the bucket. Hedges: each call gives `ratio`, each hedge costs a token.
     """
 
     __slots__ = ("_capacity", "_floor", "_lock", "_ratio", "_tokens")

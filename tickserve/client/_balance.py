@@ -1,0 +1,212 @@
+"""Which replica is asked next, and what every outcome says about it. No input or output: sync and asyncio share it."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Collection, Sequence
+from time import monotonic_ns
+from typing import Any, Generic, TypeVar
+
+from tickserve.client._backoff import Backoff
+from tickserve.client._breaker import Breaker
+from tickserve.client._fork import renew_after_fork
+from tickserve.client._latency import RunningMean, RunningQuantile
+from tickserve.client._resilience import Resilience
+from tickserve.client._retry import TokenBucket, elsewhere, harmful
+from tickserve.errors import RequestError, UnavailableError
+
+NS_PER_MS = 1_000_000
+HEDGE_BURST = 10.0
+# Below this a ratio of latencies is the machine's noise.
+SLOW_FLOOR_NS = 1 * NS_PER_MS
+
+T = TypeVar("T")
+
+
+class Replica(Generic[T]):
+    """One server: its transport, what is believed of it, and its counts."""
+
+    __slots__ = ("breaker", "failures", "in_flight", "mean", "name", "requests", "transport")
+
+    def __init__(self, name: str, transport: T, resilience: Resilience) -> None:
+        backoff = Backoff(int(resilience.backoff_ms * NS_PER_MS), int(resilience.max_backoff_ms * NS_PER_MS))
+        self.name, self.transport = name, transport
+        self.breaker = Breaker(name, resilience.breaker_failures, backoff)
+        self.mean = RunningMean()
+        self.in_flight = self.requests = self.failures = 0
+
+    def statistics(self) -> dict[str, Any]:
+        """A snapshot, as plain values."""
+        return {
+            "breaker": self.breaker.state,
+            "requests": self.requests,
+            "failures": self.failures,
+            "in_flight": self.in_flight,
+        }
+
+
+class Balance(Generic[T]):
+    """The replicas of one client. Safe for threads and after a fork."""
+
+    def __init__(self, replicas: Sequence[tuple[str, T]], resilience: Resilience) -> None:
+        self.replicas = tuple(Replica(name, transport, resilience) for name, transport in replicas)
+        self._resilience = resilience
+        tokens = resilience.retry_tokens
+        self._retry_budget = TokenBucket(tokens, resilience.retry_ratio, floor=tokens / 2)
+        self._hedge_budget = TokenBucket(HEDGE_BURST, resilience.hedge_budget)
+        self._quantiles: dict[str, RunningQuantile] = {}
+        self.retries = self.hedges = self.hedges_won = 0
+        self.after_fork()
+        renew_after_fork(self)
+
+    def after_fork(self) -> None:
+        """Locks may be held for ever, and the parent's calls do not end here."""
+        self._lock = threading.Lock()
+        self._retry_budget.renew_lock()
+        self._hedge_budget.renew_lock()
+        for replica in self.replicas:
+            replica.breaker.renew_lock()
+            replica.in_flight = 0
+
+    def first(self) -> Replica[T]:
+        """The replica for a new call, taken. Raises UnavailableError when every breaker is open: nothing is sent.
+
+        A replica whose trial is due comes first: its call is its trial, and goes elsewhere when it is slow.
+        """
+        self._hedge_budget.earn()
+        return self._take((), trial_first=True) or self._unavailable()
+
+    def check_trial(self) -> None:
+        """For a lone server that is not closed: return for the one call that tries it. Raises UnavailableError."""
+        if not self.replicas[0].breaker.try_again(monotonic_ns()):
+            self._unavailable()
+
+    def another(self, tried: Collection[Replica[T]], error: RequestError, deadline_ns: int) -> Replica[T] | None:
+        """The replica for a retry after `error`, taken; None when there is none, or no budget, or no sense in it."""
+        if not elsewhere(error) or len(tried) >= self._resilience.attempts or monotonic_ns() >= deadline_ns:
+            return None
+        if not self._retry_budget.take():
+            return None
+        replica = self._take(tried, trial_first=False)
+        if replica is not None:
+            self.retries += 1
+        return replica
+
+    def beside(self, tried: Sequence[Replica[T]]) -> Replica[T] | None:
+        """The replica for a hedge, taken; None when there is none or no budget. A trial's hedge costs nothing."""
+        if len(tried) >= self._resilience.attempts or not self._resilience.hedge_budget:
+            return None
+        trial = tried[0].breaker.state == "half_open"
+        if not any(replica.breaker.closed for replica in self.replicas if replica not in tried):
+            return None
+        if not trial and not self._hedge_budget.take_if_enough():
+            return None
+        replica = self._take(tried, trial_first=False)
+        if replica is not None:
+            self.hedges += 1
+        return replica
+
+    def patience_ns(self, model: str, now_ns: int, deadline_ns: int) -> int:
+        """Until when the first replica has the call alone: its model's usual time, at most half of what is left."""
+        half = now_ns + (deadline_ns - now_ns) // 2
+        quantile = self._quantiles.get(model)
+        usual = None if quantile is None else quantile.value
+        return half if usual is None else min(half, now_ns + usual)
+
+    def answered(self, replica: Replica[T], model: str, began_ns: int, started_ns: int) -> None:
+        """`replica`, asked at `began_ns`, answered a call that started at `started_ns`."""
+        now = monotonic_ns()
+        taken = now - began_ns
+        self._leave(replica)
+        self._retry_budget.earn()
+        quantile = self._quantiles.get(model)
+        if quantile is None:
+            quantile = self._quantiles.setdefault(model, RunningQuantile(self._resilience.hedge_quantile))
+        quantile.add(now - started_ns)
+        replica.mean.add(model, taken)
+        if self._is_slow(replica, model, taken):
+            replica.breaker.struck(f"{taken / NS_PER_MS:.1f} ms")
+        elif replica.breaker.troubled:
+            replica.breaker.succeeded()
+
+    def failed(self, replica: Replica[T], error: RequestError) -> None:
+        """`replica` gave `error`."""
+        self._leave(replica)
+        replica.failures += 1
+        if harmful(error):
+            replica.breaker.failed(type(error).__name__)
+        elif replica.breaker.troubled:
+            replica.breaker.succeeded()
+
+    def overtaken(self, replica: Replica[T], began_ns: int) -> None:
+        """A replica that was asked later answered earlier."""
+        self._leave(replica)
+        waited = monotonic_ns() - began_ns
+        replica.breaker.struck(f"none after {waited / NS_PER_MS:.1f} ms")
+
+    def dropped(self, replica: Replica[T]) -> None:
+        """Its answer was not waited for: that says nothing about it."""
+        self._leave(replica)
+        replica.breaker.released()
+
+    def statistics(self) -> dict[str, Any]:
+        """A snapshot, as plain values."""
+        return {
+            "retries": self.retries,
+            "hedges": self.hedges,
+            "hedges_won": self.hedges_won,
+            "replicas": {replica.name: replica.statistics() for replica in self.replicas},
+        }
+
+    def _take(self, tried: Collection[Replica[T]], *, trial_first: bool) -> Replica[T] | None:
+        with self._lock:
+            replica = self._choose(tried, trial_first=trial_first)
+            if replica is not None:
+                replica.in_flight += 1
+                replica.requests += 1
+            return replica
+
+    def _choose(self, tried: Collection[Replica[T]], *, trial_first: bool) -> Replica[T] | None:
+        """A trial that is due, else the least busy that is closed, else any trial, else one that is only slow."""
+        now, replicas = monotonic_ns(), self.replicas
+        start = int(random.random() * len(replicas))  # noqa: S311 - a fair turn, not a secret
+        best: Replica[T] | None = None
+        shut: list[Replica[T]] = []
+        for replica in replicas[start:] + replicas[:start]:
+            if replica in tried:
+                continue
+            if not replica.breaker.closed:
+                shut.append(replica)
+            elif best is None or replica.in_flight < best.in_flight:
+                best = replica
+        if shut and (trial_first or best is None):
+            for replica in shut:
+                if replica.breaker.due(now) and replica.breaker.try_again(now):
+                    return replica
+        return best or next((replica for replica in shut if replica.breaker.soft), None)
+
+    def _leave(self, replica: Replica[T]) -> None:
+        with self._lock:
+            replica.in_flight -= 1
+
+    def _is_slow(self, replica: Replica[T], model: str, taken_ns: int) -> bool:
+        """Whether another replica that is believed alive usually answers this model several times faster."""
+        if taken_ns < SLOW_FLOOR_NS:
+            return False
+        limit = (taken_ns - SLOW_FLOOR_NS) / self._resilience.slow_factor
+        for other in self.replicas:
+            if other is not replica and other.breaker.closed:
+                usual = other.mean.of(model)
+                if usual is not None and usual < limit:
+                    return True
+        return False
+
+    def _unavailable(self) -> Replica[T]:
+        now = monotonic_ns()
+        wait = min(replica.breaker.wait_ns(now) for replica in self.replicas) / NS_PER_MS
+        names = ", ".join(replica.name for replica in self.replicas)
+        raise UnavailableError(
+            f"no replica is believed to be alive ({names[:200]}); the next trial is in {wait:.0f} ms",
+            hint="nothing was sent",
+        )
