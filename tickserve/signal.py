@@ -36,6 +36,8 @@ class Signal:
     - `flags`: what an engine may want to treat with care: `event_in_future`, and `out_of_range:<column>` for a column
       far outside its training range: below minimum - span or above maximum + span, where span = maximum - minimum (so
       for a column that was constant in training any other value).
+    - `state`: of a stateful model, what the stream's next step takes beside its row: float32 [B, L, H] by tensor name,
+      read-only; None for other models and without an answer.
     - `reason`: one line why the status is not `OK`; `fallback`: what stands in for the model (status `FALLBACK` only).
     - `replica`: the address that answered, or was asked last; `attempts`: how many were asked (0: nothing was sent).
     """
@@ -58,6 +60,7 @@ class Signal:
     fallback: Fallback | None = None
     replica: str | None = None
     attempts: int = 0
+    state: Mapping[str, npt.NDArray[np.float32]] | None = None
 
     @property
     def ok(self) -> bool:
@@ -85,4 +88,5 @@ class Signal:
             "fallback": self.fallback,
             "replica": self.replica,
             "attempts": self.attempts,
+            "state": None if self.state is None else {name: each.tolist() for name, each in self.state.items()},
         }

@@ -93,6 +93,7 @@ class Call:
             fallback=fallback,
             replica=self.replica,
             attempts=self.attempts,
+            state=None if answer is None else answer.state,
         )
 
 

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tickserve.client._arguments import shown
+from tickserve.client._state import check_state, next_state
 from tickserve.client._transport import DTYPES, Array, InferResponse, Tensor
 from tickserve.errors import ArtifactError, DigestMismatchError, InputRejectedError, ProtocolError
 from tickserve.manifest import CLASSES, ExportRecord, FeatureContract, Manifest, TensorSpec
@@ -33,6 +34,7 @@ class _Input(NamedTuple):
     datatype: str
     dtype: np.dtype[Any]
     shape: tuple[int, ...]  # without the batch; its last axis is the feature columns
+    is_state: bool
 
 
 class Checked(NamedTuple):
@@ -44,11 +46,15 @@ class Checked(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """Outputs that passed: float32 [B, K], float32 [B], and each row's most probable class (the first of equals)."""
+    """Outputs that passed: float32 [B, K], float32 [B], and each row's most probable class (the first of equals).
+
+    `state` is a stateful model's next state by the names of its inputs, read-only; None for any other model.
+    """
 
     probabilities: npt.NDArray[np.float32]
     score: npt.NDArray[np.float32]
     decision: tuple[str, ...]
+    state: Mapping[str, npt.NDArray[np.float32]] | None = None
 
 
 class Contract:
@@ -56,7 +62,10 @@ class Contract:
 
     def __init__(self, manifest: Manifest) -> None:
         _check_ranges(manifest.features)
-        _check_inputs(manifest.inputs, len(manifest.features.columns))
+        state = manifest.state.tensors if manifest.state else ()
+        self._state = tuple((each.input, each.output) for each in state)
+        fed_back = {each.input for each in state}
+        _check_inputs([spec for spec in manifest.inputs if spec.name not in fed_back], len(manifest.features.columns))
         _check_outputs(manifest)
         self.manifest, self.name, self.classes = manifest, manifest.name, manifest.classes
         self.bundle_digest, self.bundle_id = manifest.digest(), manifest.bundle_id()
@@ -66,7 +75,10 @@ class Contract:
         _check_digest(manifest.export, self.bundle_digest)
         self._rejects_nan = manifest.nan_policy == "reject"
         self._lowest, self._highest = _far(manifest.features)
-        self._inputs = tuple(_Input(spec.name, spec.dtype, DTYPES[spec.dtype], spec.shape) for spec in manifest.inputs)
+        self._inputs = tuple(
+            _Input(spec.name, spec.dtype, DTYPES[spec.dtype], spec.shape, spec.name in fed_back)
+            for spec in manifest.inputs
+        )
         self._outputs = {spec.name: (DTYPES[spec.dtype], spec.shape) for spec in manifest.outputs}
 
     def check_inputs(self, inputs: Inputs) -> Checked:
@@ -87,7 +99,7 @@ class Contract:
         tensors: list[Tensor] = []
         flags: tuple[str, ...] = ()
         for rule, array in zip(rules, checked, strict=True):
-            flags += self._check_values(rule.name, array)
+            flags += check_state(rule.name, array) if rule.is_state else self._check_values(rule.name, array)
             # tobytes gives C order whatever the strides are, and a snapshot the caller can no longer change.
             tensors.append(Tensor(rule.name, rule.datatype, array.shape, array.tobytes()))
         return Checked(tuple(tensors), batch, flags)
@@ -134,7 +146,8 @@ class Contract:
                 was=str(outputs[BUNDLE_ID].flat[0]),
             )
         probabilities, score = outputs[PROBABILITIES], outputs[SCORE].reshape(batch)
-        return Answer(probabilities, score, _decide(probabilities, score))
+        decision = _decide(probabilities, score)
+        return Answer(probabilities, score, decision, next_state(outputs, self._state) if self._state else None)
 
     def _check_array(self, rule: _Input, value: object) -> npt.NDArray[Any]:
         if type(value) is not np.ndarray:

@@ -150,7 +150,10 @@ class LocalModel:
         feed = {
             tensor.name: np.frombuffer(tensor.data, DTYPES[tensor.dtype]).reshape(tensor.shape) for tensor in tensors
         }
-        return dict(zip(self._names, self._session.run(self._names, feed), strict=True))
+        answer = dict(zip(self._names, self._session.run(self._names, feed), strict=True))
+        for array in answer.values():
+            array.setflags(write=False)
+        return answer
 
     def _check_golden(self, folder: Path) -> None:
         manifest = self.manifest
@@ -189,7 +192,11 @@ class _Bound:
                 raise ValueError(f"{tensor.name}: expected {list(shape)}, was {list(tensor.shape)}")
             view[:] = tensor.data
         self._run(self._binding)
-        return {name: array.copy() for name, array in self._out}
+        answer = {}
+        for name, array in self._out:
+            answer[name] = copied = array.copy()
+            copied.setflags(write=False)
+        return answer
 
 
 def open_session(graph: bytes, threads: int = 1) -> Any:
