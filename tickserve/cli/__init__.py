@@ -13,7 +13,7 @@ from types import FrameType
 import typer
 
 from tickserve import __version__
-from tickserve.cli import config, data, demo, doctor, export, features, loadtest, predict, serve, train
+from tickserve.cli import config, data, demo, doctor, export, features, journal, loadtest, predict, replay, serve, train
 from tickserve.cli.output import fail
 from tickserve.errors import TickserveError
 
@@ -31,6 +31,8 @@ app.command("train")(train.train)
 app.command("export")(export.export)
 app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)
+app.add_typer(journal.app, name="journal")
+app.command("replay")(replay.replay)
 app.add_typer(loadtest.app, name="loadtest")
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)

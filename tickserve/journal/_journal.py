@@ -1,0 +1,263 @@
+"""The journal: an observer that writes down every decision of a client, off the path of the call.
+
+A call hands over references and goes on. One thread of the journal's own encodes, compresses and writes, a little at a
+time, so that a call never waits for it longer than a fraction of a millisecond.
+"""
+
+from __future__ import annotations
+
+import atexit
+import itertools
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple
+
+from tickserve.client import Decision
+from tickserve.client._fork import renew_after_fork
+from tickserve.config import JournalSettings
+from tickserve.errors import UsageError
+from tickserve.journal._folder import JournalFolder
+from tickserve.journal._schema import ActionRecord, GapRecord, encode_action, encode_decision, encode_gap
+from tickserve.journal._segment import encode_frame, frame_record, load_zstandard
+
+LOG = logging.getLogger("tickserve.journal")
+FRAME_BYTES = 256 * 1024  # raw; more records compress better, and a longer frame is more to lose
+# The interpreter lock is let go after so much encoding, for so long: a call that comes back meanwhile finds it free.
+SLICE_NS, PAUSE_S = 30_000, 0.0002
+CLOSE_S = 10.0
+
+_Flushed = threading.Event  # a place in the queue: set when everything before it is written
+_Item = Decision | ActionRecord | _Flushed
+
+
+class JournalStats(NamedTuple):
+    """What a journal has done so far; `lost` were dropped at a full queue or could not be written (`failing`: now)."""
+
+    written: int
+    lost: int
+    queued: int
+    frames: int
+    bytes: int
+    failing: bool
+
+
+class Journal:
+    """Writes every decision into the folder `path`: `Client(url, manifest=..., observer=Journal("journal"))`.
+
+    Give one journal to as many clients as there are; close it after them. What a crash of the process can lose is
+    what came in the last `flush_ms`; a crash of the machine, what came since the last fsync. A disk that is full or
+    gone costs records, which are counted and marked as a gap, never a call.
+
+    Safe for threads; a forked child writes segments of its own. Raises MissingExtraError without zstandard and
+    ComponentError for a folder that cannot be written.
+    """
+
+    def __init__(self, path: Path | str, settings: JournalSettings | None = None, *, label: str = "") -> None:
+        if len(label) > 1_000:
+            raise UsageError("too long", field="label", expected="at most 1000 characters", was=str(len(label)))
+        self._settings = settings or JournalSettings()
+        self._frame_bytes = min(FRAME_BYTES, self._settings.segment_bytes // 2)
+        self._compressor = load_zstandard().ZstdCompressor(level=self._settings.level)
+        self._folder = JournalFolder(Path(path), self._settings, label)
+        self._closed = False
+        self.after_fork()
+        renew_after_fork(self)
+        atexit.register(self.close)
+
+    def after_fork(self) -> None:
+        """A child starts with an empty queue and no thread; what its parent has not written yet, its parent writes."""
+        self._folder.after_fork()
+        self._queue: deque[_Item] = deque()
+        self._queued_bytes = 0
+        self._drops, self._drops_read, self._drops_seen = itertools.count(), 0, 0
+        self._counting = threading.Lock()  # of those who read the counter of drops; who adds to it takes none
+        self._lost = 0
+        self._pending_lost, self._lost_since_ns, self._lost_reason = 0, time.time_ns(), ""
+        self._written = self._frames = self._bytes = 0
+        self._failing = False
+        self._starting, self._wake = threading.Lock(), threading.Event()
+        self._worker: threading.Thread | None = None
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def decided(self, decision: Decision) -> None:
+        """Write `decision` down, later. Takes microseconds and never raises.
+
+        A full queue drops it and counts it; with `on_full = "block"` it waits first, at most `block_ms`.
+        """
+        size = 0
+        for tensor in decision.tensors:
+            size += len(tensor.data)
+        self._put(decision, size)
+
+    def action(self, request_id: str, action: str, **fields: object) -> None:
+        """Write down what the engine did about the decision `request_id`; `fields` are kept as text. Never raises."""
+        texts = {name: str(value) for name, value in fields.items()}
+        self._put(ActionRecord(time.time_ns(), time.monotonic_ns(), str(request_id), str(action), texts), 0)
+
+    def flush(self, timeout_s: float = CLOSE_S) -> bool:
+        """Wait until all that was handed over before is written, or known to be lost; False when that took too long."""
+        if self._closed:
+            return True
+        flushed = _Flushed()
+        self._queue.append(flushed)
+        self._start()
+        self._wake.set()
+        return flushed.wait(timeout_s)
+
+    def close(self, timeout_s: float = CLOSE_S) -> None:
+        """Write what is queued, sync, and end the thread; idempotent. What comes after is counted as lost."""
+        if self._closed:
+            return
+        if self._queue:
+            self._start()
+        self._closed = True
+        atexit.unregister(self.close)
+        self._wake.set()
+        if self._worker is not None:
+            self._worker.join(timeout_s)
+
+    @property
+    def stats(self) -> JournalStats:
+        """What was written and lost so far."""
+        self._count_drops()
+        return JournalStats(self._written, self._lost, len(self._queue), self._frames, self._bytes, self._failing)
+
+    # The caller's side.
+
+    def _put(self, item: _Item, size: int) -> None:
+        if self._closed or (self._full() and not self._room_in_time()):
+            next(self._drops)  # a counter that two threads cannot spoil
+            return
+        self._queued_bytes += size
+        self._queue.append(item)
+        if self._worker is None:
+            self._start()
+
+    def _full(self) -> bool:
+        settings = self._settings
+        return len(self._queue) >= settings.queue_records or self._queued_bytes >= settings.queue_bytes
+
+    def _room_in_time(self) -> bool:
+        if self._settings.on_full == "drop":
+            return False
+        end = time.monotonic() + self._settings.block_ms / 1e3
+        while not self._failing and time.monotonic() < end:
+            self._wake.set()
+            time.sleep(0.0005)
+            if not self._full():
+                return True
+        return False
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._worker is None and not self._closed:
+                self._worker = threading.Thread(target=self._run, name="tickserve-journal", daemon=True)
+                self._worker.start()
+
+    # The worker's side.
+
+    def _run(self) -> None:
+        while not self._closed:
+            self._wake.wait(self._settings.flush_ms / 1e3)
+            self._wake.clear()
+            self._drain()
+            self._attempt(self._folder.sync_when_due)
+        self._drain()
+        self._attempt(self._folder.close)
+
+    def _drain(self) -> None:
+        framed: list[bytes] = []
+        size = 0
+        slice_end = time.perf_counter_ns() + SLICE_NS
+        while self._queue:
+            item = self._queue.popleft()
+            record = None if isinstance(item, _Flushed) else self._encoded(item)
+            if record is not None:
+                framed.append(record)
+                size += len(record)
+            if size >= self._frame_bytes or isinstance(item, _Flushed):
+                self._write(framed)
+                framed, size = [], 0
+            if isinstance(item, _Flushed):
+                item.set()
+            elif time.perf_counter_ns() >= slice_end:
+                self._breathe()
+                slice_end = time.perf_counter_ns() + SLICE_NS
+        self._queued_bytes = 0  # threads that add at once may miscount; here it is known again
+        self._write(framed)
+
+    def _breathe(self) -> None:
+        pressed = self._closed or 2 * len(self._queue) > self._settings.queue_records
+        time.sleep(0 if pressed else PAUSE_S)
+
+    def _encoded(self, item: Decision | ActionRecord) -> bytes | None:
+        try:
+            if isinstance(item, ActionRecord):
+                return frame_record(encode_action(item))
+            for tensor in item.tensors:
+                self._queued_bytes -= len(tensor.data)
+            return frame_record(encode_decision(item))
+        except Exception:  # one record that cannot be told must not end the journal
+            self._lose(1, "it could not be encoded")
+            LOG.exception("journal: a record could not be encoded")
+            return None
+
+    def _write(self, framed: list[bytes]) -> None:
+        """One frame of what is there, and of the gap before it. What cannot be written is lost, and counted."""
+        self._count_drops()
+        gap = self._pending_lost
+        if not framed and not gap:
+            return
+        now = time.time_ns()
+        if gap:
+            record = GapRecord(self._lost_since_ns, now, gap, self._lost_reason)
+            framed = [frame_record(encode_gap(record)), *framed]
+        frame = encode_frame(framed, self._compressor)
+        records = len(framed) - bool(gap)
+        if not self._attempt(lambda: self._folder.append(frame)):
+            self._lose(records, "it could not be written")
+            return
+        if self._failing:
+            self._failing = False
+            LOG.warning("journal: writing again; %d records were lost", gap)
+        self._pending_lost -= gap
+        self._lost_since_ns = now
+        self._written += records
+        self._frames += 1
+        self._bytes += len(frame)
+
+    def _attempt(self, work: Callable[[], None]) -> bool:
+        """Whether `work` could be done. An outage costs one line of the log, whatever it lasts."""
+        try:
+            work()
+        except OSError as error:
+            if not self._failing:
+                self._failing = True
+                LOG.error("journal: cannot write (%s); records are lost and counted until it can", error.strerror)
+            return False
+        return True
+
+    def _lose(self, count: int, reason: str) -> None:
+        self._lost += count
+        self._pending_lost += count
+        self._lost_reason = reason
+
+    def _count_drops(self) -> None:
+        with self._counting:
+            total = next(self._drops) - self._drops_read
+            self._drops_read += 1
+            dropped, self._drops_seen = total - self._drops_seen, total
+            if dropped:
+                self._lose(dropped, "the queue was full")
