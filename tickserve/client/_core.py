@@ -236,6 +236,7 @@ def _decision(
         version=None if pinned is None else pinned.version,
         bundle_digest=None if contract is None else contract.bundle_digest,
         feature_digest=None if contract is None else contract.feature_digest,
+        state=None if contract is None else contract.manifest.state,
         signal=signal,
         error=error,
     )

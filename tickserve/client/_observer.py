@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol
 
 from tickserve.client._transport import Tensor
 from tickserve.errors import RequestError
+from tickserve.manifest import StateContract
 from tickserve.signal import Signal
 
 
@@ -17,7 +18,8 @@ class Decision(NamedTuple):
 
     `wall_ns` is when the call began (UTC, nanoseconds since 1970), `monotonic_ns` the same on the clock that never
     jumps; `tensors` are what was sent, empty when the input was refused; `newest_event_ns` as the caller gave it.
-    `version` is what was asked for and the digests are of the pinned manifest (None: no manifest is pinned).
+    `version` is what was asked for; the digests and `state` (of a stateful model) are of the pinned manifest (None: no
+    manifest is pinned).
     """
 
     wall_ns: int
@@ -29,6 +31,7 @@ class Decision(NamedTuple):
     version: int | None
     bundle_digest: str | None
     feature_digest: str | None
+    state: StateContract | None
     signal: Signal | None
     error: RequestError | None
 

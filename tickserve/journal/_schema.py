@@ -16,6 +16,7 @@ import numpy as np
 from tickserve.client import Decision, Tensor
 from tickserve.client._transport import DTYPES, Array
 from tickserve.errors import CorruptFileError
+from tickserve.manifest import StateContract
 from tickserve.signal import Signal
 
 SCHEMA = 1
@@ -123,7 +124,7 @@ def encode_decision(decision: Decision) -> bytes:
     _put_texts(parts, () if signal is None else signal.flags)
     _put_stages(parts, {} if signal is None else signal.stage_us)
     _put_tensors(parts, decision.tensors)
-    _put_tensors(parts, () if signal is None else _outputs(signal))
+    _put_tensors(parts, () if signal is None else _outputs(signal, decision.state))
     if decided is not None:
         parts += [_U32.pack(len(decided)), bytes([classes.index(name) for name in decided])]
     return b"".join(parts)
@@ -235,9 +236,11 @@ def array_of(tensor: Tensor) -> Array:
     return np.frombuffer(tensor.data, DTYPES[tensor.dtype]).reshape(tensor.shape)
 
 
-def _outputs(signal: Signal) -> Sequence[Tensor]:
+def _outputs(signal: Signal, state: StateContract | None) -> Sequence[Tensor]:
+    """The numbers of a signal by the names of the outputs they came from: a signal names its state by input."""
     arrays: dict[str, Array | None] = {"probabilities": signal.probabilities, "score": signal.score}
-    arrays |= getattr(signal, "state", None) or {}
+    if signal.state is not None and state is not None:
+        arrays |= {each.output: signal.state.get(each.input) for each in state.tensors}
     return [
         Tensor(name, _DTYPE_NAMES[array.dtype], array.shape, array.tobytes())
         for name, array in arrays.items()
