@@ -14,6 +14,7 @@ from urllib.parse import quote
 import numpy as np
 
 from tickserve.client._arguments import shown
+from tickserve.client._hedge_line import LinePending, begin_on
 from tickserve.client._pool import Pool, as_error
 from tickserve.client._transport import Array, InferRequest, InferResponse, parse_version, refused, sized
 from tickserve.client._url import Endpoint
@@ -60,6 +61,13 @@ class HttpTransport:
         except WireError as error:
             raise as_error(error, self._authority) from error
         return decode(reply, request.request_id)
+
+    def begin(self, request: InferRequest, deadline_ns: int, connect_by_ns: int) -> LinePending[Reply]:
+        """The first half of `infer`: what is given waits and receives. Raises RequestError."""
+        message, identity = encode(request, self._authority), request.request_id
+        return begin_on(
+            self._pool, self._authority, message, lambda reply: decode(reply, identity), deadline_ns, connect_by_ns
+        )
 
 
 @lru_cache(maxsize=256)

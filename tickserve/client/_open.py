@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tickserve.client._arguments import shown
-from tickserve.client._hedge_http import HttpReplica
+from tickserve.client._http import HttpTransport
 from tickserve.client._local import LocalTransport, local_path, trusted_keys
 from tickserve.client._replicas import Guarded, Replicas
 from tickserve.client._resilience import Resilience
@@ -60,4 +60,4 @@ def open_transport(url: str, transport: TransportName | None) -> Transport:
         from tickserve.client._hedge_grpc import GrpcReplica  # gRPC is loaded only where it is used
 
         return GrpcReplica(endpoint)
-    return HttpReplica(endpoint)
+    return HttpTransport(endpoint)

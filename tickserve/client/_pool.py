@@ -50,14 +50,14 @@ class Pool(Generic[C]):
     def __init__(self, endpoint: Endpoint, kind: Callable[[socket, set[Line]], C], max_idle: int = 64) -> None:
         self._resolver, self._kind, self._max_idle = Resolver(endpoint.host, endpoint.port), kind, max_idle
         self._idle: deque[C] = deque()
-        self._busy: set[Any] = set()
+        self.busy: set[Any] = set()
         self.closed = False
         renew_after_fork(self)
 
     def exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> Any:
         """One exchange on an idle or a new connection. Raises WireError."""
         connection = self.take(deadline_ns)
-        busy = self._busy
+        busy = self.busy
         busy.add(connection)
         try:
             reply = connection.exchange(head, payload, deadline_ns)
@@ -78,7 +78,7 @@ class Pool(Generic[C]):
             raise
         finally:
             busy.discard(connection)
-        self._return(connection)
+        self.keep(connection)
         return reply
 
     def _again(self, head: bytes, payload: bytes, deadline_ns: int) -> Any:
@@ -89,10 +89,11 @@ class Pool(Generic[C]):
         except BaseException:
             connection.close()
             raise
-        self._return(connection)
+        self.keep(connection)
         return reply
 
-    def _return(self, connection: C) -> None:
+    def keep(self, connection: C) -> None:
+        """Take a connection back after an exchange, or close it when it cannot be used again."""
         if connection.reusable:
             self.give(connection)
         else:
@@ -108,7 +109,7 @@ class Pool(Generic[C]):
     def open(self, deadline_ns: int) -> C:
         """A new connection. Raises WireError."""
         try:
-            return self._kind(connect(self._resolver.addresses(deadline_ns), deadline_ns), self._busy)
+            return self._kind(connect(self._resolver.addresses(deadline_ns), deadline_ns), self.busy)
         except (UnreachableError, DeadlinePassedError):
             self._resolver.refresh()
             raise
@@ -131,7 +132,7 @@ class Pool(Generic[C]):
     def after_fork(self) -> None:
         """The connections are the parent's; closing them here does not end them there."""
         self.drop()
-        self._busy.clear()
+        self.busy.clear()
 
 
 def as_error(error: WireError, authority: str) -> RequestError:

@@ -51,7 +51,7 @@ class MalformedError(WireError):
     """What arrived is not the protocol that was asked for."""
 
 
-def _set_options(sock: socket.socket) -> None:
+def set_options(sock: socket.socket) -> None:
     """Send at once, and notice a peer that vanished: probed after 10 s of silence, given up 3 s later."""
     sock.setblocking(False)
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -67,7 +67,7 @@ def _connect(family: int, address: Address, deadline_ns: int) -> socket.socket:
     except OSError as error:  # no descriptor left
         raise UnreachableError(error.strerror or type(error).__name__) from error
     try:
-        _set_options(sock)
+        set_options(sock)
         code = sock.connect_ex(address)
         if code == errno.EINPROGRESS:
             poll = select.poll()
@@ -123,7 +123,8 @@ class Line:
     def readable(self, until_ns: int) -> bool:
         """Whether there is something to receive (an end counts) before `until_ns`."""
         try:
-            _wait(self._sock, self._poll, until_ns, write=False)
+            if not self._spin(until_ns):
+                _wait(self._sock, self._poll, until_ns, write=False)
         except DeadlinePassedError:
             return False
         return True

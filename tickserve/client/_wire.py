@@ -172,10 +172,7 @@ class Connection(Line):
         return bytes(body)
 
     def _chunk_size(self, buffer: bytearray, deadline_ns: int) -> int:
-        line = self._line(buffer, deadline_ns).partition(b";")[0].strip()
-        if not 1 <= len(line) <= 8 or line.strip(b"0123456789abcdefABCDEF"):
-            raise MalformedError(f"chunk size: expected hexadecimal digits, was {line[:40]!r}")
-        return int(line, 16)
+        return _size_of_chunk(self._line(buffer, deadline_ns))
 
     def _line(self, buffer: bytearray, deadline_ns: int) -> bytes:
         while (end := buffer.find(b"\r\n")) < 0:
@@ -192,6 +189,66 @@ class Connection(Line):
                 break
         if buffer:
             raise MalformedError("bytes after the last chunk")
+
+
+def whole_reply(data: bytes) -> Reply | None:
+    """The reply that `data` is; None while a part of it is missing. Raises MalformedError, also for bytes after it."""
+    while True:
+        end = data.find(b"\r\n\r\n")
+        if end < 0 or end > MAX_HEAD_BYTES:
+            _check_beginning(data)
+            return None
+        head = parse_head(data[:end])
+        if head.status >= 200:
+            break
+        data = data[end + 4 :]  # 100 Continue and its kind
+    if head.length is None:
+        body = _whole_chunked(data[end + 4 :])
+        return None if body is None else Reply(head, body, 0)
+    total = end + 4 + head.length
+    if len(data) > total:
+        raise MalformedError(f"content-length: expected {head.length} bytes, was more")
+    return Reply(head, data, end + 4) if len(data) == total else None
+
+
+def _whole_chunked(data: bytes) -> bytes | None:
+    """The body of a chunked reply; None while a part of it is missing. Raises MalformedError."""
+    body, start = bytearray(), 0
+    while True:
+        end = data.find(b"\r\n", start)
+        if end < 0:
+            if len(data) - start > MAX_HEAD_BYTES:
+                raise MalformedError(f"a line of more than {MAX_HEAD_BYTES} bytes")
+            return None
+        size = _size_of_chunk(data[start:end])
+        start = end + 2
+        if not size:
+            return _end_of_chunks(data[start:], bytes(body))
+        if len(body) + size > MAX_BODY_BYTES:
+            raise MalformedError(f"chunked body: expected at most {MAX_BODY_BYTES} bytes")
+        if len(data) < start + size + 2:
+            return None
+        body += data[start : start + size]
+        start += size + 2
+        if data[start - 2 : start] != b"\r\n":
+            raise MalformedError("a chunk does not end where its size says")
+
+
+def _end_of_chunks(trailer: bytes, body: bytes) -> bytes | None:
+    if len(trailer) > MAX_HEAD_BYTES:
+        raise MalformedError(f"trailer: expected at most {MAX_HEAD_BYTES} bytes")
+    if trailer == b"\r\n" or trailer.endswith(b"\r\n\r\n"):
+        return body
+    if trailer.startswith(b"\r\n") or b"\r\n\r\n" in trailer:
+        raise MalformedError("bytes after the last chunk")
+    return None
+
+
+def _size_of_chunk(line: bytes) -> int:
+    line = line.partition(b";")[0].strip()
+    if not 1 <= len(line) <= 8 or line.strip(b"0123456789abcdefABCDEF"):
+        raise MalformedError(f"chunk size: expected hexadecimal digits, was {line[:40]!r}")
+    return int(line, 16)
 
 
 def _check_beginning(data: bytes) -> None:
