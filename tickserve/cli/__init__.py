@@ -13,7 +13,21 @@ from types import FrameType
 import typer
 
 from tickserve import __version__
-from tickserve.cli import config, data, demo, doctor, export, features, journal, loadtest, predict, replay, serve, train
+from tickserve.cli import (
+    batching,
+    config,
+    data,
+    demo,
+    doctor,
+    export,
+    features,
+    journal,
+    loadtest,
+    predict,
+    replay,
+    serve,
+    train,
+)
 from tickserve.cli.output import fail
 from tickserve.errors import TickserveError
 
@@ -34,6 +48,7 @@ app.command("predict")(predict.predict)
 app.add_typer(journal.app, name="journal")
 app.command("replay")(replay.replay)
 app.add_typer(loadtest.app, name="loadtest")
+app.add_typer(batching.app, name="batching")
 app.add_typer(config.app, name="config")
 app.command("doctor")(doctor.doctor)
 
