@@ -26,9 +26,12 @@ from pathlib import Path
 
 import numpy as np
 
+from export.onnx_graph import PROBABILITIES
+from export.packed import pack
 from export.parity import Recorded
 from export.repository.loaded import by_number, versions_to_load
 from export.repository.lock import locked
+from export.repository.places import MKDTEMP_SUFFIX, new_model_staging
 from export.triton_config import build_config, parse_config
 from export.verify import numbers_in, verify_version, versions_of
 from tickserve.config import ExportSettings, RepositorySettings
@@ -157,17 +160,13 @@ def check_contract(repository: Path, manifest: Manifest) -> None:
 
 def remove_leftovers(repository: Path, name: str) -> None:
     """Remove what a publish that was killed left behind; under the lock no live publish has any."""
-    beside = repository.resolve().parent.glob(f"{_new_model_prefix(repository)}*")
+    beside = repository.resolve().parent.glob(new_model_staging(repository) + MKDTEMP_SUFFIX)
     inside = (repository / name).glob(f"{STAGING_PREFIX}*") if (repository / name).is_dir() else ()
     for path in (*beside, *inside):
         if path.is_dir() and not path.is_symlink():
             shutil.rmtree(path, ignore_errors=True)
         else:
             path.unlink(missing_ok=True)
-
-
-def _new_model_prefix(repository: Path) -> str:
-    return f"{STAGING_PREFIX}{repository.resolve().name}-"
 
 
 Fill = Callable[[Path], None]
@@ -220,7 +219,7 @@ def _holder(repository: Path, *, new: bool) -> Iterator[Path]:
         yield repository
         return
     try:
-        holder = Path(tempfile.mkdtemp(dir=beside, prefix=_new_model_prefix(repository)))
+        holder = Path(tempfile.mkdtemp(dir=beside, prefix=new_model_staging(repository)))
     except OSError:
         # A mounted repository in a read-only root: the model's folder then appears before its first version.
         yield repository
@@ -265,15 +264,16 @@ def read_pairs(path: Path, manifest: Manifest, least: int = 1) -> Recorded:
 
     Raises ArtifactError naming the array that is wrong, or when there are fewer than `least` rows.
     """
-    name = manifest.inputs[0].name
+    wanted = {tensor.name: tensor.shape for tensor in manifest.inputs} | {PROBABILITIES: (len(manifest.classes),)}
     try:
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as arrays:
-            rows, probabilities = arrays[name], arrays["probabilities"]
+            found = {name: arrays[name] for name in wanted}
     except (OSError, EOFError, TypeError, ValueError, KeyError, zipfile.BadZipFile) as error:  # TypeError: one .npy
         raise ArtifactError(f"not recorded pairs: {error}", field=path.name) from error
-    count = len(rows) if rows.ndim else 0
-    shapes = {name: (rows, manifest.inputs[0].shape), "probabilities": (probabilities, (len(manifest.classes),))}
-    for field, (array, shape) in shapes.items():
+    first = found[manifest.inputs[0].name]
+    count = len(first) if first.ndim else 0
+    for field, shape in wanted.items():
+        array = found[field]
         if array.dtype != np.float32 or array.shape != (count, *shape) or not count:
             raise ArtifactError(
                 f"wrong recorded array in {path.name}",
@@ -283,4 +283,4 @@ def read_pairs(path: Path, manifest: Manifest, least: int = 1) -> Recorded:
             )
     if count < least:
         raise ArtifactError("too few recorded rows", field=path.name, expected=f"at least {least}", was=str(count))
-    return Recorded(rows, probabilities)
+    return Recorded(pack(found, manifest), found[PROBABILITIES])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,18 @@ def with_versions(text: str, manifests: Mapping[int, str], load: Sequence[int] |
     for version in sorted(manifests):
         config.parameters[model_config.manifest_parameter(version)].string_value = manifests[version]
     config.version_policy.CopyFrom(_policy(load, keep))
+    changed: str = HEADER + text_format.MessageToString(config)
+    return changed
+
+
+def without_versions(text: str, versions: Iterable[int]) -> str:
+    """A published configuration that no longer lists or names `versions`; else unchanged. Raises ArtifactError."""
+    parse_config(text)
+    config, gone = text_format.Parse(text, schema.ModelConfig()), set(versions)
+    for version in gone:
+        config.parameters.pop(model_config.manifest_parameter(version), None)
+    if config.version_policy.WhichOneof("policy_choice") == "specific":
+        config.version_policy.CopyFrom(_policy(sorted(set(config.version_policy.specific.versions) - gone), 1))
     changed: str = HEADER + text_format.MessageToString(config)
     return changed
 

@@ -30,6 +30,17 @@ def numbers_in(model_folder: Path) -> list[int]:
     return sorted(int(path.name) for path in model_folder.iterdir() if VERSION_PATTERN.fullmatch(path.name))
 
 
+def named_files(manifest: Manifest) -> dict[str, str]:
+    """The files of a published version besides its manifest and signature, each with its digest.
+
+    Raises ArtifactError for a bundle.
+    """
+    record = manifest.export
+    if record is None:
+        raise ArtifactError("expected a published version, was a bundle", field="export")
+    return {MODEL_FILE: record.onnx_sha256, GOLDEN_NAME: record.golden_sha256}
+
+
 def verify_version(folder: Path, *, run_golden: bool = False) -> Manifest:
     """The manifest of a published version, once its files are what the manifest names and the graph is safe.
 
@@ -45,8 +56,8 @@ def verify_version(folder: Path, *, run_golden: bool = False) -> Manifest:
             "wrong digest", field="export.bundle_digest", expected=manifest.digest(), was=record.bundle_digest[:100]
         )
     parity.check_tolerance(manifest)
-    verify_file(folder, MODEL_FILE, record.onnx_sha256)
-    verify_file(folder, GOLDEN_NAME, record.golden_sha256)
+    for name, digest in named_files(manifest).items():
+        verify_file(folder, name, digest)
     model = check_model.read_model(folder / MODEL_FILE)
     check_model.check_signature(model, manifest.inputs, manifest.outputs)
     if run_golden:
@@ -106,6 +117,6 @@ def _run_golden(folder: Path, manifest: Manifest) -> None:
     """Hold the graph against the golden pairs as the gates do, and as the backend will when it loads them."""
     pairs = golden.read_golden(folder / GOLDEN_NAME, manifest.inputs, manifest.outputs)
     rows = pairs[manifest.inputs[0].name]
-    served = runtime.score_onnx(folder / MODEL_FILE, {manifest.inputs[0].name: rows})
+    served = runtime.score_onnx(folder / MODEL_FILE, {tensor.name: pairs[tensor.name] for tensor in manifest.inputs})
     parity.hold("golden", rows, pairs[PROBABILITIES], served, manifest)
     golden.compare(pairs, served, manifest.outputs, tolerance=manifest.tolerance, bundle_id=manifest.bundle_id())
