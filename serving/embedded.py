@@ -17,18 +17,22 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from serving import stubs
+from serving import arguments, view
+from serving.control import GRPC_HEADER_PREFIX as GRPC_HEADER_PREFIX
 from serving.folders import OwnedFolder, sweep
 from serving.golden import check_golden
 from serving.ports import LOOPBACK, Ports, reserved
 from serving.process import ServerProcess
 from serving.repository import Survey, survey
+from serving.supervisor import Supervisor
+from serving.target import Target
+from serving.tls import check_certificates
 from serving.triton_files import TritonFiles, environment, find_triton, lay_out_backends
-from serving.view import lay_out_models
 from tickserve.config import ServeSettings
 from tickserve.errors import ArtifactError, PortInUseError, ServerStartError, TickserveError
-from tickserve.manifest import Manifest
+from tickserve.manifest import Manifest, load_manifest
 from tickserve.model_config import CONFIG_NAME
+from tickserve.signing import TrustedKeys
 from tickserve.store import unwritable
 
 START_ATTEMPTS = 3
@@ -39,28 +43,20 @@ DRAIN_S = 2
 # How Triton's log says that somebody was faster on a port.
 PORT_MESSAGES = ("Address already in use", "failed to bind", "Socket '", "port is not available", "Only one usage")
 # A load request may carry a model's files, code for the Python backend among them: whoever reaches the port, a web page
-# in this machine's browser included, would run it. Nothing of ours asks for any of these while the server runs.
-CLOSED_APIS = "model-repository,shared-memory,trace,logging"
+# in this machine's browser included, would run it. The secret that opens these is new for each start. It shows in the
+# process list, so it stops what cannot read that (a browser, another container) and not another process of the same
+# machine that can.
+CLOSED_APIS = ("model-repository", "shared-memory", "trace", "logging")
 CLOSED_HEADER = "tickserve-closed"
-# Triton puts this in front of a restricted protocol's key when it looks for it in gRPC's metadata.
-GRPC_HEADER_PREFIX = "triton-grpc-protocol-"
-
-
-def _closed(secret: str) -> list[str]:
-    """The options that close `CLOSED_APIS` on both protocols to whoever does not send `secret`.
-
-    The secret is new for each start. It shows in the process list, so it stops what cannot read that (a browser,
-    another container) and not another process of the same machine that can.
-    """
-    closed = f"{CLOSED_APIS}:{CLOSED_HEADER}={secret}"
-    return [f"--http-restricted-api={closed}", f"--grpc-restricted-protocol={closed}"]
 
 
 class EmbeddedTriton:
     """A context manager around one server; `start` and `stop` for callers without a `with` block.
 
-    `models` are the names to serve, by default every model of the repository. `log` keeps Triton's log; without it the
-    log is gone after `stop`, but for its tail; when the server ended by itself it is kept, and `log` says where.
+    `models` are the names to serve, by default every model of the repository. With `trusted` keys, a version that none
+    of them signed is not served. A process that scores a model and dies or hangs is started anew. `log` keeps Triton's
+    log; without it the log is gone after `stop`, but for its tail; when the server ended by itself it is kept, and
+    `log` says where.
     """
 
     def __init__(
@@ -69,8 +65,9 @@ class EmbeddedTriton:
         settings: ServeSettings,
         models: Sequence[str] | None = None,
         log: Path | None = None,
+        trusted: TrustedKeys | None = None,
     ) -> None:
-        self._repository, self._settings = Path(repository), settings
+        self._repository, self._settings, self._trusted = Path(repository), settings, trusted
         self._wanted = None if models is None else list(dict.fromkeys(models))
         self._log_wanted = log
         self._log: Path | None = None
@@ -80,7 +77,7 @@ class EmbeddedTriton:
         self._secret: str | None = None
         self._ports: Ports | None = None
         self._surveys: dict[str, Survey] = {}
-        self._stubs: dict[int, str] = {}
+        self._supervisor: Supervisor | None = None
         self._ready = False
 
     def __enter__(self) -> Self:
@@ -105,15 +102,11 @@ class EmbeddedTriton:
         if not self._process.running:
             code = self._process.exit_code or 0
             return "the server ended by itself " + (f"(signal {-code})" if code < 0 else f"(exit code {code})")
-        for stub, scores in self._stubs.items():
-            # A server that is just ending takes its stubs along: then the server is what is wrong.
-            if not stubs.alive(self._process.pid, stub) and self._process.running:
-                return f"the process that scores {scores} ended by itself, and Triton starts no other"
-        return None
+        return None if self._supervisor is None else self._supervisor.problem
 
     @property
     def healthy(self) -> bool:
-        """Whether the server and every process that scores a model for it are there, once `start` returned."""
+        """Whether the server is there, and every version it has lost came back, once `start` returned."""
         return self.running and self.problem is None
 
     @property
@@ -161,12 +154,30 @@ class EmbeddedTriton:
     @property
     def models(self) -> dict[str, Manifest]:
         """The newest served version's manifest of each model."""
-        return {name: found.served[max(found.served)] for name, found in self._surveys.items()}
+        known = {name: found.served for name, found in self._surveys.items()}
+        newest = {name: max(numbers) for name, numbers in self.versions.items()}
+        return {
+            name: known[name].get(number) or load_manifest(self._repository / name / str(number))
+            for name, number in newest.items()
+        }
 
     @property
     def versions(self) -> dict[str, tuple[int, ...]]:
         """The served versions of each model, oldest first."""
-        return {name: tuple(sorted(found.served)) for name, found in self._surveys.items()}
+        chosen = {name: tuple(sorted(found.served)) for name, found in self._surveys.items()}
+        return {name: view.shown(self._view / name) or numbers for name, numbers in chosen.items()}
+
+    @property
+    def revived(self) -> list[tuple[str, int]]:
+        """The versions that lost their process and came back, in order, since `start`."""
+        return [] if self._supervisor is None else list(self._supervisor.revived)
+
+    @property
+    def target(self) -> Target:
+        """What a swap works on (serving/swap.py). Raises ServerStartError before `start`."""
+        # gRPC with TLS would ask us for a certificate too; then loads go over HTTP, where no engine is.
+        grpc = None if self._settings.tls_cert else self.grpc_url
+        return Target(self.http_url, grpc, self.credential, self._repository, self._view, self.pid)
 
     def tail(self, lines: int = TAIL_LINES) -> list[str]:
         """The last lines of Triton's log, also after `stop`."""
@@ -183,6 +194,7 @@ class EmbeddedTriton:
         if self.running:
             raise ServerStartError("the server is started already")
         files = find_triton()
+        check_certificates(self._settings)
         with reserved(self._settings):
             # A taken port is reported before anything else is done.
             self._surveys = self._verified()
@@ -191,8 +203,8 @@ class EmbeddedTriton:
         try:
             self._start_on_ports(files)
             self._check_answers()
-            self._stubs = stubs.stubs_of(self.pid)
             self._ready = True
+            self._supervise()
         except BaseException:
             self.stop()
             raise
@@ -200,6 +212,9 @@ class EmbeddedTriton:
     def stop(self) -> None:
         """End the server and its stubs and remove its folder; may be called again, and before `start`."""
         bad, self._ready = self.problem is not None, False
+        if self._supervisor is not None:
+            self._supervisor.stop()
+            self._supervisor = None
         if self._process is not None:
             self._process.stop(self._settings.stop_timeout_s)
             self._process = self._secret = None
@@ -209,6 +224,17 @@ class EmbeddedTriton:
                 self._keep_log(self._folder.path)
             self._folder.remove()
             self._folder = None
+
+    def _supervise(self) -> None:
+        settings = self._settings
+        self._supervisor = Supervisor(
+            self.target, self._surveys, self.metrics_url, settings.hang_s, settings.start_timeout_s
+        )
+        self._supervisor.start()
+
+    @property
+    def _view(self) -> Path:
+        return (self._folder.path if self._folder else Path(os.devnull)) / "models"
 
     def _keep_log(self, folder: Path) -> None:
         """Move the log out of the folder that is about to go."""
@@ -236,7 +262,7 @@ class EmbeddedTriton:
                     expected=" or ".join(have) or "a published model",
                     was=repr(name[:100]),
                 )
-        return {name: survey(self._repository / name) for name in names}
+        return {name: survey(self._repository / name, self._trusted) for name in names}
 
     def _open_folder(self) -> None:
         try:
@@ -252,7 +278,7 @@ class EmbeddedTriton:
         """Start the server; again on other free ports when somebody took one between choosing and starting."""
         assert self._folder is not None  # noqa: S101 - `start` opened it
         backends = lay_out_backends(files, self._folder.path / "backends")
-        models = lay_out_models(self._repository, self.versions, self._folder.path / "models")
+        models = view.lay_out_models(self._repository, self.versions, self._view)
         for attempt in range(1, START_ATTEMPTS + 1):
             with reserved(self._settings) as ports:
                 self._ports = ports
@@ -272,6 +298,8 @@ class EmbeddedTriton:
 
     def _command(self, files: TritonFiles, backends: Path, models: Path, shm_prefix: str) -> list[str]:
         ports, self._secret = self._chosen(), secrets.token_urlsafe(24)
+        name, secret = self.credential
+        http_apis = arguments.ALL_BUT_HEALTH if self._settings.http == "probes" else CLOSED_APIS
         return [
             str(files.binary),
             f"--model-repository={models}",
@@ -279,20 +307,22 @@ class EmbeddedTriton:
             f"--cache-directory={files.caches}",
             "--model-control-mode=explicit",
             *(f"--load-model={name}" for name in self._surveys),
-            "--disable-auto-complete-config",
-            "--strict-readiness=true",
+            *arguments.STRICT,
             f"--exit-timeout-secs={max(1, min(DRAIN_S, int(self._settings.stop_timeout_s) - 1))}",
             f"--http-address={LOOPBACK}",
             f"--http-port={ports.http}",
+            f"--http-thread-count={self._settings.http_threads}",
             f"--grpc-address={LOOPBACK}",
             f"--grpc-port={ports.grpc}",
+            *arguments.KEEPALIVE,
+            *arguments.tls_arguments(self._settings),
             f"--metrics-address={LOOPBACK}",
             f"--metrics-port={ports.metrics}",
             "--allow-metrics=true",
             # Quantiles of one server cannot be added up over servers; the client and the load test keep histograms.
             "--metrics-config=summary_latencies=false",
             f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
-            *_closed(self._secret),
+            *arguments.closing_arguments(name, secret, CLOSED_APIS, http_apis),
         ]
 
     def _wait_ready(self, deadline: float) -> None:
@@ -311,7 +341,7 @@ class EmbeddedTriton:
     def _answers_ok(self, path: str) -> bool:
         connection = http.client.HTTPConnection(self.http_url, timeout=5)
         try:
-            connection.request("GET", path)
+            connection.request("GET", path, headers=dict([self.credential]))
             return connection.getresponse().status == http.HTTPStatus.OK
         except (OSError, http.client.HTTPException):
             return False
@@ -319,10 +349,12 @@ class EmbeddedTriton:
             connection.close()
 
     def _check_answers(self) -> None:
+        headers = dict([self.credential])
         for name, versions in self.versions.items():
+            folder = self._repository / name
             for version in versions:
                 try:
-                    check_golden(self.http_url, name, version, self._repository / name / str(version))
+                    check_golden(self.http_url, name, version, folder / str(version), headers=headers)
                 except TickserveError as error:
                     raise self._failed(f"model {name!r} version {version}: {error}") from error
 

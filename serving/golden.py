@@ -25,9 +25,15 @@ HEADER_LENGTH = "Inference-Header-Content-Length"
 
 
 def check_golden(
-    http_url: str, model: str, version: int, version_dir: Path, *, timeout_s: float = 30.0
+    http_url: str,
+    model: str,
+    version: int,
+    version_dir: Path,
+    *,
+    timeout_s: float = 30.0,
+    headers: Mapping[str, str] | None = None,
 ) -> dict[str, float | int | str]:
-    """Score the golden rows of `version_dir` on the server at `http_url` ("host:port").
+    """Score the golden rows of `version_dir` on the server at `http_url` ("host:port"), sending `headers` along.
 
     Returns the largest absolute difference from research and the rows compared. Raises GateRefusedError when a number
     lies outside the manifest's tolerance or the bundle_id is another's, ServerRejectedError, TransportError and
@@ -43,7 +49,7 @@ def check_golden(
         for start in range(0, rows, limit):
             part = {name: values[start : start + limit] for name, values in pairs.items()}
             inputs = {tensor.name: part[tensor.name] for tensor in manifest.inputs}
-            answer = infer(connection, model, version, inputs)
+            answer = infer(connection, model, version, inputs, headers)
             worst = max(worst, _compare(manifest, part, answer))
     finally:
         connection.close()
@@ -56,13 +62,17 @@ def read_golden(version_dir: Path, manifest: Manifest) -> Arrays:
 
 
 def infer(
-    connection: http.client.HTTPConnection, model: str, version: int, inputs: Mapping[str, Array]
+    connection: http.client.HTTPConnection,
+    model: str,
+    version: int,
+    inputs: Mapping[str, Array],
+    headers: Mapping[str, str] | None = None,
 ) -> dict[str, Array]:
     """One binary HTTP request: inputs [B, ...] by name to outputs [B, ...] by name."""
     head, payload = _encode(inputs)
-    headers = {HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream"}
+    sent = {HEADER_LENGTH: str(len(head)), "Content-Type": "application/octet-stream", **(headers or {})}
     try:
-        connection.request("POST", f"/v2/models/{model}/versions/{version}/infer", head + payload, headers)
+        connection.request("POST", f"/v2/models/{model}/versions/{version}/infer", head + payload, sent)
         response = connection.getresponse()
         body = response.read()
     except (OSError, http.client.HTTPException) as error:

@@ -6,38 +6,57 @@ else has to look.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 PROC = Path("/proc")
 DEAD = ("Z", "X")
+STOPPED = ("T", "t")
 
 
-def stubs_of(server: int) -> dict[int, str]:
-    """The server's living stubs by process id, each with the model and version it scores."""
+@dataclass(frozen=True)
+class Stub:
+    """One stub: what it scores, and whether it is stopped (SIGSTOP, a debugger), which answers nothing either."""
+
+    pid: int
+    model: str
+    version: int
+    stopped: bool
+
+    def __str__(self) -> str:
+        return f"model {self.model!r} version {self.version}"
+
+
+def stubs_of(server: int) -> dict[int, Stub]:
+    """The server's living stubs by process id."""
     found = {}
     for entry in PROC.iterdir():
-        if entry.name.isdecimal() and _child(entry, server):
-            found[int(entry.name)] = _scores(entry)
+        if entry.name.isdecimal():
+            stub = _stub(entry, server)
+            if stub is not None:
+                found[stub.pid] = stub
     return found
 
 
-def alive(server: int, stub: int) -> bool:
-    """Whether `stub` still runs as a child of `server`."""
-    return _child(PROC / str(stub), server)
+def resident_bytes(pids: Iterable[int]) -> int:
+    """The resident sizes of these processes together; one that has ended counts nothing."""
+    total = 0
+    for pid in pids:
+        with suppress(OSError, ValueError, IndexError):
+            total += int((PROC / str(pid) / "statm").read_text().split()[1])
+    return total * os.sysconf("SC_PAGE_SIZE")
 
 
-def _child(entry: Path, server: int) -> bool:
-    # "pid (name) state parent ...", and the name may hold anything.
+def _stub(entry: Path, server: int) -> Stub | None:
     with suppress(OSError, ValueError, IndexError):
+        # "pid (name) state parent ...", and the name may hold anything.
         state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
-        return int(parent) == server and state not in DEAD
-    return False
-
-
-def _scores(entry: Path) -> str:
-    """Triton's first argument to a stub is the model's file: .../<model>/<version>/model.onnx."""
-    with suppress(OSError, IndexError):
+        if int(parent) != server or state in DEAD:
+            return None
+        # Triton's first argument to a stub is the model's file: .../<model>/<version>/model.onnx.
         file = Path((entry / "cmdline").read_text("utf-8", "replace").split("\0")[1])
-        return f"model {file.parts[-3]!r} version {file.parts[-2]}"
-    return "a model"
+        return Stub(int(entry.name), file.parts[-3], int(file.parts[-2]), state in STOPPED)
+    return None

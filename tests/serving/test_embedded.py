@@ -347,7 +347,7 @@ def test_a_parameter_that_is_not_honoured_is_refused(repository: Path) -> None:
 def test_the_backend_refuses_by_itself(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the check before the start (a `load` while it runs has none), the backend still refuses."""
     real = survey(repository / "tiny")
-    monkeypatch.setattr(embedded, "survey", lambda folder: real)
+    monkeypatch.setattr(embedded, "survey", lambda folder, trusted: real)
     change = lambda config: config.parameters["enable_mem_arena"].__setattr__("string_value", "1")  # noqa: E731
     edit_config(repository / "tiny", change)
     with pytest.raises(ServerStartError, match="enable_mem_arena: a parameter this backend does not honour"):

@@ -42,7 +42,7 @@ class TritonPythonModel:
         options = read_options({name: value for name, value in config.items() if value != FILLED_IN.get(name)})
         version = args["model_version"]
         folder = Path(args["model_repository"]) / version
-        manifest = _verified_manifest(folder, options.manifests.get(int(version)))
+        manifest = _verified_manifest(folder, options.manifests.get(int(version)) or _digest_beside(folder))
         self._session = _session(folder / MODEL_FILE, options, args["model_instance_kind"])
         _check_signature(self._session, options)
         self.inputs = [tensor.name for tensor in options.inputs]
@@ -100,6 +100,12 @@ def _ordered(request: Any, names: list[str]) -> list[Any]:
 
 def _digest(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def _digest_beside(folder: Path) -> str | None:
+    """The digest that the embedded server's view (serving/view.py) keeps with the version, not in config.pbtxt."""
+    path = folder / "manifest.sha256"
+    return (path.read_text("utf-8") or None) if path.is_file() else None
 
 
 def _expect(condition: bool, field: str, expected: object, was: object) -> None:

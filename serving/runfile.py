@@ -1,0 +1,109 @@
+"""How a command finds the server that `tickserve serve` runs: a file in this user's runtime folder, for no one else.
+
+It holds the server's addresses and the credential of its closed APIs, so its mode is 0600 and its folder's 0700. It is
+removed when the server stops; one that a killed server left behind names a process that is gone, and is removed too.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tickserve.errors import ComponentError, UsageError
+from tickserve.store import unwritable
+
+FOLDER_MODE, FILE_MODE = 0o700, 0o600
+
+
+@dataclass(frozen=True)
+class Run:
+    """One running `tickserve serve`: `pid` is the command's process, `server_pid` Triton's."""
+
+    pid: int
+    server_pid: int
+    http: str
+    grpc: str | None
+    metrics: str
+    credential: tuple[str, str]
+    repository: str
+    view: str
+    started: int
+
+
+def runtime_folder() -> Path:
+    """The folder of this user for such files, made on first use. Raises ComponentError when it is not ours alone."""
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(given) / "tickserve" if given else Path(tempfile.gettempdir()) / f"tickserve-run-{os.getuid()}"
+    try:
+        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ComponentError(
+            "the runtime folder is open to others",
+            field="XDG_RUNTIME_DIR",
+            expected=f"a folder of this user with mode {FOLDER_MODE:o}",
+            was=f"mode {stat.S_IMODE(found.st_mode):o}",
+        )
+    return folder
+
+
+def started_ticks(pid: int) -> int:
+    """When a process started, in clock ticks since boot: with it, a process id is never mistaken for a later one's."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+def write(run: Run) -> Path:
+    """Write the file of this process. Raises ComponentError when the folder cannot be written."""
+    path = runtime_folder() / f"{run.pid}.json"
+    try:
+        path.unlink(missing_ok=True)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, FILE_MODE)
+        with os.fdopen(descriptor, "w") as file:
+            json.dump(vars(run), file)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    return path
+
+
+def running() -> list[Run]:
+    """The servers of this user that run, oldest first; files that a killed one left are removed."""
+    found = []
+    for path in runtime_folder().glob("*.json"):
+        run = _read(path)
+        if run is not None and started_ticks(run.pid) == run.started != 0:
+            found.append(run)
+        else:
+            path.unlink(missing_ok=True)
+    return sorted(found, key=lambda run: run.started)
+
+
+def only(pid: int | None = None) -> Run:
+    """The one server that runs, or that of process `pid`. Raises ComponentError and UsageError."""
+    runs = running()
+    if pid is not None:
+        runs = [run for run in runs if run.pid == pid]
+    if not runs:
+        raise ComponentError("no server of this user runs here", hint="tickserve serve, or name one with --url")
+    if len(runs) > 1:
+        listed = ", ".join(f"{run.pid} ({Path(run.repository).name}, http {run.http})" for run in runs)
+        raise UsageError("several servers run", field="--pid", expected="the process id of one", was=listed)
+    return runs[0]
+
+
+def _read(path: Path) -> Run | None:
+    try:
+        value: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        name, secret = value.pop("credential")
+        return Run(credential=(str(name), str(secret)), **value)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+        return None
