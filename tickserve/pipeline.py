@@ -76,8 +76,12 @@ def train(feature_set: Any, config: Config, out: Path, *, name: str | None = Non
 
 
 def export(bundle: Path, repository: Path, config: Config) -> Any:
-    """Export one bundle and publish it. Raises GateRefusedError and ArtifactError; then nothing is published."""
-    return stages.load("export.job").export_bundle(bundle, repository, config.export)
+    """Export one bundle, publish it and put it in force, signed where a key is configured.
+
+    Raises GateRefusedError, ArtifactError and SignatureError; then nothing is published.
+    """
+    terms = stages.load("export.publish").Terms.of(config.repository)
+    return stages.load("export.job").export_bundle(bundle, repository, config.export, terms=terms)
 
 
 def bundles_in(folder: Path) -> list[Path]:

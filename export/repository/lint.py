@@ -13,6 +13,7 @@ from typing import Any, Literal
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as schema
 
+from export.batching import rules
 from export.repository.force import in_force
 from export.repository.listing import loaded
 from export.repository.lock import LOCK_NAME
@@ -84,6 +85,8 @@ def _config(repository: Repository, model: str) -> Iterator[Finding]:
         if field not in given:
             yield Finding("warning", "explicit", place, f"{field} is not set: Triton would choose")
     yield from _batching(config, place)
+    for broken in rules.lint(rules.setting_of_config(path)):
+        yield Finding("warning", "batching", place, f"{broken.field}: {broken.reason}")
     versions = repository.versions(model)
     for version in sorted(set(options.manifests) - set(versions)):
         yield Finding("warning", "listed", place, f"lists version {version}, which is not there")
@@ -106,10 +109,6 @@ def _batching(config: Any, place: str) -> Iterator[Finding]:
             yield Finding("warning", "warmup", place, f"the preferred batch of {rows} rows is not warmed up")
     if 1 not in warm:
         yield Finding("warning", "warmup", place, "a single row is not warmed up")
-    policies = batching.HasField("default_queue_policy") or batching.priority_queue_policy or batching.priority_levels
-    if policies:
-        message = "a queue policy or priorities switch off prefetching: a lone request may wait 500 ms"
-        yield Finding("warning", "queue", place, message)
 
 
 def _choice(repository: Repository, model: str) -> Iterator[Finding]:

@@ -25,6 +25,7 @@ from tickserve.cli import (
     loadtest,
     predict,
     replay,
+    repo,
     serve,
     train,
 )
@@ -43,6 +44,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
 app.command("train")(train.train)
 app.command("export")(export.export)
+app.add_typer(repo.app, name="repo")
 app.command("serve")(serve.serve)
 app.command("predict")(predict.predict)
 app.add_typer(journal.app, name="journal")

@@ -1,0 +1,35 @@
+"""Signing what is published already: a new key, or versions from before there was one."""
+
+from __future__ import annotations
+
+import json
+
+from export.repository.places import Repository, no_version, require_model
+from export.triton_config import read_config
+from export.verify import verify_served
+from tickserve.manifest import MANIFEST_NAME
+from tickserve.model_config import CONFIG_NAME
+from tickserve.signing import SIGNATURE_NAME, SigningKey, signature_of
+
+
+def sign(
+    repository: Repository, key: SigningKey, *, model: str | None = None, version: int | None = None
+) -> list[tuple[str, int]]:
+    """Sign the versions (of `model`, or the one `version`) and say which.
+
+    Raises ArtifactError and below for one that does not verify, which is then not signed, nor any after it.
+    """
+    done = []
+    with repository.locked():
+        for name in [require_model(repository, model)] if model else repository.models():
+            versions = repository.versions(name)
+            if version is not None and version not in versions:
+                raise no_version(repository, name, version)
+            for number in [version] if version is not None else versions:
+                folder = repository.folder(name, number)
+                verify_served(folder.parent, number, read_config(folder.parent / CONFIG_NAME))
+                signature = signature_of((folder / MANIFEST_NAME).read_bytes(), number, key)
+                data = (json.dumps(signature, indent=2) + "\n").encode()
+                repository.put(f"{name}/{number}/{SIGNATURE_NAME}", data)
+                done.append((name, number))
+    return done
