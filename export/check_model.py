@@ -1,7 +1,8 @@
 """What is checked in a model file before anything loads it: model files are data from outside.
 
 Bytes become an ONNX graph only when they are not a pickle, an archive or half a file; the graph is handed on only when
-it reads no other file, uses known operators, has finite weights and no dynamic dimension but the batch.
+it reads no other file, uses known operators, has finite weights, no dynamic dimension but the batch, and a size that a
+model of this project can have. `read_model` lets a process of its own find that out (`export.sandbox`).
 """
 
 from __future__ import annotations
@@ -15,11 +16,16 @@ import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
 
-from export import versions
+from export import sandbox, versions
 from tickserve.errors import ArtifactError, UnsafeModelError
 from tickserve.manifest import TensorSpec
 
 MAX_MODEL_BYTES = 512 * 1024 * 1024
+# The largest this project trains are far below: a net of 32 layers has some hundred nodes, a forest is one node.
+MAX_NODES = 10_000
+MAX_TENSOR_ELEMENTS = 128 * 1024 * 1024
+MAX_ATTRIBUTE_VALUES = 32 * 1024 * 1024
+MAX_ROW_ELEMENTS = 4 * 1024 * 1024
 BATCH_DIMENSION = "batch"
 ELEMENT_TYPES = {"FP32": TensorProto.FLOAT, "INT64": TensorProto.INT64}
 # First bytes of what is no ONNX file, though it may be called one.
@@ -40,17 +46,30 @@ RANDOM_OPS = frozenset(
 
 
 def read_model(source: Path | bytes, *, max_bytes: int = MAX_MODEL_BYTES) -> ModelProto:
-    """The checked ONNX graph in a file or in bytes.
+    """The checked ONNX graph in a file or in bytes, judged by a limited process before this one parses it.
 
-    Raises UnsafeModelError: too large, empty, truncated, not ONNX, a link, or content that `check_safe` refuses.
+    Raises UnsafeModelError: too large, empty, truncated, not ONNX, a link, content that `check_safe` refuses, or more
+    memory or time than its check may take.
     """
     data = _read_bytes(source, max_bytes)
     check_not_foreign(data, "an ONNX graph")
+    sandbox.inspect(data)
+    return _decode(data)
+
+
+def parse_model(data: bytes) -> ModelProto:
+    """`read_model` without the limited process: what runs inside it. Raises UnsafeModelError."""
+    check_not_foreign(data, "an ONNX graph")
+    model = _decode(data)
+    check_safe(model)
+    return model
+
+
+def _decode(data: bytes) -> ModelProto:
     try:
         model: ModelProto = onnx.load_model_from_string(data)
     except DecodeError as error:
         raise UnsafeModelError("not an ONNX file, or a part of one", field="model.onnx") from error
-    check_safe(model)
     return model
 
 
@@ -88,6 +107,10 @@ def check_safe(model: ModelProto) -> None:
     # External data first: the checker below would open the file it names.
     for tensor in _tensors(model.graph):
         _check_no_external_data(tensor)
+    if model.graph.sparse_initializer:
+        # A few bytes that stand for any number of zeros.
+        raise UnsafeModelError("sparse weights are not served", field="graph.sparse_initializer")
+    _check_size(model.graph)
     _check_versions(model)
     for node in _nodes(model.graph):
         _check_operator(node)
@@ -162,6 +185,27 @@ def _check_no_external_data(tensor: TensorProto) -> None:
         raise UnsafeModelError("weights outside the file are never read", field=tensor.name[:100] or "initializer")
 
 
+def _check_size(graph: GraphProto) -> None:
+    """Before any tensor is filled: what a tensor or a graph claims to hold is only numbers so far."""
+    nodes = sum(1 for _ in _nodes(graph))
+    if nodes > MAX_NODES:
+        raise UnsafeModelError("too many nodes", field="graph.node", expected=f"at most {MAX_NODES}", was=str(nodes))
+    values = sum(len(a.floats) + len(a.ints) + len(a.strings) for node in _nodes(graph) for a in node.attribute)
+    elements = sum(_elements(tensor) for tensor in _tensors(graph))
+    for field, limit, was in (
+        ("attributes", MAX_ATTRIBUTE_VALUES, values),
+        ("tensor elements", MAX_TENSOR_ELEMENTS, elements),
+    ):
+        if was > limit:
+            raise UnsafeModelError("too many values", field=field, expected=f"at most {limit}", was=str(was)[:40])
+
+
+def _elements(tensor: TensorProto) -> int:
+    if any(size < 0 for size in tensor.dims):
+        raise UnsafeModelError("a negative dimension", field=tensor.name[:100] or "constant")
+    return math.prod(tensor.dims)
+
+
 def _check_versions(model: ModelProto) -> None:
     limits = {
         "": (versions.MIN_OPSET, versions.MAX_OPSET),
@@ -188,6 +232,10 @@ def _check_operator(node: NodeProto) -> None:
         raise UnsafeModelError("custom operators are never loaded", field=named)
     if node.domain == versions.CONTRIB_DOMAIN and node.op_type not in versions.CONTRIB_OPS:
         raise UnsafeModelError("not one of the ONNX Runtime operators that are loaded", field=named)
+    if any(True for attribute in node.attribute for _ in _subgraphs(attribute)):
+        raise UnsafeModelError("graphs with branches or loops are not served", field=named)
+    if any(a.HasField("sparse_tensor") or a.sparse_tensors for a in node.attribute):
+        raise UnsafeModelError("sparse weights are not served", field=named)
     if node.op_type in RANDOM_OPS:
         raise UnsafeModelError("an operator with random results cannot be held to research's numbers", field=named)
 
@@ -226,6 +274,10 @@ def _check_one_dynamic_dimension(value: ValueInfoProto) -> None:
         raise UnsafeModelError(
             "dynamic dimensions", field=value.name[:100], expected=expected, was=str(list(shape))[:100]
         )
+    row = math.prod(int(dim or 0) for dim in shape[1:])
+    if row > MAX_ROW_ELEMENTS:
+        limit = f"at most {MAX_ROW_ELEMENTS} numbers in a row"
+        raise UnsafeModelError("too large an input", field=value.name[:100], expected=limit, was=str(row)[:40])
 
 
 def _check_structure(model: ModelProto) -> None:

@@ -10,11 +10,14 @@ from typing import Any
 
 from onnx import ModelProto
 
-from export import check_model, onnx_graph, parity, publish, runtime
+from export import check_model, gates, onnx_graph, optimization, parity, publish, runtime
+from export.packed import feed
+from export.parity import Recorded, Rows, Served
 from export.repository.lock import locked
 from export.research import Research, load_research
+from export.stepping import state_gates
 from tickserve.config import ExportSettings
-from tickserve.errors import ArtifactError
+from tickserve.errors import ArtifactError, GateRefusedError
 from tickserve.manifest import GOLDEN_NAME, ExportRecord, GateResult, Manifest, load_bundle, load_manifest
 from tickserve.store import sha256_bytes
 
@@ -45,6 +48,7 @@ def to_onnx(manifest: Manifest, research: Research) -> ModelProto:
         manifest.bundle_id(),
         input_name=manifest.inputs[0].name,
         bundle_digest=manifest.digest(),
+        state=manifest.state.tensors if manifest.state else (),
     )
     check_model.check_signature(served, manifest.inputs, manifest.outputs)
     return served
@@ -59,8 +63,8 @@ def export_bundle(
 ) -> Published:
     """Publish the model of `bundle` into `repository`, once every gate has passed.
 
-    Raises ArtifactError and below (what is in the bundle), GateRefusedError with the first counterexample (nothing is
-    published then), and ComponentError (the repository cannot be written).
+    Raises ArtifactError and below (what is in the bundle), GateRefusedError with the smallest counterexample (nothing
+    is published then), and ComponentError (the repository cannot be written).
     """
     say = progress or (lambda _: None)
     terms.check()
@@ -76,14 +80,19 @@ def export_bundle(
     served = to_onnx(manifest, research)
     graph = served.SerializeToString(deterministic=True)
     say(f"{manifest.name}: {len(served.graph.node)} operators, {len(graph)} bytes; holding it against research")
-    gates = (_graph_gate(served, graph), *_gates(bundle, manifest, research, graph, settings))
+    recorded = publish.read_pairs(bundle / PARITY_NAME, manifest, MIN_PARITY_ROWS).head(settings.parity_rows)
+    passed = (_graph_gate(served, graph), *_parity_gates(manifest, research, graph, recorded, settings))
     golden = (bundle / GOLDEN_NAME).read_bytes()
-    exported = manifest.model_copy(update={"export": _record(manifest, served, graph, golden, gates, settings)})
+    exported = manifest.model_copy(update={"export": _record(manifest, served, graph, golden, passed, settings)})
     version, path = publish.publish(publish.Release(exported, graph, golden), repository, settings, terms)
     say(f"{manifest.name}: published version {version}")
-    extra = {"export_s": time.perf_counter() - started, "latency": _latency(bundle, manifest, graph, settings)}
+    extra = {
+        "latency": _latency(bundle, manifest, graph, settings),
+        "cross_check": gates.cross_check(research, recorded),
+        "export_s": time.perf_counter() - started,
+    }
     return Published(
-        manifest.name, version, path, load_manifest(path), gates, _report(manifest, version, gates) | extra
+        manifest.name, version, path, load_manifest(path), passed, _report(manifest, version, passed) | extra
     )
 
 
@@ -93,7 +102,7 @@ def _check_bundle(manifest: Manifest) -> None:
     for name in (manifest.model_file, GOLDEN_NAME, PARITY_NAME):
         if name not in manifest.files:
             raise ArtifactError("the bundle does not name a file that export needs", field=name[:100])
-    tensor, wanted = manifest.inputs[0], {"gbdt": 1, "lstm": 2}[manifest.family]
+    tensor, wanted = manifest.inputs[0], 2 if manifest.family == "lstm" and manifest.state is None else 1
     if len(tensor.shape) != wanted:
         expected = "(F,)" if wanted == 1 else "(T, F)"
         raise ArtifactError(
@@ -107,34 +116,54 @@ def _again(repository: Path, manifest: Manifest, version: int, settings: ExportS
     with locked(repository):
         publish.refresh_config(repository, manifest, settings)
     published = load_manifest(path)
-    gates = published.export.gates if published.export else ()
-    return Published(manifest.name, version, path, published, gates, _report(manifest, version, gates), reused=True)
+    passed = published.export.gates if published.export else ()
+    return Published(manifest.name, version, path, published, passed, _report(manifest, version, passed), reused=True)
 
 
 def _graph_gate(served: ModelProto, graph: bytes) -> GateResult:
-    """What `check_model` let through, for the record."""
+    """What `check_model` let through, and what ONNX Runtime makes of it when it loads it, for the record."""
     check_model.read_model(graph)
+    optimized = optimization.measure_optimization(graph)
     measured: dict[str, float | int | str | None] = {
         "operators": len(served.graph.node),
         "bytes": len(graph),
         "opset": _opset(served),
         "optimization": onnx_graph.OPTIMIZATION,
+        "optimization_at_load": optimized.level,
+        "operators_at_load": optimized.nodes_after,
+        "runtime": optimized.runtime,
     }
-    return GateResult(name="graph", passed=True, measured=measured, limits={"bytes": check_model.MAX_MODEL_BYTES})
+    limits = {"bytes": check_model.MAX_MODEL_BYTES, "operators": check_model.MAX_NODES}
+    return GateResult(name="graph", passed=True, measured=measured, limits=dict(limits))
 
 
 def _opset(model: ModelProto) -> int:
     return next(int(opset.version) for opset in model.opset_import if opset.domain in ("", "ai.onnx"))
 
 
-def _gates(
-    bundle: Path, manifest: Manifest, research: Research, graph: bytes, settings: ExportSettings
+def _parity_gates(
+    manifest: Manifest, research: Research, graph: bytes, recorded: Recorded, settings: ExportSettings
 ) -> tuple[GateResult, ...]:
     session = runtime.open_session(graph, threads=settings.threads)
-    name = manifest.inputs[0].name
-    recorded = publish.read_pairs(bundle / PARITY_NAME, manifest, MIN_PARITY_ROWS).head(settings.parity_rows)
-    batches = parity.served_batches(settings.preferred_batch_rows, settings.max_batch)
-    return parity.run_gates(lambda rows: runtime.run(session, {name: rows}), recorded, research, manifest, batches)
+
+    def answer(inputs: dict[str, Rows]) -> Served:
+        try:
+            return runtime.run(session, inputs)
+        except Exception as error:  # onnxruntime raises a type of its own per cause, all from Exception
+            rows = len(next(iter(inputs.values())))
+            was = (str(error).splitlines() or [type(error).__name__])[0][:200]
+            raise GateRefusedError(
+                f"the graph does not score a batch of {rows}", field="batch", expected="an answer", was=was
+            ) from error
+
+    def score(rows: Rows) -> Served:
+        return answer(feed(rows, manifest))
+
+    batches = gates.served_batches(settings.preferred_batch_rows, settings.max_batch)
+    passed = gates.run_gates(score, recorded, research, manifest, batches, threads=settings.threads)
+    if research.answer is None:
+        return passed
+    return (*passed, *state_gates(answer, recorded.rows, research.answer, manifest))
 
 
 def _record(
@@ -142,7 +171,7 @@ def _record(
     served: ModelProto,
     graph: bytes,
     golden: bytes,
-    gates: tuple[GateResult, ...],
+    passed: tuple[GateResult, ...],
     settings: ExportSettings,
 ) -> ExportRecord:
     return ExportRecord(
@@ -152,25 +181,23 @@ def _record(
         golden_sha256=sha256_bytes(golden),
         opset=_opset(served),
         ir_version=served.ir_version,
-        gates=gates,
+        gates=passed,
         max_batch=settings.max_batch,
     )
 
 
 def _latency(bundle: Path, manifest: Manifest, graph: bytes, settings: ExportSettings) -> dict[str, float]:
     row = publish.read_pairs(bundle / GOLDEN_NAME, manifest).rows[:1]
-    taken = runtime.measure_latency(
-        graph, {manifest.inputs[0].name: row}, calls=LATENCY_CALLS, threads=settings.threads
-    )
+    taken = runtime.measure_latency(graph, feed(row, manifest), calls=LATENCY_CALLS, threads=settings.threads)
     return {"calls": taken.calls, "rows": taken.rows, "p50_us": taken.p50_us, "p99_us": taken.p99_us}
 
 
-def _report(manifest: Manifest, version: int, gates: tuple[GateResult, ...]) -> dict[str, Any]:
+def _report(manifest: Manifest, version: int, passed: tuple[GateResult, ...]) -> dict[str, Any]:
     return {
         "model": manifest.name,
         "version": version,
         "family": manifest.family,
         "precision": manifest.precision,
         "tolerance": manifest.tolerance.model_dump(),
-        "gates": [gate.model_dump(mode="json") for gate in gates],
+        "gates": [gate.model_dump(mode="json") for gate in passed],
     }

@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from onnx import ModelProto
 
 from export import check_model, onnx_graph, runtime, trees
+from export.packed import feed
+from export.parity import Rows
+from export.split_rows import Split, read_splits
 from tickserve.errors import ArtifactError
 from tickserve.manifest import Manifest
 
-Rows = npt.NDArray[np.float32]
 NO_OPTIMIZATION = 2
 
 
@@ -27,12 +28,17 @@ NO_OPTIMIZATION = 2
 class Research:
     """`predict` takes rows [N, ...] and gives probabilities float32 [N, 3]; `to_onnx` converts the same model.
 
-    `splits` holds every (feature, threshold) of a forest, and is None for a net.
+    For a forest, `splits` holds every inner node of its `trees` trees, and `second` is another engine for it; a net has
+    neither. A stateful net's rows are packed (`export.packed`), and `answer` gives all its outputs by name, its state
+    too.
     """
 
     predict: Callable[[Rows], Rows]
     to_onnx: Callable[[], ModelProto]
-    splits: tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]] | None = None
+    splits: tuple[Split, ...] | None = None
+    trees: int = 0
+    second: Callable[[], Callable[[Rows], Rows]] | None = None
+    answer: Callable[[dict[str, Rows]], dict[str, Rows]] | None = None
 
 
 def load_research(folder: Path, manifest: Manifest) -> Research:
@@ -54,8 +60,13 @@ def _trees(folder: Path, manifest: Manifest) -> Research:
     def predict(rows: Rows) -> Rows:
         return np.asarray(booster.predict(xgboost.DMatrix(rows, missing=np.nan, nthread=1)), np.float32)
 
+    forest = trees.trees_of(booster)
     return Research(
-        predict, lambda: onnx_graph.trees_to_onnx(booster, features), splits=trees.split_thresholds(booster)
+        predict,
+        lambda: onnx_graph.trees_to_onnx(booster, features),
+        splits=tuple(read_splits(forest)),
+        trees=len(forest),
+        second=lambda: trees.treelite_predictor(booster),
     )
 
 
@@ -64,6 +75,8 @@ def _net(folder: Path, manifest: Manifest) -> Research:
 
     from models.lstm import LstmClassifier
 
+    if manifest.state is not None:
+        return _stepped(folder, manifest)
     module = LstmClassifier.from_bundle(folder, manifest)
     module.eval()
     window, features = manifest.inputs[0].shape
@@ -74,6 +87,27 @@ def _net(folder: Path, manifest: Manifest) -> Research:
         return np.asarray(scored.numpy(), np.float32)
 
     return Research(predict, lambda: onnx_graph.net_to_onnx(module, window, features))
+
+
+def _stepped(folder: Path, manifest: Manifest) -> Research:
+    import torch
+
+    from models.stepped import SteppedLstm
+
+    module = SteppedLstm.from_bundle(folder, manifest)
+    state = manifest.state.tensors if manifest.state else ()
+    names = [onnx_graph.PROBABILITIES, *(tensor.output for tensor in state)]
+    (features,) = manifest.inputs[0].shape
+
+    def answer(inputs: dict[str, Rows]) -> dict[str, Rows]:
+        with torch.inference_mode():
+            said: Any = module(*(torch.from_numpy(inputs[tensor.name]) for tensor in manifest.inputs))
+        return {name: tensor.numpy() for name, tensor in zip(names, said, strict=True)}
+
+    def predict(rows: Rows) -> Rows:
+        return answer(feed(rows, manifest))[onnx_graph.PROBABILITIES]
+
+    return Research(predict, lambda: onnx_graph.stepped_to_onnx(module, features, state), answer=answer)
 
 
 def _graph(folder: Path, manifest: Manifest) -> Research:

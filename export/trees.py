@@ -1,8 +1,9 @@
-"""XGBoost boosters as export needs them: what converts faithfully, and where every tree splits. Letters: F features."""
+"""XGBoost boosters as export needs them: what converts faithfully, and their trees. Letters: B rows, F features."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from export.check_model import check_not_foreign
-from tickserve.errors import ArtifactError
+from tickserve.errors import ArtifactError, MissingExtraError
 
 OBJECTIVE = "multi:softprob"
 CLASSES = 3
@@ -65,17 +66,29 @@ def _check_convertible(booster: Any, features: int) -> None:
         raise ArtifactError("categorical splits cannot be exported", field="feature_types", expected="numbers")
 
 
-def split_thresholds(booster: Any) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-    """Every distinct split as (feature index [S], threshold [S] float32), as the model stores it, sorted."""
+def trees_of(booster: Any) -> list[dict[str, Any]]:
+    """The trees as XGBoost writes them in JSON."""
     model = json.loads(bytes(booster.save_raw("json")))
-    trees = model["learner"]["gradient_booster"]["model"]["trees"]
-    splits = {
-        (int(feature), float(np.float32(threshold)))
-        for tree in trees
-        for feature, threshold, left in zip(
-            tree["split_indices"], tree["split_conditions"], tree["left_children"], strict=True
-        )
-        if left != -1
-    }
-    ordered = sorted(splits)
-    return np.array([s[0] for s in ordered], np.int64), np.array([s[1] for s in ordered], np.float32)
+    trees: list[dict[str, Any]] = model["learner"]["gradient_booster"]["model"]["trees"]
+    return trees
+
+
+def treelite_predictor(booster: Any) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    """Another engine for the same trees: treelite's reference interpreter, probabilities [B, 3] of rows [B, F].
+
+    Raises MissingExtraError, and ArtifactError when treelite does not read these trees.
+    """
+    try:
+        import treelite
+        from treelite import gtil
+    except ImportError as error:
+        raise MissingExtraError.of("treelite", "export") from error
+    try:
+        model = treelite.frontend.from_xgboost(booster)
+    except treelite.TreeliteError as error:
+        raise ArtifactError("treelite does not read these trees", field="model") from error
+
+    def predict(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.asarray(gtil.predict(model, rows, nthread=1), np.float32).reshape(-1, CLASSES)
+
+    return predict

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export.check_model import check_safe, check_signature, read_model
+from export.check_model import check_safe, check_signature, parse_model, read_model
 from export.onnx_graph import serve_graph
 from tickserve.errors import ArtifactError, UnsafeModelError
 from tickserve.manifest import TensorSpec
@@ -78,13 +78,13 @@ def test_what_is_no_graph_is_refused(data: bytes, message: str) -> None:
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.5, 0.8, 0.99])
 def test_a_truncated_graph_is_refused(share: float) -> None:
     with pytest.raises(UnsafeModelError):
-        read_model(GOOD[: int(len(GOOD) * share)])
+        parse_model(GOOD[: int(len(GOOD) * share)])
 
 
 @given(st.binary(max_size=400))
 def test_random_bytes_are_refused_and_never_crash(data: bytes) -> None:
     with pytest.raises(UnsafeModelError):
-        read_model(data)
+        parse_model(data)
 
 
 @given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
@@ -92,7 +92,7 @@ def test_a_flipped_byte_is_refused_or_still_a_checked_graph(position: int, chang
     damaged = bytearray(GOOD)
     damaged[position] ^= change
     try:
-        model = read_model(bytes(damaged))
+        model = parse_model(bytes(damaged))
     except UnsafeModelError:
         return
     check_safe(model)
@@ -124,7 +124,7 @@ def test_external_data_is_never_opened(location: str) -> None:
     tensor.data_location = TensorProto.EXTERNAL
     tensor.external_data.add(key="location", value=location)
     with pytest.raises(UnsafeModelError, match="weights outside the file") as refused:
-        read_model(model.SerializeToString())
+        parse_model(model.SerializeToString())
     assert refused.value.field == "weights"
     assert not location or location not in str(refused.value)
 
@@ -136,7 +136,7 @@ def test_external_data_in_a_constant_inside_a_branch_is_found() -> None:
     model = small_graph()
     model.graph.node.append(helper.make_node("If", ["features"], ["o"], then_branch=branch, else_branch=branch))
     with pytest.raises(UnsafeModelError, match="hidden"):
-        read_model(model.SerializeToString())
+        parse_model(model.SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -150,14 +150,14 @@ def test_external_data_in_a_constant_inside_a_branch_is_found() -> None:
 )
 def test_custom_operators_are_refused(domain: str, op: str) -> None:
     with pytest.raises(UnsafeModelError, match="operators"):
-        read_model(small_graph(domain=domain, op=op).SerializeToString())
+        parse_model(small_graph(domain=domain, op=op).SerializeToString())
 
 
 def test_a_domain_that_is_used_but_not_declared_is_refused() -> None:
     model = small_graph()
     model.graph.node[0].domain = "evil.example"
     with pytest.raises(UnsafeModelError, match="custom operators"):
-        read_model(model.SerializeToString())
+        parse_model(model.SerializeToString())
 
 
 def test_a_function_may_not_stand_for_an_operator() -> None:
@@ -165,14 +165,14 @@ def test_a_function_may_not_stand_for_an_operator() -> None:
     node = helper.make_node("Identity", ["a"], ["b"])
     model.functions.append(helper.make_function("", "MatMul", ["a"], ["b"], [node], [helper.make_opsetid("", 18)]))
     with pytest.raises(UnsafeModelError, match="functions"):
-        read_model(model.SerializeToString())
+        parse_model(model.SerializeToString())
 
 
 def test_random_operators_are_refused() -> None:
     model = small_graph()
     model.graph.node.append(helper.make_node("RandomNormalLike", ["features"], ["noise"]))
     with pytest.raises(UnsafeModelError, match="random"):
-        read_model(model.SerializeToString())
+        parse_model(model.SerializeToString())
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -183,14 +183,14 @@ def test_weights_that_are_not_finite_are_refused(bad: float, dtype: type) -> Non
     values[5] = bad
     model.graph.initializer.append(numpy_helper.from_array(values, "spoiled"))
     with pytest.raises(UnsafeModelError, match="spoiled: NaN"):
-        read_model(model.SerializeToString())
+        parse_model(model.SerializeToString())
 
 
 def test_weights_that_do_not_fill_their_shape_are_refused() -> None:
     model = small_graph()
     model.graph.initializer[0].raw_data = model.graph.initializer[0].raw_data[:-4]
     with pytest.raises(UnsafeModelError):
-        read_model(model.SerializeToString())
+        parse_model(model.SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -198,14 +198,14 @@ def test_weights_that_do_not_fill_their_shape_are_refused() -> None:
 )
 def test_any_dynamic_dimension_but_the_batch_is_refused(shape: tuple[int | str | None, ...]) -> None:
     with pytest.raises(UnsafeModelError, match="one dynamic dimension"):
-        read_model(small_graph(shape=shape).SerializeToString())
+        parse_model(small_graph(shape=shape).SerializeToString())
 
 
 def test_an_input_without_a_rank_is_refused() -> None:
     model = small_graph()
     model.graph.input[0].type.tensor_type.ClearField("shape")
     with pytest.raises(UnsafeModelError, match="no shape"):
-        read_model(model.SerializeToString())
+        parse_model(model.SerializeToString())
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_versions_no_server_loads_are_refused(change: Callable[[ModelProto], Non
     model = small_graph()
     change(model)
     with pytest.raises(UnsafeModelError) as refused:
-        read_model(model.SerializeToString())
+        parse_model(model.SerializeToString())
     assert refused.value.field == field
 
 
@@ -229,7 +229,7 @@ def test_a_graph_with_a_dangling_tensor_is_refused() -> None:
     model = small_graph()
     model.graph.node[0].input[1] = "nowhere"
     with pytest.raises(UnsafeModelError, match="not a valid graph"):
-        read_model(model.SerializeToString())
+        parse_model(model.SerializeToString())
 
 
 FEATURES = TensorSpec(name="features", dtype="FP32", shape=(4,))

@@ -18,12 +18,15 @@ import export.research
 from export import export_bundle, onnx_graph, trees
 from export.publish import verify_version
 from export.runtime import measure_latency, score_onnx
+from export.split_rows import read_splits
 from tests.export.conftest import verify_model
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError, DigestMismatchError, GateRefusedError, UnsafeModelError
 from tickserve.manifest import Manifest, load_manifest
 
 Rewrite = Callable[..., Manifest]
+# What every model is held to; trees also on their splits.
+GATES = ["graph", "parity.recorded", "parity.nan", "parity.extreme", "parity.batch", "parity.composition"]
 
 
 def nothing_published(repository: Path) -> bool:
@@ -39,7 +42,8 @@ def test_trees_are_served_with_researchs_numbers(
     assert sorted(path.name for path in published.path.iterdir()) == ["golden.npz", "manifest.json", "model.onnx"]
     assert (published.path / "golden.npz").read_bytes() == (trees_bundle / "golden.npz").read_bytes()
     names = [gate.name for gate in published.gates]
-    assert names == ["graph", "parity.recorded", "parity.nan", "parity.thresholds", "parity.batch"]
+    trees_only = ["parity.thresholds", "parity.missing"]
+    assert names == [*GATES[:4], *trees_only, *GATES[4:]]
     assert all(gate.passed for gate in published.gates)
     json.dumps(published.parity, allow_nan=False)
     rows = real_rows.features[5_000:5_050]
@@ -305,7 +309,7 @@ def test_a_child_that_arrives_as_a_graph_is_checked_and_served(
     onnx.save(onnx_graph.trees_to_onnx(booster, 6), trees_bundle / "model.onnx")
     rewrite(trees_bundle, model_file="model.onnx", name="btcusd-bars-gbdt-fp16")
     published = export_bundle(trees_bundle, repository, settings)
-    assert [gate.name for gate in published.gates] == ["graph", "parity.recorded", "parity.nan", "parity.batch"]
+    assert [gate.name for gate in published.gates] == GATES
 
 
 def test_a_child_with_nan_weights_is_refused(
@@ -400,12 +404,14 @@ def test_a_published_version_is_not_a_bundle(trees_bundle: Path, repository: Pat
 
 
 def test_splits_are_read_as_the_model_stores_them(booster: Any) -> None:
-    features, thresholds = trees.split_thresholds(booster)
+    splits = read_splits(trees.trees_of(booster))
     frame = booster.trees_to_dataframe()
-    splits = frame[frame.Feature != "Leaf"]
-    wanted = {(int(name[1:]), np.float32(value)) for name, value in zip(splits.Feature, splits.Split, strict=True)}
-    assert set(zip(features.tolist(), thresholds, strict=True)) == wanted
-    assert len(features) > 50
+    stored = frame[frame.Feature != "Leaf"]
+    wanted = sorted(
+        (int(name[1:]), np.float32(value)) for name, value in zip(stored.Feature, stored.Split, strict=True)
+    )
+    assert sorted((split.feature, split.threshold) for split in splits) == wanted
+    assert len(splits) > 50
 
 
 def test_latency_is_measured_per_call(trees_bundle: Path, repository: Path, settings: ExportSettings) -> None:

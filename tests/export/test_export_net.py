@@ -14,7 +14,7 @@ import torch
 from onnxruntime.quantization import QuantType, quantize_dynamic
 from safetensors.torch import save_file
 
-from export import export_bundle, onnx_graph, parity
+from export import edge_rows, export_bundle, onnx_graph, parity
 from export.check_model import dimensions, read_model
 from export.job import Published
 from export.runtime import score_onnx
@@ -24,6 +24,7 @@ from tickserve.errors import GateRefusedError
 from tickserve.manifest import TensorSpec, Tolerance, load_manifest, write_manifest
 
 FEATURES, WINDOW = 6, 5
+GATES = ["graph", "parity.recorded", "parity.nan", "parity.extreme", "parity.batch", "parity.composition"]
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +77,7 @@ def graph(net: LstmClassifier) -> onnx.ModelProto:
 
 
 def test_a_net_is_served_with_researchs_numbers(published: Published, net: LstmClassifier, windows: np.ndarray) -> None:
-    assert [gate.name for gate in published.gates] == ["graph", "parity.recorded", "parity.nan", "parity.batch"]
+    assert [gate.name for gate in published.gates] == GATES
     for rows in (1, 2, 3, 7, len(windows)):
         served = score_onnx(published.path / "model.onnx", {"window": windows[:rows]})
         np.testing.assert_allclose(served["probabilities"], research(net, windows[:rows]), atol=1e-6)
@@ -185,9 +186,12 @@ def test_a_truncated_safetensors_file_is_refused(
 
 
 def test_rows_with_nan_hold_every_kind_of_hole(windows: np.ndarray) -> None:
-    holed = parity.rows_with_nan(windows[-100:])
-    assert holed.shape == (100 + FEATURES + 1, WINDOW, FEATURES)
+    holed = edge_rows.rows_with_nan(windows[-100:])
+    assert holed.shape == (100 + FEATURES + WINDOW + 1, WINDOW, FEATURES)
     assert np.isnan(holed[-1]).all()
     for feature in range(FEATURES):
         assert np.isnan(holed[100 + feature, :, feature]).all()
         assert np.isnan(holed[100 + feature]).sum() == WINDOW
+    for step in range(WINDOW):
+        assert np.isnan(holed[100 + FEATURES + step, step]).all()
+        assert np.isnan(holed[100 + FEATURES + step]).sum() == FEATURES
