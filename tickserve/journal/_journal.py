@@ -218,8 +218,8 @@ class Journal:
         """One frame of what is there, and of the gap before it. What cannot be written is lost, and counted."""
         self._count_drops()
         gap = self._pending_lost
-        if not framed and not gap:
-            return
+        if not framed and not (gap and self._closed):
+            return  # a gap goes with what comes after it: alone, its few bytes may fit where no record would
         now = time.time_ns()
         if gap:
             record = GapRecord(self._lost_since_ns, now, gap, self._lost_reason)
