@@ -236,14 +236,13 @@ class Tunnel:
             sock.close()
 
 
-@pytest.mark.parametrize(("transport", "lost"), [("http", 1), ("grpc", 3)])
-def test_a_dead_path_is_left_after_a_deadline_or_two(triton: Any, transport: str, lost: int, rows: np.ndarray) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_dead_path_is_left_after_one_deadline(triton: Any, transport: str, rows: np.ndarray) -> None:
     tunnel = Tunnel(triton.http if transport == "http" else triton.grpc)
     try:
         with Client(tunnel.address, manifest=triton.folder, transport=transport, deadline_ms=SECONDS_MS) as client:
             with ThreadPoolExecutor(8) as threads:
                 assert all(threads.map(lambda _: client.score(MODEL, rows).ok, range(80)))
-            time.sleep(1.1 if transport == "grpc" else 0)  # younger channels are not given up
             tunnel.go_dark()
             failures = 0
             while failures < 20:
@@ -252,7 +251,7 @@ def test_a_dead_path_is_left_after_a_deadline_or_two(triton: Any, transport: str
                     break
                 except (DeadlineExceededError, TransportError):
                     failures += 1
-            assert 1 <= failures <= lost
+            assert failures == 1
             assert client.score(MODEL, rows).ok
     finally:
         tunnel.close()
@@ -285,7 +284,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 import numpy as np
 from tickserve.client import Client
-from tickserve.errors import UsageError
 
 url, folder = sys.argv[1:3]
 rows = np.zeros((1, 4), np.float32)
@@ -295,13 +293,11 @@ child = os.fork()
 if not child:
     code = 1
     try:
-        if url.startswith("127") and client._transport._pool._idle:
+        if client._transport._transport._pool._idle:
             os._exit(5)  # the parent's connections must be gone before any thread of ours can take one
         with ThreadPoolExecutor(8) as threads:
             ids = set(threads.map(lambda _: client.score("hand-l1-gbdt", rows).request_id, range(50)))
         code = 0 if len(ids) == 50 and not any(i.startswith(first.request_id[:8]) for i in ids) else 2
-    except UsageError as error:
-        code = 3 if "fork" in str(error) else 4
     finally:
         os._exit(code)
 assert all(client.score("hand-l1-gbdt", rows).ok for _ in range(50))
@@ -310,15 +306,15 @@ client.close()
 """
 
 
-@pytest.mark.parametrize(("transport", "code"), [("http", 0), ("grpc", 3)])
-def test_after_a_fork_http_reconnects_and_grpc_says_what_to_do(triton: Any, transport: str, code: int) -> None:
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_forked_child_reconnects_and_its_parent_goes_on(triton: Any, transport: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", FORK, url_of(triton, transport), str(triton.folder)],
         capture_output=True,
         text=True,
         timeout=60,
     )
-    assert done.stdout.strip() == str(code), done.stderr
+    assert done.stdout.strip() == "0", done.stderr
 
 
 def descriptors() -> int:

@@ -3,6 +3,7 @@
 Importing this loads numpy and pydantic, nothing heavier; gRPC is loaded when a client first asks for it.
 """
 
+from tickserve.client._async import AsyncClient
 from tickserve.client._client import Client
 from tickserve.client._fallback import FallbackPolicy, Hold, Local
 from tickserve.client._manifests import load_manifests, newest_versions
@@ -11,6 +12,7 @@ from tickserve.client._resilience import Resilience
 from tickserve.client._transport import InferRequest, InferResponse, Tensor, Transport
 
 __all__ = [
+    "AsyncClient",
     "Client",
     "Decision",
     "FallbackPolicy",

@@ -244,7 +244,7 @@ class AsyncPending:
         return decode(reply, self._request_id)
 
     async def _receive_again(self) -> InferResponse:
-        """The server closed an idle connection just as it was used; its neighbours are as old: once more on a new one."""
+        """The server closed an idle connection just as it was used; its neighbours are as old."""
         transport = self._transport
         transport.drop()
         try:

@@ -27,8 +27,8 @@ class Guarded:
     def __init__(self, name: str, transport: Transport, resilience: Resilience) -> None:
         self._balance = Balance([(name, transport)], resilience)
         self._replica = self._balance.replicas[0]
-        self._breaker, self._infer, self._close = self._replica.breaker, transport.infer, transport.close
-        self._name = name
+        self._breaker, self._infer = self._replica.breaker, transport.infer
+        self._name, self._transport = name, transport
 
     def infer(self, request: InferRequest, deadline_ns: int) -> InferResponse:
         """One request, one response. Raises RequestError; UnavailableError while the server is left alone."""
@@ -54,7 +54,7 @@ class Guarded:
 
     def close(self) -> None:
         """Close the transport."""
-        self._close()
+        self._transport.close()
 
     def statistics(self) -> dict[str, Any]:
         """A snapshot, as plain values."""
