@@ -12,7 +12,7 @@ import json
 import time
 from collections import Counter, deque
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ from export.batching import Arrivals
 from tickserve.errors import ComponentError
 from tickserve.model_config import BULK_LANE, SINGLE_LANE
 
-MAX_CONNECTIONS = 512
+FIRST_CONNECTIONS = 32
+OK = 200
 LEAD_S = 0.05
 
 
@@ -67,85 +68,124 @@ class OpenLoop:
         return result
 
 
+class _Connection(asyncio.Protocol):
+    """One kept-alive connection with at most one request under way."""
+
+    def __init__(self, driver: _Driver) -> None:
+        self._driver, self._received = driver, bytearray()
+        self._index: int | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._transport: asyncio.Transport | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast("asyncio.Transport", transport)
+
+    def send(self, index: int, message: bytes, limit_s: float) -> None:
+        """Send request `index`; it is given up, and the connection with it, after `limit_s`."""
+        if self._transport is None:
+            raise ComponentError("the connection is not open")
+        self._index = index
+        self._timer = asyncio.get_running_loop().call_later(max(0.0, limit_s), self._end, "no answer by the deadline")
+        self._transport.write(message)
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        end = self._received.find(b"\r\n\r\n")
+        if end < 0 or self._index is None or len(self._received) < end + 4 + _length(self._received[:end]):
+            return
+        status, text = int(self._received[9:12]), bytes(self._received[end + 4 :])
+        self._received.clear()
+        index = self._release()
+        self._driver.finished(index, "answered" if status == OK else _refusal(status, text))
+        self._driver.idle.append(self)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._end("connection lost")
+
+    def close(self) -> None:
+        """Give up what is under way."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _release(self) -> int:
+        index, self._index = self._index, None
+        if self._timer is not None:
+            self._timer.cancel()
+        return -1 if index is None else index
+
+    def _end(self, outcome: str) -> None:
+        if self in self._driver.idle:
+            self._driver.idle.remove(self)
+        if self._index is not None:
+            self._driver.finished(self._release(), outcome)
+        self.close()
+
+
 class _Driver:
     def __init__(self, feed: Feed, arrivals: Arrivals) -> None:
         self._feed, self._arrivals = feed, arrivals
-        self._idle: deque[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = deque()
-        self._open = 0
-        count = len(arrivals)
-        self._messages = {
-            (rows, lane): _message(feed, rows, lane)
-            for rows, lane in set(zip(arrivals.rows.tolist(), arrivals.lane.tolist(), strict=True))
-        }
+        self.idle: deque[_Connection] = deque()
+        self._waiting: set[asyncio.Task[None]] = set()
+        self._intended: list[float] = []
+        self._left = count = len(arrivals)
+        self._done = asyncio.Event()
+        kinds = set(zip(arrivals.rows.tolist(), arrivals.lane.tolist(), strict=True))
+        self._messages = {kind: _message(feed, *kind) for kind in kinds}
         self.result = OpenLoop(np.full(count, np.nan), arrivals.lane, np.zeros(count), ["not sent"] * count)
 
     async def run(self) -> OpenLoop:
+        """Send everything at its time; connections are opened before the first, and more when all are in use."""
+        for _ in range(FIRST_CONNECTIONS):
+            self.idle.append(await self._connect())
         start = time.perf_counter() + LEAD_S
-        tasks = []
-        for index, offset in enumerate((self._arrivals.times_ns / 1e9).tolist()):
-            intended = start + offset
-            wait = intended - time.perf_counter()
-            if wait > 0:
-                await asyncio.sleep(wait)
-            tasks.append(asyncio.create_task(self._one(index, intended)))
-            if wait <= 0 and index % 32 == 0:
-                await asyncio.sleep(0)  # behind the recording: let answers be read all the same
-        await asyncio.gather(*tasks)
-        for _, writer in self._idle:
-            writer.close()
+        self._intended = (start + self._arrivals.times_ns / 1e9).tolist()
+        for index, intended in enumerate(self._intended):
+            # Also behind the recording answers are read in between.
+            await asyncio.sleep(max(0.0, intended - time.perf_counter()))
+            if self.idle:
+                self._send(index, self.idle.pop())
+            else:
+                task = asyncio.create_task(self._send_on_new(index))
+                self._waiting.add(task)
+                task.add_done_callback(self._waiting.discard)
+        await self._done.wait()
+        for connection in list(self.idle):
+            connection.close()
         return self.result
 
-    async def _one(self, index: int, intended: float) -> None:
+    def finished(self, index: int, outcome: str) -> None:
+        """Note how request `index` ended."""
+        if outcome == "answered":
+            self.result.latency_us[index] = (time.perf_counter() - self._intended[index]) * 1e6
+        self.result.outcome[index] = outcome
+        self._left -= 1
+        if not self._left:
+            self._done.set()
+
+    def _send(self, index: int, connection: _Connection) -> None:
+        intended = self._intended[index]
+        late = time.perf_counter() - intended
+        self.result.late_us[index] = late * 1e6
         message = self._messages[int(self._arrivals.rows[index]), int(self._arrivals.lane[index])]
-        limit = intended + self._feed.deadline_ms / 1e3 - time.perf_counter()
-        try:
-            async with asyncio.timeout(limit):
-                status, text = await self._exchange(index, intended, message)
-        except TimeoutError:
-            self.result.outcome[index] = "no answer by the deadline"
-            return
-        except (OSError, asyncio.IncompleteReadError) as error:
-            self.result.outcome[index] = f"connection: {type(error).__name__}"
-            return
-        if status == 200:
-            self.result.latency_us[index] = (time.perf_counter() - intended) * 1e6
-            self.result.outcome[index] = "answered"
-        else:
-            self.result.outcome[index] = _refusal(status, text)
+        connection.send(index, message, self._feed.deadline_ms / 1e3 - late)
 
-    async def _exchange(self, index: int, intended: float, message: bytes) -> tuple[int, bytes]:
-        reader, writer = await self._connection()
-        whole = False
+    async def _send_on_new(self, index: int) -> None:
         try:
-            self.result.late_us[index] = (time.perf_counter() - intended) * 1e6
-            writer.write(message)
-            head = await reader.readuntil(b"\r\n\r\n")
-            body = await reader.readexactly(_length(head))
-            whole = True
-            return int(head[9:12]), body
-        finally:
-            # A connection with an answer still to come can carry no other request.
-            if whole:
-                self._idle.append((reader, writer))
-            else:
-                self._open -= 1
-                writer.close()
+            connection = await self._connect()
+        except ComponentError:
+            self.finished(index, "no connection")
+            return
+        self._send(index, connection)
 
-    async def _connection(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        if self._idle:
-            return self._idle.pop()
-        if self._open >= MAX_CONNECTIONS:
-            raise ConnectionError("every connection waits")
-        self._open += 1
+    async def _connect(self) -> _Connection:
         host, _, port = self._feed.authority.rpartition(":")
         try:
-            return await asyncio.open_connection(host, int(port))
-        except BaseException:
-            self._open -= 1
-            raise
+            return (await asyncio.get_running_loop().create_connection(lambda: _Connection(self), host, int(port)))[1]
+        except OSError as error:
+            raise ComponentError("no server answers", field="authority", was=self._feed.authority[:100]) from error
 
 
-def _length(head: bytes) -> int:
+def _length(head: bytes | bytearray) -> int:
     for line in head.split(b"\r\n"):
         name, _, value = line.partition(b":")
         if name.lower() == b"content-length":
@@ -181,7 +221,8 @@ def _message(feed: Feed, rows: int, lane: int) -> bytes:
 
 def drive(feed: Feed, arrivals: Arrivals) -> OpenLoop:
     """Send `arrivals` at their times; returns after the last answer or deadline. ComponentError without a server."""
-    result = asyncio.run(_Driver(feed, arrivals).run())
-    if all(outcome.startswith("connection") for outcome in result.outcome):
-        raise ComponentError("no server answers", field="authority", was=feed.authority[:100])
-    return result
+    return asyncio.run(_run(feed, arrivals))
+
+
+async def _run(feed: Feed, arrivals: Arrivals) -> OpenLoop:
+    return await _Driver(feed, arrivals).run()

@@ -217,7 +217,8 @@ class BatchingSettings(Section):
     peak_requests: int = Field(20_000, ge=100, description="requests of that stretch at most")
     service_calls: int = Field(60, ge=10, description="measured calls for each batch size")
     max_instances: int = Field(4, ge=1, le=64)
-    misses: float = Field(0.0, ge=0, lt=1, description="share of requests that may miss the deadline")
+    misses: float = Field(0.001, ge=0, lt=1, description="share of requests that may miss the deadline")
+    decide_us: int = Field(1_000, ge=0, description="one request for all events of this many microseconds; 0: for each")
 
 
 class LoadtestSettings(Section):

@@ -49,6 +49,19 @@ def of_times(times_ns: npt.NDArray[np.int64]) -> Arrivals:
     return Arrivals(ordered - ordered[0], ones, ones * SINGLE_LANE)
 
 
+def decisions(events: Arrivals, every_us: int) -> Arrivals:
+    """One request at the first of the events in each stretch of `every_us` microseconds; 0 keeps every event.
+
+    An engine decides once on a burst: a feed delivers hundreds of events in one packet, and the state after the last of
+    them is what is scored.
+    """
+    if not every_us:
+        return events
+    slots = events.times_ns // (every_us * 1_000)
+    first = np.flatnonzero(np.diff(slots, prepend=-1))
+    return of_times(events.times_ns[first])
+
+
 def read_arrivals(path: Path) -> Arrivals:
     """A plain file of arrival times, one whole number of nanoseconds per line. Raises CorruptFileError."""
     try:

@@ -188,13 +188,14 @@ def _peak(
     if arrivals is not None and arrivals.is_dir():
         journal = stages.load_core("tickserve.journal")
         records = journal.read_journal(arrivals, tolerant=True)
-        times = [record.wall_ns for record in records if isinstance(record, journal.DecisionRecord)]
-        recorded = module.of_times(np.array(times, np.int64))
+        walls = [record.wall_ns for record in records if isinstance(record, journal.DecisionRecord)]
+        recorded = module.of_times(np.array(walls, np.int64))
     elif arrivals is not None:
         recorded = module.read_arrivals(arrivals)
     else:
         source = pipeline.open_source(data, config, symbol=symbol)
-        recorded = module.of_times(np.concatenate([chunk.ts_ns for chunk in source.chunks()]))
+        times = np.concatenate([chunk.ts_ns for chunk in source.chunks()])
+        recorded = module.decisions(module.of_times(times), config.batching.decide_us)
     peak = module.busiest(recorded, config.batching.peak_s, config.batching.peak_requests)
     return module.with_bulk(peak, bulk_rows, bulk_per_s) if bulk_rows else peak
 
