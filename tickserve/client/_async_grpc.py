@@ -1,0 +1,130 @@
+"""gRPC over asyncio: `grpc.aio` with messages of our own making; loaded where it is used, with the `grpc` extra."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from contextlib import suppress
+from time import monotonic_ns
+from typing import Any
+
+from tickserve.client._proto import decode, encode
+from tickserve.client._transport import MAX_BODY_BYTES, InferRequest, InferResponse, refused
+from tickserve.client._url import Endpoint
+from tickserve.errors import DeadlineExceededError, MissingExtraError, RequestError, TransportError
+
+METHOD = "/inference.GRPCInferenceService/ModelInfer"
+LATE_S = 0.002  # gRPC's timer fires this much late and more, so it is set as much earlier
+# What gRPC itself says of a connection, as against a server's own "is stopping".
+_CONNECTION = re.compile(
+    r"\b(connect(ion)?|socket|stream removed|goaway|transport|channel|keepalive|ping timeout|too_many_pings|eof"
+    r"|endpoint clos|broken pipe|(name|dns) resolution)",
+    re.IGNORECASE,
+)
+OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_BODY_BYTES),
+    ("grpc.max_send_message_length", MAX_BODY_BYTES),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.enable_retries", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+def _load() -> Any:
+    try:
+        import grpc.aio
+    except ImportError as error:
+        raise MissingExtraError.of("grpc", "grpc") from error
+    return grpc
+
+
+class AsyncGrpcTransport:
+    """One server over gRPC, for one event loop at a time."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self._grpc, self._authority = _load(), endpoint.authority
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._channel: Any = None
+        self._call: Any = None
+
+    def close(self) -> None:
+        """Close the channel; calls in flight end with an error."""
+        channel, loop, self._channel = self._channel, self._loop, None
+        if channel is not None and loop is not None and loop.is_running():
+            task = loop.create_task(channel.close(None))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+
+    async def infer(self, request: InferRequest, deadline_ns: int) -> InferResponse:
+        """One request, one response. Raises RequestError."""
+        pending = await self.begin(request, deadline_ns, deadline_ns)
+        return await pending.receive()
+
+    async def begin(self, request: InferRequest, deadline_ns: int, connect_by_ns: int) -> GrpcCall:
+        """Send; the channel connects in the background. Raises RequestError."""
+        remaining_s = (deadline_ns - monotonic_ns()) / 1e9
+        remaining_s -= min(LATE_S, remaining_s / 5)
+        if remaining_s <= 0:
+            raise DeadlineExceededError("the deadline passed before the request was sent")
+        call = self._method()(encode(request), timeout=remaining_s)
+        return GrpcCall(self, asyncio.ensure_future(_answer(call)), call)
+
+    def as_error(self, error: Any) -> RequestError:
+        """The typed error of what gRPC raised."""
+        if not isinstance(error, self._grpc.RpcError):
+            return TransportError(f"the call to {self._authority} was cut off", hint="is the server up?")
+        code, details = error.code(), str(error.details() or "")
+        status = self._grpc.StatusCode
+        if code is status.DEADLINE_EXCEEDED:
+            return DeadlineExceededError("no answer inside the deadline, while waiting for the answer")
+        if code in (status.UNAVAILABLE, status.CANCELLED, status.UNKNOWN) and _CONNECTION.search(details):
+            return TransportError(f"the connection to {self._authority} failed", hint="is the server up?")
+        unknown = code in (status.NOT_FOUND, status.INVALID_ARGUMENT)
+        return refused(details, f"gRPC {code.name}", may_be_unknown=unknown)
+
+    def _method(self) -> Any:
+        loop = asyncio.get_running_loop()
+        if self._channel is None or loop is not self._loop:
+            self._loop = loop
+            self._channel = self._grpc.aio.insecure_channel(self._authority, options=OPTIONS)
+            self._call = self._channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
+        return self._call
+
+
+async def _answer(call: Any) -> bytes:
+    data: bytes = await call
+    return data
+
+
+class GrpcCall:
+    """A call that is under way. `done` is its future."""
+
+    __slots__ = ("_call", "_transport", "done")
+
+    def __init__(self, transport: AsyncGrpcTransport, done: asyncio.Future[bytes], call: Any) -> None:
+        self._transport, self.done, self._call = transport, done, call
+
+    def abandon(self) -> None:
+        """Cancel the call, here and on the server."""
+        self._call.cancel()
+        self.done.cancel()
+
+    async def receive(self) -> InferResponse:
+        """The answer. Raises RequestError; a cancelled wait cancels the call."""
+        try:
+            data = await asyncio.shield(self.done)
+        except asyncio.CancelledError:
+            given_up = self.done.cancelled()
+            self.abandon()
+            if given_up:  # not the caller: the channel was closed under the call
+                raise self._transport.as_error(None) from None
+            raise
+        except Exception as error:
+            raise self._transport.as_error(error) from error
+        with suppress(Exception):
+            self._call.cancel()
+        return decode(data)
