@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,7 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from tickserve.client import InferRequest, Tensor
-from tickserve.client._grpc import GrpcTransport, _template, encode
+from tickserve.client._grpc import GrpcTransport
 from tickserve.client._url import parse_endpoint
 from tickserve.errors import (
     DeadlineExceededError,
@@ -24,7 +24,6 @@ from tickserve.errors import (
     RequestError,
     ServerRejectedError,
     TransportError,
-    UsageError,
 )
 
 Script = Callable[[Any, grpc.ServicerContext], Any]
@@ -32,18 +31,19 @@ VALUES = np.array([[0.25, 0.25, 0.5]], np.float32)
 
 
 @pytest.fixture
-def server() -> Iterator[Callable[[Script], GrpcTransport]]:
+def server() -> Iterator[Callable[..., GrpcTransport]]:
     opened: list[Any] = []
 
-    def start(script: Script) -> GrpcTransport:
-        with_threads = grpc.server(ThreadPoolExecutor(4))
+    def start(script: Script | None, options: Sequence[tuple[str, Any]] = ()) -> GrpcTransport:
+        with_threads = grpc.server(ThreadPoolExecutor(4), options=options)
         method = grpc.unary_unary_rpc_method_handler(
             script,
             request_deserializer=service_pb2.ModelInferRequest.FromString,
             response_serializer=service_pb2.ModelInferResponse.SerializeToString,
         )
         service = grpc.method_handlers_generic_handler("inference.GRPCInferenceService", {"ModelInfer": method})
-        with_threads.add_generic_rpc_handlers((service,))
+        if script is not None:
+            with_threads.add_generic_rpc_handlers((service,))
         port = with_threads.add_insecure_port("127.0.0.1:0")
         with_threads.start()
         transport = GrpcTransport(parse_endpoint(f"grpc://127.0.0.1:{port}", None))
@@ -56,7 +56,7 @@ def server() -> Iterator[Callable[[Script], GrpcTransport]]:
         running.stop(0).wait(5)
 
 
-def request(timeout_us: int = 1_000) -> InferRequest:
+def request(timeout_us: int = 5_000_000) -> InferRequest:
     return InferRequest("m", None, "abc", timeout_us, (Tensor("x", "FP32", (1, 4), bytes(16)),))
 
 
@@ -124,22 +124,7 @@ def test_answers_whose_description_does_not_fit(server: Any, answer: Any) -> Non
         ask(server(lambda _, context: answer))
 
 
-@pytest.mark.parametrize(("ms", "most"), [(100, 0.098), (5, 0.004)])
-def test_grpcs_timer_is_set_earlier_since_it_fires_late(server: Any, ms: float, most: float) -> None:
-    transport = server(lambda _, context: reply())
-    line, given = transport._line, []
-    call = line.call
-
-    def note(message: bytes, timeout: float) -> Any:
-        given.append(timeout)
-        return call(message, timeout=5)
-
-    line.call = note
-    ask(transport, ms=ms)
-    assert 0 < given[0] <= most
-
-
-def test_close_during_a_call_says_closed(server: Any) -> None:
+def test_close_lets_a_call_end_and_keeps_no_connection(server: Any) -> None:
     reached, go = threading.Event(), threading.Event()
 
     def wait(_: Any, context: grpc.ServicerContext) -> Any:
@@ -147,46 +132,76 @@ def test_close_during_a_call_says_closed(server: Any) -> None:
         go.wait(5)
         return reply()
 
-    transport = server(wait)
-    threading.Thread(target=lambda: (reached.wait(5), transport.close()), daemon=True).start()
-    try:
-        with pytest.raises(UsageError, match="the client is closed"):
-            ask(transport)
-        with pytest.raises(UsageError, match="the client is closed"):
-            ask(transport)
-    finally:
-        go.set()
-
-
-def test_the_message_is_what_protobuf_would_write_and_its_template_serves_every_timeout() -> None:
-    _template.cache_clear()
-    for timeout_us in (1, 127, 128, 10**6, 3_600_000_000):
-        message = service_pb2.ModelInferRequest.FromString(encode(request(timeout_us)))
-        assert {key: value.int64_param for key, value in message.parameters.items()} == {"timeout": timeout_us}
-        assert (message.model_name, message.id, list(message.raw_input_contents)) == ("m", "abc", [bytes(16)])
-        assert [(part.name, part.datatype, list(part.shape)) for part in message.inputs] == [("x", "FP32", [1, 4])]
-    assert _template.cache_info().currsize == 1
-
-
-def test_calls_that_are_still_on_a_replaced_channel_get_their_answers(server: Any) -> None:
-    def slow(message: Any, context: grpc.ServicerContext) -> Any:
-        time.sleep(0.6)
-        return reply()
-
-    transport = server(slow)
-    first = transport._line
-    first.opened_ns -= 2 * 10**9
-    answers: list[Any] = []
+    transport, answers = server(wait), list[Any]()
     caller = threading.Thread(target=lambda: answers.append(ask(transport)))
     caller.start()
-    time.sleep(0.05)
-    for _ in range(2):
-        with pytest.raises(DeadlineExceededError):
-            ask(transport, ms=100)
-    assert transport._line is not first
-    assert first.users == 1
+    assert reached.wait(5)
+    transport.close()
+    go.set()
     caller.join(5)
-    assert len(answers) == 1
-    assert first.users == 0
-    with pytest.raises(ValueError, match="closed"):
-        first.call(b"")
+    assert [answer.model for answer in answers] == ["m"]
+    assert not transport._pool._idle
+
+
+def test_the_deadline_is_kept_to_the_millisecond_and_told_to_the_server(server: Any) -> None:
+    remaining: list[float] = []
+
+    def wait(_: Any, context: grpc.ServicerContext) -> Any:
+        remaining.append(context.time_remaining())
+        time.sleep(0.3)
+        return reply()
+
+    transport = server(wait)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        transport.infer(request(timeout_us=100_000), time.monotonic_ns() + 100 * 10**6)
+    assert 0.1 <= time.monotonic() - began < 0.2
+    assert 0.05 < remaining[0] <= 0.1
+
+
+@pytest.mark.parametrize("megabytes", [0.01, 1, 9])
+def test_large_requests_and_answers_pass_the_windows_of_both_sides(server: Any, megabytes: float) -> None:
+    values = np.random.default_rng(7).standard_normal((1, int(megabytes * 2**18))).astype(np.float32)
+
+    def echo(message: Any, context: grpc.ServicerContext) -> Any:
+        answer = service_pb2.ModelInferResponse(model_name="m", model_version="2", id=message.id)
+        answer.outputs.add(name="p", datatype="FP32", shape=values.shape)
+        answer.raw_output_contents.append(message.raw_input_contents[0])
+        return answer
+
+    transport = server(echo, [("grpc.max_receive_message_length", -1)])
+    tensors = (Tensor("x", "FP32", values.shape, values.tobytes()),)
+    for _ in range(12 if megabytes == 9 else 3):
+        response = transport.infer(
+            InferRequest("m", None, "abc", 20_000_000, tensors), time.monotonic_ns() + 20 * 10**9
+        )
+        assert np.array_equal(response.outputs["p"], values)
+        assert not response.outputs["p"].flags.writeable
+    assert len(transport._pool._idle) == 1
+
+
+def test_more_than_a_server_takes_is_refused_with_its_reason(server: Any) -> None:
+    transport = server(lambda _, context: reply())  # at most 4 MiB
+    tensors = (Tensor("x", "FP32", (1, 2**21), bytes(2**23)),)
+    with pytest.raises(ServerRejectedError, match="RESOURCE_EXHAUSTED"):
+        transport.infer(InferRequest("m", None, "abc", 20_000_000, tensors), time.monotonic_ns() + 5 * 10**9)
+    assert ask(transport).model == "m"
+
+
+def test_a_server_that_starts_anew_is_found_again(server: Any) -> None:
+    """The idle connection is closed by the server; the next call replaces it and succeeds."""
+    transport = server(lambda _, context: reply(), [("grpc.max_connection_age_ms", 200)])
+    for _ in range(8):
+        assert ask(transport).model == "m"
+        time.sleep(0.1)
+
+
+def test_details_come_back_as_they_were_said(server: Any) -> None:
+    with pytest.raises(ServerRejectedError, match="größe 100% ✓"):
+        ask(server(abort(CODE.INVALID_ARGUMENT, "größe 100% ✓")))
+
+
+def test_a_method_nobody_serves(server: Any) -> None:
+    transport = server(None)
+    with pytest.raises(ServerRejectedError, match="UNIMPLEMENTED"):
+        ask(transport)
