@@ -71,6 +71,23 @@ class FeatureEngine:
         """Whether the last event's features are past the session's warm-up."""
         return self.events_seen > self.spec.warmup_events
 
+    def state(self) -> dict[str, npt.NDArray[Any]]:
+        """A copy of everything the next event's features depend on."""
+        lane = self._lanes[0]
+        return {"clock": lane.clock.copy(), "words": lane.words.copy(), "memory": self._memory.copy()}
+
+    def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
+        """Go on where the engine of `state` stood. Raises SchemaError for a state of another spec."""
+        lane = self._lanes[0]
+        mine = {"clock": lane.clock, "words": lane.words, "memory": self._memory}
+        for name, array in mine.items():
+            given = state.get(name)
+            if given is None or given.shape != array.shape or given.dtype != array.dtype:
+                was = "nothing" if given is None else f"{given.dtype} {given.shape}"
+                raise SchemaError("not this engine's", field=name, expected=f"{array.dtype} {array.shape}", was=was)
+        for name, array in mine.items():
+            array[:] = state[name]
+
     def step(self, ts_ns: int, row: Words) -> Singles:
         """Features float32 [F] after one event; `row` is float64 [C], columns as `tickserve.events.columns_of`.
 
