@@ -1,0 +1,79 @@
+"""`tickserve replay` and `tickserve journal inspect` as a user runs them: output, exit codes, one line for a fault."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.cli.conftest import Run
+from tests.tickserve.conftest import build_manifest, publish
+from tickserve import Client
+from tickserve.journal import Journal, journal_files
+from tickserve.manifest import Provenance
+
+MODEL = "hand-l1-gbdt"
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A repository and the journal of a client that scored on it."""
+    folder = tmp_path_factory.mktemp("recorded")
+    repository = publish(folder / "model_repository", build_manifest()).parent.parent
+    with Journal(folder / "journal") as journal, Client(f"local://{repository}", observer=journal) as client:
+        for value in np.linspace(-1, 1, 12, dtype=np.float32):
+            signal = client.score(MODEL, np.full((1, 4), value, np.float32))
+            journal.action(signal.request_id, "hold")
+    return repository, folder / "journal"
+
+
+def test_identical_answers_exit_0(tickserve: Run, recorded: tuple[Path, Path]) -> None:
+    done = tickserve("replay", recorded[1], "--repository", recorded[0])
+    assert done.returncode == 0, done.stderr
+    assert "12 requests sent again, 12 answers identical" in done.stdout
+    told = json.loads(tickserve("replay", recorded[1], "--url", f"local://{recorded[0]}", "--json").stdout)
+    assert (told["replayed"], told["identical"], told["different"], told["tolerance"]) == (12, 12, 0, 0.0)
+
+
+def test_a_difference_exits_1_and_is_shown(tickserve: Run, recorded: tuple[Path, Path], tmp_path: Path) -> None:
+    other = build_manifest(provenance=Provenance(created="2024-01-02T00:00:00Z", seed=8))
+    repository = publish(tmp_path / "other", other).parent.parent
+    done = tickserve("replay", recorded[1], "--repository", repository, "--show", "3")
+    assert done.returncode == 1
+    assert "12 of 12 answers differ from the recorded ones" in done.stderr
+    assert f"{other.bundle_id()}" in done.stdout
+    assert "3 of 12 requests" in done.stdout
+
+
+def test_wrong_use_is_told_in_one_line(tickserve: Run, recorded: tuple[Path, Path], tmp_path: Path) -> None:
+    repository, journal = recorded
+    torn = Path(shutil.copytree(journal, tmp_path / "torn"))
+    (file,) = journal_files(torn)
+    file.write_bytes(file.read_bytes()[:-3])
+    cases = [
+        (("replay", journal, "--url", "127.0.0.1:1", "--repository", repository), 2, "give one of them"),
+        (("replay", journal, "--url", "127.0.0.1:1"), 4, "cannot connect"),
+        (("replay", tmp_path / "none", "--repository", repository), 3, "no journal here"),
+        (("replay", torn, "--repository", repository), 3, "at offset"),
+        (("replay", torn, "--repository", repository, "--tolerant"), 3, "no recorded answer"),
+        (("journal", "inspect", torn), 3, "at offset"),
+        (("journal", "inspect", tmp_path / "none"), 3, "no journal here"),
+    ]
+    for arguments, code, text in cases:
+        done = tickserve(*arguments)
+        assert (done.returncode, text in done.stderr) == (code, True), (arguments, done.stderr)
+        assert "Traceback" not in done.stderr
+
+
+def test_inspect_counts(tickserve: Run, recorded: tuple[Path, Path]) -> None:
+    done = tickserve("journal", "inspect", recorded[1])
+    assert done.returncode == 0, done.stderr
+    assert "12 decisions, 12 actions, 0 records lost" in done.stdout
+    told = json.loads(tickserve("journal", "inspect", recorded[1], "--json").stdout)
+    (model,) = told["models"]
+    assert (model["model"], model["version"], model["status"], model["count"]) == (MODEL, 1, "OK", 12)
+    assert model["bundle_digest"] == build_manifest().digest()
+    assert told["stage_us"]["total"]["p50"] > 0
