@@ -23,6 +23,7 @@ from tickserve.manifest import CLASSES, GOLDEN_NAME, MANIFEST_NAME, Manifest, lo
 Advance = Callable[[int], None]
 FloatArray = npt.NDArray[np.float32]
 TimeArray = npt.NDArray[np.int64]
+Arrays = dict[str, FloatArray]
 
 
 def open_source(data: Sequence[Path] | None, config: Config, *, symbol: str | None = None) -> Any:
@@ -120,6 +121,12 @@ def golden_rows(version: Path, manifest: Manifest) -> tuple[FloatArray, dict[str
     return golden.pop(manifest.inputs[0].name), golden
 
 
+def golden_inputs(version: Path, manifest: Manifest) -> tuple[Arrays, Arrays]:
+    """A version's golden inputs by name, and the research model's numbers for them. Raises ArtifactError."""
+    golden = read_golden(version / GOLDEN_NAME, manifest.inputs, manifest.outputs)
+    return {tensor.name: golden.pop(tensor.name) for tensor in manifest.inputs}, golden
+
+
 def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[FloatArray, TimeArray]:
     """The last `count` model inputs of a feature set, [B, F] or [B, T, F], and their event times in ns.
 
@@ -129,6 +136,56 @@ def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[Float
     """
     if count < 1:
         raise UsageError("nothing asked for", field="count", expected="at least 1", was=str(count))
+    _check_features(feature_set, manifest)
+    rows = feature_set.load()
+    if len(manifest.inputs[0].shape) == 1:
+        return np.ascontiguousarray(rows.features[-count:]), rows.ts_ns[-count:]
+    _check_pace(rows, manifest)
+    window = manifest.inputs[0].shape[0]
+    ends = _window_ends(rows.session, window)[-count:]
+    views = np.lib.stride_tricks.sliding_window_view(rows.features, window, axis=0)[ends - window + 1]
+    return np.ascontiguousarray(views.transpose(0, 2, 1)), rows.ts_ns[ends]
+
+
+def last_stepped_inputs(
+    feature_set: Any, manifest: Manifest, count: int, answer: Callable[[Arrays], Arrays]
+) -> tuple[Arrays, TimeArray]:
+    """As `last_inputs` of a stateful model: rows and the state each is met with, by name, and their event times in ns.
+
+    `answer` is asked for every row of the newest session, from its first, so that the states are the session's.
+    """
+    if count < 1:
+        raise UsageError("nothing asked for", field="count", expected="at least 1", was=str(count))
+    _check_features(feature_set, manifest)
+    rows = feature_set.load()
+    _check_pace(rows, manifest)
+    first = int(np.flatnonzero(rows.session == rows.session[-1])[0])
+    features = np.where(np.isinf(rows.features[first:]), np.float32(np.nan), rows.features[first:])
+    return stepped_inputs(features, manifest, count, answer), rows.ts_ns[first:][-count:]
+
+
+def stepped_inputs(
+    rows: FloatArray, manifest: Manifest, count: int, answer: Callable[[Arrays], Arrays]
+) -> dict[str, FloatArray]:
+    """The last `count` of the consecutive rows [N, F] of one stream, with the state each is met with, by name.
+
+    The stream starts from zeros; `answer` takes one row's inputs by name and gives the outputs.
+    """
+    tensors = manifest.state.tensors if manifest.state else ()
+    state = {tensor.input: np.zeros((1, *tensor.shape), np.float32) for tensor in tensors}
+    first = manifest.inputs[0].name
+    kept: dict[str, list[FloatArray]] = {tensor.name: [] for tensor in manifest.inputs}
+    for place, row in enumerate(rows):
+        inputs = {first: row[np.newaxis], **state}
+        if place >= len(rows) - count:
+            for name, array in inputs.items():
+                kept[name].append(array)
+        said = answer(inputs)
+        state = {tensor.input: said[tensor.output] for tensor in tensors}
+    return {name: np.concatenate(parts) for name, parts in kept.items()}
+
+
+def _check_features(feature_set: Any, manifest: Manifest) -> None:
     spec = feature_set.spec
     if spec.digest != manifest.features.digest:
         raise ArtifactError(
@@ -137,22 +194,18 @@ def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[Float
             expected=manifest.features.digest,
             was=spec.digest,
         )
-    rows = feature_set.load()
-    if len(manifest.inputs[0].shape) == 1:
-        return np.ascontiguousarray(rows.features[-count:]), rows.ts_ns[-count:]
+
+
+def _check_pace(rows: Any, manifest: Manifest) -> None:
     stride = manifest.architecture.get("stride", 1)
     if rows.stride != stride:
         raise ArtifactError(
-            "the rows are at another pace than the model's windows",
+            "the rows are at another pace than the model's steps",
             field="stride",
             expected=str(stride),
             was=str(rows.stride),
             hint="use the features.max_rows and the data the model was trained with",
         )
-    window = manifest.inputs[0].shape[0]
-    ends = _window_ends(rows.session, window)[-count:]
-    views = np.lib.stride_tricks.sliding_window_view(rows.features, window, axis=0)[ends - window + 1]
-    return np.ascontiguousarray(views.transpose(0, 2, 1)), rows.ts_ns[ends]
 
 
 def _window_ends(session: npt.NDArray[np.int32], window: int) -> npt.NDArray[np.intp]:

@@ -193,25 +193,30 @@ def _serve(run: Run, feature_set: Any, published: list[Any]) -> dict[str, Any]:
 
 def _score(run: Run, server: Any, item: Any, feature_set: Any, stage: Stage) -> dict[str, Any]:
     manifest: Manifest = item.manifest
-    inputs, _ = pipeline.last_inputs(feature_set, manifest, SIGNAL_ROWS)
+    rows, _ = pipeline.last_inputs(feature_set, manifest, SIGNAL_ROWS)
     bundle = run.folder / "bundles" / item.model
-    research = stages.load("export.research").load_research(bundle, load_manifest(bundle)).predict(inputs)
+    research = stages.load("export.research").load_research(bundle, load_manifest(bundle))
+    inputs = {manifest.inputs[0].name: rows}
+    if manifest.state is not None:  # a stream that starts here
+        inputs = pipeline.stepped_inputs(rows, manifest, len(rows), research.answer)
+    expected = research.predict(stages.load("export.packed").pack(inputs, manifest))
     golden = stages.load("serving.golden").check_golden(server.http_url, item.model, item.version, item.path)
     answers = {}
     for transport, url in (("http", server.http_url), ("grpc", server.grpc_url)):
         with Client(f"{transport}://{url}", manifest=manifest, deadline_ms=2_000) as client:
-            signals = [client.score(manifest.name, inputs[index : index + 1]) for index in range(len(inputs))]
+            one = [{name: array[index : index + 1] for name, array in inputs.items()} for index in range(len(rows))]
+            signals = [client.score(manifest.name, each) for each in one]
         answers[transport] = np.concatenate([signal.probabilities for signal in signals])
-        stage.rows = (stage.rows or 0) + len(inputs)
+        stage.rows = (stage.rows or 0) + len(rows)
     return {
         "model": item.model,
         "version": item.version,
         "bundle_id": manifest.export.bundle_id if manifest.export else None,
-        "rows": len(inputs),
+        "rows": len(rows),
         "golden_rows": golden["rows"],
         "golden_max_abs_diff": golden["max_abs_diff"],
-        "http_max_abs_diff": float(np.max(np.abs(answers["http"] - research))),
-        "grpc_max_abs_diff": float(np.max(np.abs(answers["grpc"] - research))),
+        "http_max_abs_diff": float(np.max(np.abs(answers["http"] - expected))),
+        "grpc_max_abs_diff": float(np.max(np.abs(answers["grpc"] - expected))),
         "decisions": np.bincount(answers["http"].argmax(axis=1), minlength=3).tolist(),
     }
 

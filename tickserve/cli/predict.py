@@ -13,6 +13,7 @@ from tickserve import pipeline
 from tickserve.cli import options
 from tickserve.cli.output import emit, out, says, table
 from tickserve.client import Client
+from tickserve.client._local import LocalModel
 from tickserve.config import Config
 from tickserve.errors import GateRefusedError, SchemaError, UsageError
 from tickserve.manifest import Manifest, load_manifest
@@ -44,17 +45,18 @@ def predict(
         raise UsageError("give one of them", field="--data, --rows")
     version = pipeline.newest_version(repository, model)
     manifest = load_manifest(version)
+    inputs: pipeline.Arrays
     expected = times = None
     if data:
         source = pipeline.open_source(data, settings, symbol=symbol)
         built = pipeline.build_features(source, settings)
         if manifest.provenance.symbol not in ("", source.symbol):
             says(f"note: {model} was trained on {manifest.provenance.symbol}, this data is {source.symbol}")
-        inputs, times = pipeline.last_inputs(built, manifest, last)
+        inputs, times = _last(built, manifest, last, version)
     elif rows:
-        inputs = _rows_of(rows)
+        inputs = _as_inputs(_rows_of(rows), manifest, version)
     else:
-        inputs, expected = pipeline.golden_rows(version, manifest)
+        inputs, expected = pipeline.golden_inputs(version, manifest)
     result = _ask(url, manifest, inputs, settings, times)
     if expected is not None:
         result |= _compare(result, expected, manifest)
@@ -62,6 +64,23 @@ def predict(
     emit(result, as_json, lambda: _show(result))
     if result.get("within_tolerance") is False:
         raise GateRefusedError("the served numbers are not research's", field=model)
+
+
+def _last(built: Any, manifest: Manifest, last: int, version: Path) -> tuple[pipeline.Arrays, Any]:
+    if manifest.state is None:
+        rows, times = pipeline.last_inputs(built, manifest, last)
+        return {manifest.inputs[0].name: rows}, times
+    return pipeline.last_stepped_inputs(built, manifest, last, LocalModel(version).answer)
+
+
+def _as_inputs(rows: FloatArray, manifest: Manifest, version: Path) -> pipeline.Arrays:
+    """The rows; of a stateful model the consecutive rows of one stream, which starts from zeros."""
+    if manifest.state is None:
+        return {manifest.inputs[0].name: rows}
+    width = len(manifest.features.columns)
+    if rows.ndim != 2 or rows.shape[1] != width or not len(rows):
+        raise SchemaError("wrong rows", field="--rows", expected=f"rows of {width} numbers", was=str(list(rows.shape)))
+    return pipeline.stepped_inputs(rows, manifest, len(rows), LocalModel(version).answer)
 
 
 def _rows_of(path: Path) -> FloatArray:
@@ -89,14 +108,18 @@ def _holds_other_than_numbers(values: object) -> bool:
     return isinstance(values, bool) or not isinstance(values, int | float)
 
 
-def _ask(url: str, manifest: Manifest, inputs: FloatArray, config: Config, times: Any) -> dict[str, Any]:
+def _ask(url: str, manifest: Manifest, inputs: pipeline.Arrays, config: Config, times: Any) -> dict[str, Any]:
     transport = None if "://" in url else config.client.transport
-    limit = manifest.export.max_batch if manifest.export else len(inputs)
-    starts = range(0, len(inputs) or 1, limit)
+    count = len(inputs[manifest.inputs[0].name])
+    limit = manifest.export.max_batch if manifest.export else count
+    starts = range(0, count or 1, limit)
     with Client(url, manifest=manifest, transport=transport, deadline_ms=config.client.deadline_ms) as client:
-        parts = [client.score(manifest.name, inputs[start : start + limit]) for start in starts]
+        parts = [
+            client.score(manifest.name, {name: array[start : start + limit] for name, array in inputs.items()})
+            for start in starts
+        ]
     signal = parts[0]
-    times = [None] * len(inputs) if times is None else times
+    times = [None] * count if times is None else times
     rows = [
         row
         for start, part in zip(starts, parts, strict=True)

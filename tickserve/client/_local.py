@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,6 +146,15 @@ class LocalModel:
             reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
             raise ServerRejectedError(f"ONNX Runtime cannot score this: {reason}") from error
 
+    def answer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+        """Every output of one run, by name, from inputs by name [B, ...]. Raises ServerRejectedError."""
+        return self.run(
+            [
+                Tensor(spec.name, spec.dtype, inputs[spec.name].shape, inputs[spec.name].tobytes())
+                for spec in self._inputs
+            ]
+        )
+
     def _run_arrays(self, tensors: Sequence[Tensor]) -> dict[str, Array]:
         feed = {
             tensor.name: np.frombuffer(tensor.data, DTYPES[tensor.dtype]).reshape(tensor.shape) for tensor in tensors
@@ -162,11 +171,9 @@ class LocalModel:
         rows = len(pairs[self._inputs[0].name])
         for start in range(0, rows, limit):
             part = {name: array[start : start + limit] for name, array in pairs.items()}
-            tensors = [
-                Tensor(spec.name, spec.dtype, part[spec.name].shape, part[spec.name].tobytes()) for spec in self._inputs
-            ]
-            answer = self.run(tensors)
-            compare(part, answer, self._outputs, tolerance=manifest.tolerance, bundle_id=manifest.bundle_id())
+            compare(
+                part, self.answer(part), self._outputs, tolerance=manifest.tolerance, bundle_id=manifest.bundle_id()
+            )
 
 
 class _Bound:
