@@ -1,0 +1,168 @@
+"""A TCP relay in front of one server, in a process of its own, that can be told to misbehave: the network at its worst.
+
+    python -m benchmarks.relay --target 127.0.0.1:8000      # prints its own address, then obeys lines on its input
+
+Orders: `clear`; `slow F`, answers take F times as long; `dark`, bytes are taken and lost and nothing is said (half-open);
+`cut N`, every answer is reset after N bytes; `refuse`, no connection is accepted and those there are reset.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import socket
+import struct
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any, Self
+
+CHUNK = 65_536
+RESET = struct.pack("ii", 1, 0)
+
+
+class _Relay:
+    """The relaying end."""
+
+    def __init__(self, target: tuple[str, int], address: tuple[str, int]) -> None:
+        self._target, self._address = target, address
+        self._server: asyncio.Server | None = None
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.order, self.number = "clear", 0.0
+
+    async def listen(self) -> tuple[str, int]:
+        if self._server is None:
+            self._server = await asyncio.start_server(self._accept, *self._address)
+            self._address = self._server.sockets[0].getsockname()[:2]
+        return self._address
+
+    async def obey(self, line: str) -> None:
+        order, _, number = line.partition(" ")
+        self.order, self.number = order, float(number or 0)
+        if order != "refuse":
+            await self.listen()
+        elif self._server is not None:
+            self._server.close()
+            self._server = None
+            for writer in list(self._writers):
+                _reset(writer)
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            far_reader, far_writer = await asyncio.open_connection(*self._target)
+        except OSError:
+            _reset(writer)
+            return
+        self._writers |= {writer, far_writer}
+        asked = [0.0]
+        pumps = (self._up(reader, far_writer, asked), self._down(far_reader, writer, asked))
+        tasks = [asyncio.create_task(pump) for pump in pumps]
+        self._tasks.update(tasks)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+            self._tasks.discard(task)
+        self._writers -= {writer, far_writer}
+        writer.close()
+        far_writer.close()
+
+    async def _up(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: list[float]) -> None:
+        while data := await reader.read(CHUNK):
+            asked[0] = asyncio.get_running_loop().time()
+            if self.order != "dark":
+                writer.write(data)
+
+    async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: list[float]) -> None:
+        while data := await reader.read(CHUNK):
+            if self.order == "slow":
+                taken = asyncio.get_running_loop().time() - asked[0]
+                await asyncio.sleep(taken * (self.number - 1))
+            if self.order == "cut":
+                writer.write(data[: int(self.number)])
+                await asyncio.sleep(0.001)
+                _reset(writer)
+                return
+            if self.order != "dark":
+                writer.write(data)
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    sock = writer.get_extra_info("socket")
+    with suppress(OSError, AttributeError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+    writer.transport.abort()
+
+
+async def _serve(target: tuple[str, int], address: tuple[str, int]) -> None:
+    relay = _Relay(target, address)
+    host, port = await relay.listen()
+    print(f"{host}:{port}", flush=True)
+    loop = asyncio.get_running_loop()
+    lines: asyncio.Queue[str] = asyncio.Queue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            loop.call_soon_threadsafe(lines.put_nowait, line.strip())
+        loop.call_soon_threadsafe(lines.put_nowait, "end")
+
+    threading.Thread(target=read, daemon=True).start()
+    while (line := await lines.get()) != "end":
+        await relay.obey(line)
+        print("done", flush=True)
+
+
+class Relay:
+    """A relay that this process starts, orders about, and ends. `command` goes in front, to run it elsewhere."""
+
+    def __init__(self, target: str, *, listen: str = "127.0.0.1:0", command: Sequence[str] = ()) -> None:
+        started = [*command, sys.executable, "-m", "benchmarks.relay", "--target", target, "--listen", listen]
+        self._process: subprocess.Popen[str] = subprocess.Popen(
+            started, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.address = self._line()
+
+    def order(self, order: str) -> None:
+        """Give one order; it is in force when this returns."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(order + "\n")
+        self._process.stdin.flush()
+        self._line()
+
+    def close(self) -> None:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._process.stdin.close()
+        self._process.wait(5)
+        self._process.stdout.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    def _line(self) -> str:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline().strip()
+        if not line:
+            raise RuntimeError("the relay ended by itself")
+        return line
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    return host, int(port)
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--target", required=True, help="host:port of the server")
+    parser.add_argument("--listen", default="127.0.0.1:0", help="host:port to listen on; port 0 takes a free one")
+    chosen = parser.parse_args(arguments)
+    asyncio.run(_serve(_address(chosen.target), _address(chosen.listen)))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

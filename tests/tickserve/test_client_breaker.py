@@ -1,0 +1,254 @@
+"""The pieces of resilience by themselves: breaker, backoff, budgets, quantile, and log lines that hold nobody up."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from tickserve.client._backoff import Backoff
+from tickserve.client._balance import Balance
+from tickserve.client._breaker import TRIAL_NS, Breaker
+from tickserve.client._latency import REFRESH, WINDOW, RunningQuantile
+from tickserve.client._report import LOGGER, MAX_LINES, REPORTER
+from tickserve.client._resilience import Resilience
+from tickserve.client._retry import TokenBucket, elsewhere, harmful
+from tickserve.errors import (
+    CertificateError,
+    DeadlineExceededError,
+    InputRejectedError,
+    ModelNotFoundError,
+    OverloadedError,
+    ProtocolError,
+    ServerRejectedError,
+    TransportError,
+    UnavailableError,
+)
+
+SOON_NS = 5_000_000
+
+
+def breaker(threshold: int = 3, wait_ns: int = SOON_NS) -> Breaker:
+    return Breaker("here:1", threshold, Backoff(wait_ns, wait_ns))
+
+
+def test_failures_in_a_row_open_it_and_a_success_between_does_not() -> None:
+    one = breaker()
+    for _ in range(10):
+        one.failed("x")
+        one.failed("x")
+        one.succeeded()
+    assert one.closed
+    for _ in range(3):
+        one.failed("x")
+    assert one.state == "open"
+    assert not one.due(time.monotonic_ns())
+
+
+def test_one_call_tries_it_and_decides() -> None:
+    one = breaker()
+    for _ in range(3):
+        one.failed("x")
+    time.sleep(SOON_NS / 1e9)
+    now = time.monotonic_ns()
+    with ThreadPoolExecutor(16) as threads:
+        assert sum(threads.map(lambda _: one.try_again(now), range(64))) == 1
+    assert one.state == "half_open"
+    one.failed("x")
+    assert one.state == "open"
+    time.sleep(SOON_NS / 1e9)
+    assert one.try_again(time.monotonic_ns())
+    one.succeeded()
+    assert one.closed
+
+
+def test_a_trial_that_never_reports_is_given_again() -> None:
+    one = breaker()
+    for _ in range(3):
+        one.failed("x")
+    later = time.monotonic_ns() + SOON_NS
+    assert one.try_again(later)
+    assert not one.try_again(later + TRIAL_NS - 1)
+    assert one.try_again(later + TRIAL_NS)
+
+
+def test_a_cancelled_trial_is_the_next_calls() -> None:
+    one = breaker(wait_ns=10**12)
+    for _ in range(3):
+        one.failed("x")
+    assert one.try_again(time.monotonic_ns() + 10**12)
+    one.released()
+    assert one.try_again(time.monotonic_ns())
+
+
+def test_slowness_opens_it_softly_and_failure_hardens() -> None:
+    one = breaker()
+    for _ in range(3):
+        one.struck("9 ms")
+    assert (one.state, one.soft) == ("open", True)
+    one.failed("x")
+    assert not one.soft
+
+
+def test_waits_double_to_the_cap_with_jitter_and_begin_again() -> None:
+    backoff = Backoff(100, 1_000)
+    spans = [100, 200, 400, 800, 1_000, 1_000]
+    for span in spans:
+        assert span / 2 <= backoff.next_ns() <= span
+    backoff.reset()
+    assert backoff.next_ns() <= 100
+    assert len({Backoff(10**6, 10**6).next_ns() for _ in range(20)}) > 10
+
+
+def test_hedges_stay_inside_their_share() -> None:
+    bucket = TokenBucket(10, 0.05)
+    taken = 0
+    for _ in range(10_000):
+        bucket.earn()
+        taken += bucket.take_if_enough()
+    assert 0.05 * 10_000 - 1 <= taken <= 0.05 * 10_000 + 10
+
+
+def test_retries_stop_at_half_of_the_tokens_and_come_back_with_successes() -> None:
+    bucket = TokenBucket(10, 0.1, floor=5)
+    assert [bucket.take() for _ in range(7)] == [True] * 5 + [False] * 2
+    for _ in range(31):
+        bucket.earn()
+    assert bucket.take()
+
+
+@pytest.mark.parametrize(
+    ("error", "again", "speaks_against"),
+    [
+        (TransportError, True, True),
+        (CertificateError, True, True),
+        (UnavailableError, True, True),
+        (OverloadedError, True, True),
+        (ProtocolError, True, True),
+        (ModelNotFoundError, True, False),
+        (DeadlineExceededError, False, True),
+        (ServerRejectedError, False, False),
+        (InputRejectedError, False, False),
+    ],
+)
+def test_what_is_asked_elsewhere_and_what_speaks_against_a_replica(
+    error: type[Any], again: bool, speaks_against: bool
+) -> None:
+    assert elsewhere(error("x")) is again
+    assert harmful(error("x")) is speaks_against
+
+
+def test_the_quantile_follows_the_last_values() -> None:
+    running = RunningQuantile(0.95)
+    for value in range(REFRESH - 1):
+        running.add(value)
+    assert running.value is None
+    for _ in range(WINDOW):
+        running.add(1_000)
+    assert running.value == 1_000
+    for number in range(2 * WINDOW):
+        running.add(number % 100)
+    assert running.value is not None
+    assert 90 <= running.value <= 99
+
+
+def balance(count: int = 3, **options: Any) -> Balance[None]:
+    return Balance([(f"r{number}", None) for number in range(count)], Resilience(**options))
+
+
+def test_the_least_busy_is_chosen() -> None:
+    chosen = balance()
+    taken = [chosen.first() for _ in range(9)]
+    assert [replica.in_flight for replica in chosen.replicas] == [3, 3, 3]
+    idle = taken[4]
+    chosen.answered(idle, "m", time.monotonic_ns(), time.monotonic_ns())
+    assert chosen.first() is idle
+
+
+def test_the_last_one_that_is_only_slow_is_still_used() -> None:
+    chosen = balance(2, breaker_failures=1, backoff_ms=60_000, max_backoff_ms=60_000)
+    slow, dead = chosen.replicas
+    slow.breaker.struck("9 ms")
+    dead.breaker.failed("x")
+    assert chosen.first() is slow
+    slow.breaker.failed("x")
+    with pytest.raises(UnavailableError):
+        chosen.first()
+
+
+def test_slow_beside_another_and_not_by_itself() -> None:
+    chosen = balance(2, breaker_failures=3)
+    fast, slow = chosen.replicas
+
+    def answer(replica: Any, ms: float) -> None:
+        began = time.monotonic_ns() - int(ms * 1e6)
+        replica.in_flight += 1
+        chosen.answered(replica, "m", began, began)
+
+    for _ in range(20):
+        answer(slow, 20)
+    assert slow.breaker.closed  # nobody is known to be faster
+    for _ in range(3):
+        answer(fast, 2)
+        answer(slow, 20)
+    assert slow.breaker.state == "open"
+    assert fast.breaker.closed
+
+
+def test_every_change_is_one_line_and_no_call_waits_for_it(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, logger=LOGGER.name)
+    one = breaker()
+    for _ in range(20):
+        one.failed("TransportError")
+    until = time.monotonic() + 5
+    while not caplog.records and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(0.05)
+    assert [record.getMessage() for record in caplog.records] == [
+        "replica here:1: closed -> open: 3 failures in a row, the last: TransportError"
+    ]
+    assert caplog.records[0].threadName == "tickserve-log"
+
+
+class Hanging(logging.Handler):
+    """A sink that takes one line and blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.freed = threading.Event()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.freed.wait(30)
+
+
+class Raising(logging.Handler):
+    """A sink that is down."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        raise OSError("no space left on device")
+
+
+@pytest.mark.parametrize("sink", [Hanging, Raising])
+def test_a_log_sink_that_hangs_or_raises_holds_nobody_up(sink: type[logging.Handler]) -> None:
+    handler = sink()
+    LOGGER.addHandler(handler)
+    try:
+        began = time.monotonic()
+        one = breaker(threshold=1, wait_ns=1)
+        for _ in range(2 * MAX_LINES):
+            one.failed("x")
+            one.succeeded()
+        assert time.monotonic() - began < 10
+        assert len(REPORTER._lines) <= MAX_LINES
+    finally:
+        LOGGER.removeHandler(handler)
+        if isinstance(handler, Hanging):
+            handler.freed.set()
+    until = time.monotonic() + 10
+    while REPORTER._thread is not None and time.monotonic() < until:
+        time.sleep(0.01)
+    assert REPORTER._thread is None  # it ends when there is nothing to say
