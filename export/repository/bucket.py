@@ -29,8 +29,8 @@ class Bucket:
     """Objects under `s3://bucket/prefix`, by their names relative to it."""
 
     def __init__(self, url: str, settings: RepositorySettings) -> None:
-        self.url = url.rstrip("/")
-        self._base = self.url.removeprefix("s3://")
+        self._base = url.removeprefix("s3://").rstrip("/")
+        self.url = f"s3://{self._base}"
         if not self._base.split("/")[0] or any(part in ("", ".", "..") for part in self._base.split("/")):
             raise UsageError("wrong address", field="repository", expected="s3://bucket/prefix", was=url[:100])
         self._fs = _filesystem(settings)
