@@ -24,6 +24,7 @@ from tickserve.model_config import BULK_LANE, SINGLE_LANE
 FIRST_CONNECTIONS = 32
 OK = 200
 LEAD_S = 0.05
+COARSE_S = 0.002
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,7 @@ class _Driver:
         start = time.perf_counter() + LEAD_S
         self._intended = (start + self._arrivals.times_ns / 1e9).tolist()
         for index, intended in enumerate(self._intended):
-            # Also behind the recording answers are read in between.
-            await asyncio.sleep(max(0.0, intended - time.perf_counter()))
+            await _until(intended)
             if self.idle:
                 self._send(index, self.idle.pop())
             else:
@@ -183,6 +183,16 @@ class _Driver:
             return (await asyncio.get_running_loop().create_connection(lambda: _Connection(self), host, int(port)))[1]
         except OSError as error:
             raise ComponentError("no server answers", field="authority", was=self._feed.authority[:100]) from error
+
+
+async def _until(intended: float) -> None:
+    """Wait for `intended`, reading answers in between, also when that time is over.
+
+    The event loop rounds waits up to whole milliseconds, so the last two are spent looking at the clock.
+    """
+    await asyncio.sleep(max(0.0, intended - time.perf_counter() - COARSE_S))
+    while time.perf_counter() < intended:
+        await asyncio.sleep(0)
 
 
 def _length(head: bytes | bytearray) -> int:

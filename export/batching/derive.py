@@ -134,34 +134,40 @@ def candidates(
 ) -> list[Setting]:
     """Every setting inside the rules that is worth a simulation."""
     lanes = bounded and bool((arrivals.lane != model_config.SINGLE_LANE).any())
-    found = []
+    fit, found = _fit(service, deadline_us, max_batch), []
     for instances in range(STEADY_INSTANCES if bounded else 1, max(max_instances, STEADY_INSTANCES * bounded) + 1):
-        for preferred in _preferred(service, deadline_us, max_batch):
-            slack = slack_us(deadline_us, service, max(preferred, default=1))
+        for preferred in _preferred(fit):
+            largest = _steered(preferred, fit)
+            slack = slack_us(deadline_us, service, largest)
             for share in (0.0,) if bounded or not preferred else DELAY_SHARES:
                 setting = Setting(max_batch, int(share * slack), preferred, instances, 0, 0, lanes)
                 if bounded:
-                    setting = _bounded(setting, service, slack, cores)
+                    setting = _bounded(setting, service, slack, largest, cores)
                 found.append(setting)
     return found
 
 
-def _preferred(service: ServiceTimes, deadline_us: float, max_batch: int) -> list[tuple[int, ...]]:
-    """No preferred size, the largest that leaves half the deadline for the wait before it, and a ladder up to it."""
-    fit = [
+def _fit(service: ServiceTimes, deadline_us: float, max_batch: int) -> list[int]:
+    """The sizes that leave half the deadline for the wait before them."""
+    return [
         size
         for size in service.sizes
         if 1 < size <= max_batch and slack_us(deadline_us, service, size) >= deadline_us / 2
     ]
-    if not fit:
-        return [()]
-    ladder = tuple(fit[-1::-2][::-1])
-    return list(dict.fromkeys([(), (fit[-1],), ladder]))
 
 
-def _bounded(setting: Setting, service: ServiceTimes, slack: float, cores: int) -> Setting:
+def _preferred(fit: list[int]) -> list[tuple[int, ...]]:
+    """No preferred size, the largest that fits, and a ladder up to it."""
+    return list(dict.fromkeys([(), (fit[-1],), tuple(fit[::-2][::-1])])) if fit else [()]
+
+
+def _steered(preferred: tuple[int, ...], fit: list[int]) -> int:
+    """The batch a request must expect to end in: the largest preferred size, or without any what a burst may fill."""
+    return max(preferred or fit, default=1)
+
+
+def _bounded(setting: Setting, service: ServiceTimes, slack: float, largest: int, cores: int) -> Setting:
     """`setting` with the queue timeout and size that follow from its slack."""
-    largest = max(setting.preferred, default=1)
     side_by_side = min(setting.instances, cores)
     in_time = slack / service.mean_us(largest, largest) * largest * side_by_side
     return replace(setting, queue_size=max(largest, int(in_time)), queue_timeout_us=max(1, int(slack)))
@@ -169,9 +175,12 @@ def _bounded(setting: Setting, service: ServiceTimes, slack: float, cores: int) 
 
 def _reasons(found: Derivation) -> dict[str, str]:
     setting, outcome = found.chosen.setting, found.chosen.outcome
-    largest = max(setting.preferred, default=1)
+    sizes = [size for row in found.rows for size in row.setting.preferred]
+    largest = max(setting.preferred or sizes, default=1)
     slack = slack_us(found.deadline_us, found.service, largest)
     busy = found.service.mean_us(largest, largest)
+    shown = list(setting.preferred) or "none, no size lowers the predicted p99"
+    rows = float(outcome.batch_rows.mean()) if len(outcome.batch_rows) else 0.0
     p99: dict[int, float] = {}
     for row in found.rows:
         count = row.setting.instances
@@ -179,9 +188,8 @@ def _reasons(found: Derivation) -> dict[str, str]:
     reasons = {
         "max_queue_delay_microseconds": _delay_reason(setting, slack),
         "preferred_batch_size": (
-            f"{list(setting.preferred)}: a batch of {largest} takes {busy:.0f} us, which leaves {slack:.0f} us of "
-            f"{found.deadline_us:.0f} to wait; batches at the peak hold "
-            f"{outcome.batch_rows.mean() if len(outcome.batch_rows) else 0:.1f} rows on average"
+            f"{shown}: a batch of {largest} takes {busy:.0f} us, which leaves {slack:.0f} us of "
+            f"{found.deadline_us:.0f} to wait; batches at the peak hold {rows:.1f} rows on average"
         ),
         "instance_group.count": f"predicted p99 by count, in us: {_shown(p99)}"
         + (f"; {STEADY_INSTANCES} is the fewest that a queue policy may have" if setting.has_policy else ""),
