@@ -22,10 +22,11 @@ def models(repository: Path) -> list[Path]:
     return sorted(max(path.glob("[0-9]*"), key=lambda n: int(n.name)) for path in repository.iterdir() if path.is_dir())
 
 
-def golden(version: Path) -> tuple[Manifest, np.ndarray, np.ndarray]:
+def golden(version: Path) -> tuple[Manifest, dict[str, np.ndarray], np.ndarray]:
+    """Inputs by name: a stateful model has its state beside the row."""
     manifest = load_manifest(version)
     arrays = np.load(version / "golden.npz", allow_pickle=False)
-    return manifest, arrays[manifest.inputs[0].name], arrays["probabilities"]
+    return manifest, {tensor.name: arrays[tensor.name] for tensor in manifest.inputs}, arrays["probabilities"]
 
 
 def close(manifest: Manifest, served: np.ndarray, research: np.ndarray) -> bool:
@@ -45,17 +46,18 @@ def post(url: str, body: bytes) -> tuple[int, dict[str, Any]]:
 
 def test_json_answers_are_researchs_numbers(served: Served) -> None:
     for version in models(served.repository):
-        manifest, rows, research = golden(version)
+        manifest, inputs, research = golden(version)
+        rows = inputs[manifest.inputs[0].name]
         finite = np.isfinite(rows.reshape(len(rows), -1)).all(axis=1)
-        tensor = manifest.inputs[0]
         body = {
             "inputs": [
                 {
                     "name": tensor.name,
                     "shape": [int(finite.sum()), *tensor.shape],
                     "datatype": "FP32",
-                    "data": rows[finite].ravel().tolist(),
+                    "data": inputs[tensor.name][finite].ravel().tolist(),
                 }
+                for tensor in manifest.inputs
             ]
         }
         status, answer = post(f"http://{served.http}/v2/models/{manifest.name}/infer", json.dumps(body).encode())
@@ -69,7 +71,8 @@ def test_json_answers_are_researchs_numbers(served: Served) -> None:
 
 def test_nan_over_json_is_answered_and_not_fatal(served: Served) -> None:
     version = next(path for path in models(served.repository) if path.parent.name.endswith("gbdt"))
-    manifest, rows, research = golden(version)
+    manifest, inputs, research = golden(version)
+    rows = inputs["features"]
     url = f"http://{served.http}/v2/models/{manifest.name}/infer"
     data = ", ".join("NaN" for _ in rows[0])
     shape = [1, *manifest.inputs[0].shape]
@@ -92,10 +95,11 @@ def test_plain_tritonclient_gets_researchs_numbers(served: Served, module: Any) 
     url = served.http if module is triton_http else served.grpc
     with module.InferenceServerClient(url) as client:
         for version in models(served.repository):
-            manifest, rows, research = golden(version)
-            tensor = module.InferInput(manifest.inputs[0].name, list(rows.shape), "FP32")
-            tensor.set_data_from_numpy(rows)
-            answer = client.infer(manifest.name, [tensor])
+            manifest, inputs, research = golden(version)
+            tensors = [module.InferInput(name, list(array.shape), "FP32") for name, array in inputs.items()]
+            for tensor, array in zip(tensors, inputs.values(), strict=True):
+                tensor.set_data_from_numpy(array)
+            answer = client.infer(manifest.name, tensors)
             assert close(manifest, answer.as_numpy("probabilities"), research)
             assert manifest.export is not None
             assert (answer.as_numpy("bundle_id") == manifest.export.bundle_id).all()
@@ -123,10 +127,10 @@ def test_predict_refuses_numbers_that_are_not_researchs(served: Served, demo_run
     version = models(served.repository)[0]
     copy = tmp_path / "repository" / version.parent.name / version.name
     copy.mkdir(parents=True)
-    manifest, rows, research = golden(version)
+    manifest, inputs, research = golden(version)
     (copy / "manifest.json").write_bytes((version / "manifest.json").read_bytes())
     wrong = np.roll(research, 1, axis=1)
-    np.savez(copy / "golden.npz", **{manifest.inputs[0].name: rows, "probabilities": wrong, "score": wrong[:, :1]})
+    np.savez(copy / "golden.npz", **inputs, probabilities=wrong, score=wrong[:, :1])
     arguments = ["predict", manifest.name, "--url", served.http, "--repository", tmp_path / "repository"]
     command = [*COMMAND, *map(str, arguments)]
     done = subprocess.run(
