@@ -126,8 +126,6 @@ def test_addresses(url: str, transport: str | None, endpoint: Endpoint) -> None:
         ("[:::::]:80", "not a server address"),
         ("[127.0.0.1]:80", "not a server address"),
         ("[]:80", "not a server address"),
-        ("https://host:8000", "TLS is not supported"),
-        ("grpcs://host:8001", "TLS is not supported"),
         ("ftp://host:21", "unknown scheme"),
         (None, "not text"),
         (8000, "not text"),

@@ -184,7 +184,6 @@ def once(data: bytes, *, close: bool = True) -> Script:
 
 MALFORMED = {
     "not http": b"SSH-2.0-OpenSSH_9.2\r\n",
-    "tls alert": b"\x15\x03\x01\x00\x02\x02\x16" + b"\x00" * 20,
     "http/2": b"\x00\x00\x12\x04\x00\x00\x00\x00\x00" + b"\x00" * 20,
     "random": bytes(range(256)),
     "status": b"HTTP/1.1 two OK\r\nContent-Length: 0\r\n\r\n",
@@ -216,6 +215,12 @@ def test_malformed_answers_are_protocol_errors_at_once(peer: Any, name: str) -> 
         ask(transport, ms=4_000)
     assert time.monotonic() - began < 2
     assert len(str(caught.value)) < 300
+
+
+def test_plaintext_to_a_tls_port_says_what_to_use(peer: Any) -> None:
+    _, transport = peer(once(b"\x15\x03\x01\x00\x02\x02\x16", close=False))
+    with pytest.raises(TransportError, match=r"speaks TLS \(https:// or grpcs://\)"):
+        ask(transport, ms=4_000)
 
 
 @pytest.mark.parametrize("cut", [1, 12, 60, len(answer()) - 1])

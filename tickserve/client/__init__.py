@@ -9,6 +9,7 @@ from tickserve.client._fallback import FallbackPolicy, Hold, Local
 from tickserve.client._manifests import load_manifests, newest_versions
 from tickserve.client._observer import Decision, Observer
 from tickserve.client._resilience import Resilience
+from tickserve.client._tls import Tls
 from tickserve.client._transport import InferRequest, InferResponse, Tensor, Transport
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "Observer",
     "Resilience",
     "Tensor",
+    "Tls",
     "Transport",
     "load_manifests",
     "newest_versions",

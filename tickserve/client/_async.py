@@ -16,6 +16,7 @@ from tickserve.client._manifests import Manifests
 from tickserve.client._observer import Observer
 from tickserve.client._open import addresses, check_servers, open_local
 from tickserve.client._resilience import Resilience
+from tickserve.client._tls import Tls
 from tickserve.client._transport import InferRequest, InferResponse
 from tickserve.client._url import Endpoint, TransportName
 from tickserve.errors import RequestError
@@ -53,12 +54,14 @@ class AsyncClient:
         transport: TransportName | None = None,
         deadline_ms: float = 100,
         max_age_ms: float | None = None,
+        follow_ms: float | None = None,
+        tls: Tls | None = None,
         resilience: Resilience | None = None,
         fallback: FallbackName | FallbackPolicy | None = None,
         observer: Observer | None = None,
     ) -> None:
         urls = addresses(url)
-        self._transport, replica = _open(urls, transport, resilience)
+        self._transport, replica = _open(urls, transport, resilience, tls)
         self._core = Core(
             local_path(urls[0]) if manifest is None else manifest,
             deadline_ms=deadline_ms,
@@ -67,6 +70,7 @@ class AsyncClient:
             observer=observer,
             replica=replica,
         )
+        self._core.follow(manifest, follow_ms)
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -132,13 +136,13 @@ class AsyncClient:
 
 
 def _open(
-    urls: Sequence[str], transport: TransportName | None, resilience: Resilience | None
+    urls: Sequence[str], transport: TransportName | None, resilience: Resilience | None, tls: Tls | None
 ) -> tuple[_InLoop | AsyncGuarded | AsyncReplicas, str | None]:
     """The transport over all of `urls`, and the name of a lone server. Raises UsageError."""
-    local = open_local(urls, transport, resilience)
+    local = open_local(urls, transport, resilience, tls)
     if local is not None:
         return _InLoop(local), None
-    endpoints = check_servers(urls, transport, resilience)
+    endpoints = check_servers(urls, transport, resilience, tls)
     servers = [(endpoint.authority, _connected(endpoint)) for endpoint in endpoints]
     settings = Resilience() if resilience is None else resilience
     if len(servers) == 1:

@@ -11,7 +11,7 @@ from typing import Any
 from tickserve.client._proto import decode, encode
 from tickserve.client._transport import MAX_BODY_BYTES, InferRequest, InferResponse, refused
 from tickserve.client._url import Endpoint
-from tickserve.errors import DeadlineExceededError, MissingExtraError, RequestError, TransportError
+from tickserve.errors import CertificateError, DeadlineExceededError, MissingExtraError, RequestError, TransportError
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 LATE_S = 0.002  # gRPC's timer fires this much late and more, so it is set as much earlier
@@ -21,6 +21,7 @@ _CONNECTION = re.compile(
     r"|endpoint clos|broken pipe|(name|dns) resolution)",
     re.IGNORECASE,
 )
+_TLS = re.compile(r"ssl|handshake|certificate|peer name", re.IGNORECASE)
 OPTIONS = (
     ("grpc.max_receive_message_length", MAX_BODY_BYTES),
     ("grpc.max_send_message_length", MAX_BODY_BYTES),
@@ -47,7 +48,8 @@ class AsyncGrpcTransport:
     """One server over gRPC, for one event loop at a time."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self._grpc, self._authority = _load(), endpoint.authority
+        self._grpc, self._authority, self._tls = _load(), endpoint.authority, endpoint.tls
+        self._credentials = None if endpoint.tls is None else endpoint.tls.credentials(self._grpc)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._channel: Any = None
         self._call: Any = None
@@ -81,6 +83,8 @@ class AsyncGrpcTransport:
         status = self._grpc.StatusCode
         if code is status.DEADLINE_EXCEEDED:
             return DeadlineExceededError("no answer inside the deadline, while waiting for the answer")
+        if code is status.UNAVAILABLE and self._tls is not None and _TLS.search(details):
+            return CertificateError(f"no TLS with {self._authority}: {details[-200:]}")
         if code in (status.UNAVAILABLE, status.CANCELLED, status.UNKNOWN) and _CONNECTION.search(details):
             return TransportError(f"the connection to {self._authority} failed", hint="is the server up?")
         unknown = code in (status.NOT_FOUND, status.INVALID_ARGUMENT)
@@ -90,9 +94,16 @@ class AsyncGrpcTransport:
         loop = asyncio.get_running_loop()
         if self._channel is None or loop is not self._loop:
             self._loop = loop
-            self._channel = self._grpc.aio.insecure_channel(self._authority, options=OPTIONS)
+            self._channel = self._open()
             self._call = self._channel.unary_unary(METHOD, request_serializer=None, response_deserializer=None)
         return self._call
+
+    def _open(self) -> Any:
+        if self._tls is None or self._credentials is None:
+            return self._grpc.aio.insecure_channel(self._authority, options=OPTIONS)
+        name = self._tls.server_name
+        options = OPTIONS if name is None else (*OPTIONS, ("grpc.ssl_target_name_override", name))
+        return self._grpc.aio.secure_channel(self._authority, self._credentials, options=options)
 
 
 async def _answer(call: Any) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import ssl
 from collections import deque
 from contextlib import suppress
 from time import monotonic_ns
@@ -16,6 +17,7 @@ from typing import cast
 from tickserve.client._http import decode, encode
 from tickserve.client._pool import as_error
 from tickserve.client._socket import set_options
+from tickserve.client._tls import refused
 from tickserve.client._transport import InferRequest, InferResponse
 from tickserve.client._url import Endpoint
 from tickserve.client._wire import (
@@ -76,6 +78,8 @@ class Exchange(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """The connection is gone."""
         self.open = False
+        if isinstance(exc, ssl.SSLError):  # in TLS 1.3 a server says only now that it wants a certificate
+            self._finish(None, refused(exc))
         self._lost()
 
     def ask(self, message: bytes, deadline_ns: int) -> asyncio.Future[Reply]:
@@ -122,6 +126,7 @@ class AsyncHttpTransport:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self._endpoint, self._authority = endpoint, endpoint.authority
+        self._tls = None if endpoint.tls is None else endpoint.tls.context(endpoint.transport)
         self._idle: deque[Exchange] = deque()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closed = False
@@ -162,12 +167,18 @@ class AsyncHttpTransport:
     async def connect(self, by_ns: int) -> Exchange:
         """A new connection. Raises WireError."""
         loop = asyncio.get_running_loop()
-        host, port = self._endpoint.host, self._endpoint.port
+        host, port, name = self._endpoint.host, self._endpoint.port, None
+        if self._tls is not None and self._endpoint.tls is not None:
+            name = self._endpoint.tls.server_name or host
         try:
             async with asyncio.timeout(max(0.0, (by_ns - monotonic_ns()) / 1e9)):
-                transport, exchange = await loop.create_connection(lambda: Exchange(loop), host, port)
+                transport, exchange = await loop.create_connection(
+                    lambda: Exchange(loop), host, port, ssl=self._tls, server_hostname=name
+                )
         except TimeoutError as error:
             raise DeadlinePassedError("connecting") from error
+        except ssl.SSLError as error:
+            raise refused(error) from error
         except (OSError, UnicodeError) as error:
             raise UnreachableError(getattr(error, "strerror", None) or type(error).__name__) from error
         set_options(cast("socket.socket", transport.get_extra_info("socket")))

@@ -19,6 +19,7 @@ from tickserve.client._observer import Observer
 from tickserve.client._open import addresses, open_servers
 from tickserve.client._replicas import Guarded, Replicas
 from tickserve.client._resilience import Resilience
+from tickserve.client._tls import Tls
 from tickserve.client._url import TransportName
 from tickserve.errors import RequestError
 from tickserve.manifest import Manifest
@@ -37,6 +38,8 @@ class Client:
     - `manifest`: what the engine pins, out of band: a Manifest, a path to a manifest or a version directory, a mapping
       from model to those, or a repository folder (the newest version of each model). A path with a version asks the
       server for exactly that version.
+    - `follow_ms`: with a repository folder, notice its version in force changing (a swap, a rollback) at most so late.
+    - `tls`: with `https://` or `grpcs://`, whom to trust and what to show (`Tls`); the system's authorities without it.
     - `deadline_ms`: for a call that names none; it covers connecting, sending and waiting. gRPC keeps its own time: it
       gives up 2 ms (at most a fifth) early so as not to be late, and below 10 ms is late nevertheless: there use http.
     - `max_age_ms`: signals from older market events are `STALE`; `newest_event_ns` is then required.
@@ -59,12 +62,14 @@ class Client:
         transport: TransportName | None = None,
         deadline_ms: float = 100,
         max_age_ms: float | None = None,
+        follow_ms: float | None = None,
+        tls: Tls | None = None,
         resilience: Resilience | None = None,
         fallback: FallbackName | FallbackPolicy | None = None,
         observer: Observer | None = None,
     ) -> None:
         urls = addresses(url)
-        self._transport, replica = open_servers(urls, transport, resilience)
+        self._transport, replica = open_servers(urls, transport, resilience, tls)
         try:
             self._core = Core(
                 local_path(urls[0]) if manifest is None else manifest,
@@ -74,6 +79,7 @@ class Client:
                 observer=observer,
                 replica=replica,
             )
+            self._core.follow(manifest, follow_ms)
         except BaseException:
             self._transport.close()
             raise

@@ -13,6 +13,7 @@ from tickserve.client._arguments import MAX_REQUEST_ID, check_request_id, positi
 from tickserve.client._call import NS_PER_US, Call, RequestIds
 from tickserve.client._check import Checked, Inputs
 from tickserve.client._fallback import FallbackName, FallbackPolicy, choose_fallback
+from tickserve.client._follow import Follower
 from tickserve.client._manifests import Manifests, Pinned, pin
 from tickserve.client._observer import Decision, Observer
 from tickserve.client._statistics import Statistics
@@ -58,6 +59,7 @@ class Core:
         self._fallback, self._observer = choose_fallback(fallback), observer
         self._bind_fallback(self._pinned)
         self.statistics = Statistics()
+        self.follower: Follower | None = None
         self.closed = False
 
     @property
@@ -71,6 +73,12 @@ class Core:
         self._bind_fallback(pinned)
         self._pinned = {**self._pinned, **pinned}
 
+    def follow(self, manifest: Manifests | None, follow_ms: float | None) -> None:
+        """Keep the pins of the repository folder `manifest` at its versions in force. Raises UsageError."""
+        if follow_ms is not None:
+            every = positive_ms("follow_ms", follow_ms, UsageError)
+            self.follower = Follower(manifest, self.repin, list(self._pinned), every)
+
     def _bind_fallback(self, pinned: dict[str, Pinned]) -> None:
         bind = getattr(self._fallback, "bind", None)  # only who keeps artifacts has it
         if bind is not None:
@@ -81,6 +89,8 @@ class Core:
         started = time.monotonic_ns()
         if self.closed:
             raise UsageError("the client is closed", hint="open another one")
+        if self.follower is not None:
+            self.follower.look()
         return Call(started, self._ids.next() if request_id is None else request_id)
 
     def begin(

@@ -11,6 +11,7 @@ from tickserve.client._http import HttpTransport
 from tickserve.client._local import LocalTransport, local_path, trusted_keys
 from tickserve.client._replicas import Guarded, Replicas
 from tickserve.client._resilience import Resilience
+from tickserve.client._tls import Tls
 from tickserve.client._transport import Transport
 from tickserve.client._url import Endpoint, TransportName, parse_endpoint
 from tickserve.errors import UsageError
@@ -31,25 +32,25 @@ def addresses(url: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def open_local(
-    urls: Sequence[str], transport: TransportName | None, resilience: Resilience | None
+    urls: Sequence[str], transport: TransportName | None, resilience: Resilience | None, tls: Tls | None = None
 ) -> LocalTransport | None:
     """The models of a lone `local://folder`; None for servers. Raises UsageError."""
     folder = local_path(urls[0]) if len(urls) == 1 else None
     if folder is None:
         return None
-    for field, value in (("transport", transport), ("resilience", resilience)):
+    for field, value in (("transport", transport), ("resilience", resilience), ("tls", tls)):
         if value is not None:
             raise UsageError("local:// takes none", field=field, expected="None", was=repr(value)[:40])
     return LocalTransport(folder, trusted_keys())
 
 
 def check_servers(
-    urls: Sequence[str], transport: TransportName | None, resilience: Resilience | None
+    urls: Sequence[str], transport: TransportName | None, resilience: Resilience | None, tls: Tls | None = None
 ) -> list[Endpoint]:
     """The servers at `urls`: distinct, and all spoken to alike. Raises UsageError."""
     if resilience is not None and not isinstance(resilience, Resilience):
         raise UsageError("wrong type", field="resilience", expected="a Resilience", was=shown(resilience))
-    endpoints = [parse_endpoint(url, transport) for url in urls]
+    endpoints = [parse_endpoint(url, transport, tls) for url in urls]
     names = [endpoint.authority for endpoint in endpoints]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
@@ -61,13 +62,14 @@ def check_servers(
 
 
 def open_servers(
-    urls: Sequence[str], transport: TransportName | None, resilience: Resilience | None
+    urls: Sequence[str], transport: TransportName | None, resilience: Resilience | None, tls: Tls | None = None
 ) -> tuple[Transport, str | None]:
     """The transport over all of `urls`, and the name of a lone server. Raises UsageError."""
-    local = open_local(urls, transport, resilience)
+    local = open_local(urls, transport, resilience, tls)
     if local is not None:
         return local, None
-    servers = [(endpoint.authority, _connected(endpoint)) for endpoint in check_servers(urls, transport, resilience)]
+    endpoints = check_servers(urls, transport, resilience, tls)
+    servers = [(endpoint.authority, _connected(endpoint)) for endpoint in endpoints]
     settings = Resilience() if resilience is None else resilience
     if len(servers) == 1:
         return Guarded(*servers[0], settings), servers[0][0]

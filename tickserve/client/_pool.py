@@ -15,12 +15,14 @@ from tickserve.client._socket import (
     DisconnectedError,
     Line,
     MalformedError,
+    SecureExpectedError,
     UnreachableError,
     WireError,
     connect,
 )
+from tickserve.client._tls import UntrustedError, secured
 from tickserve.client._url import Endpoint
-from tickserve.errors import DeadlineExceededError, ProtocolError, RequestError, TransportError
+from tickserve.errors import CertificateError, DeadlineExceededError, ProtocolError, RequestError, TransportError
 
 R = TypeVar("R", covariant=True)
 
@@ -49,6 +51,8 @@ class Pool(Generic[C]):
 
     def __init__(self, endpoint: Endpoint, kind: Callable[[socket, set[Line]], C], max_idle: int = 64) -> None:
         self._resolver, self._kind, self._max_idle = Resolver(endpoint.host, endpoint.port), kind, max_idle
+        self._tls = None if endpoint.tls is None else endpoint.tls.context(endpoint.transport)
+        self._name = (endpoint.tls and endpoint.tls.server_name) or endpoint.host
         self._idle: deque[C] = deque()
         self.busy: set[Any] = set()
         self.closed = False
@@ -109,7 +113,10 @@ class Pool(Generic[C]):
     def open(self, deadline_ns: int) -> C:
         """A new connection. Raises WireError."""
         try:
-            return self._kind(connect(self._resolver.addresses(deadline_ns), deadline_ns), self.busy)
+            sock = connect(self._resolver.addresses(deadline_ns), deadline_ns)
+            if self._tls is not None:
+                sock = secured(sock, self._tls, self._name, deadline_ns)
+            return self._kind(sock, self.busy)
         except (UnreachableError, DeadlinePassedError):
             self._resolver.refresh()
             raise
@@ -139,6 +146,10 @@ def as_error(error: WireError, authority: str) -> RequestError:
     """The typed error of what went wrong on a connection."""
     if isinstance(error, DeadlinePassedError):
         return DeadlineExceededError(f"no answer inside the deadline, while {error}")
+    if isinstance(error, UntrustedError):
+        return CertificateError(f"no TLS with {authority}: {error}")
+    if isinstance(error, SecureExpectedError):
+        return TransportError(f"{authority} speaks TLS", hint="https:// or grpcs://")
     if isinstance(error, MalformedError):
         return ProtocolError(f"the answer is not the protocol's: {error}")
     if isinstance(error, UnreachableError):

@@ -22,6 +22,7 @@ FD_SETSIZE = 1024
 NS_PER_MS = 1_000_000
 SPIN_NS = 400_000
 SPIN_AGAIN = 64
+TAKEN_NS = 20_000
 KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 1), ("TCP_USER_TIMEOUT", 13_000))
 
 Address = tuple[Any, ...]  # (host, port), and two numbers more for IPv6
@@ -49,6 +50,10 @@ class DisconnectedError(WireError):
 
 class MalformedError(WireError):
     """What arrived is not the protocol that was asked for."""
+
+
+class SecureExpectedError(MalformedError):
+    """The other side speaks TLS: it answered plaintext with an alert."""
 
 
 def set_options(sock: socket.socket) -> None:
@@ -109,7 +114,8 @@ class Line:
         self.used = False  # whether an exchange has gone well on it
         self.heard = False  # whether a byte has come in the exchange that goes on
         self.reusable = True  # whether another exchange may follow
-        self._poll = select.poll()
+        # TLS knows of bytes that no poll of the socket shows.
+        self._poll: Any = getattr(sock, "poll", select.poll)()
         self._poll.register(self._sock, select.POLLIN)
 
     def close(self) -> None:
@@ -194,15 +200,18 @@ class Line:
         if self._missed:
             self._missed -= 1
             return False
-        poll, busy = self._poll.poll, self._busy
-        until = min(monotonic_ns() + SPIN_NS, deadline_ns)
+        poll, busy, last = self._poll.poll, self._busy, monotonic_ns()
+        until = min(last + SPIN_NS, deadline_ns)
         while not poll(0):
             if len(busy) > 1:  # another thread's call is under way: it has more use for the interpreter
                 return False
-            if monotonic_ns() >= until:
+            _give_way()
+            now = monotonic_ns()
+            # Somebody else wanted the processor: who sleeps is given it back sooner than who keeps on asking.
+            if now >= until or now - last > TAKEN_NS:
                 self._missed = SPIN_AGAIN
                 return False
-            _give_way()
+            last = now
         return True
 
 

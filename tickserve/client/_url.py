@@ -1,4 +1,4 @@
-"""Where a server is: `host:port`, `http://host:port`, `grpc://host:port`, with `[...]` around an IPv6 address."""
+"""Where a server is: `host:port`, `http://`, `grpc://` or with TLS `https://`, `grpcs://`; `[...]` around IPv6."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from typing import Literal, NamedTuple
 
 from tickserve.client._arguments import shown
+from tickserve.client._tls import Tls
 from tickserve.errors import UsageError
 
 TransportName = Literal["http", "grpc"]
@@ -14,15 +15,16 @@ TransportName = Literal["http", "grpc"]
 _AUTHORITY = re.compile(r"(?P<host>\[[A-Za-z0-9:.%_-]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?/?")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
 MAX_NAME = 253
-_EXPECTED = "host:port, http://host:port or grpc://host:port"
+_EXPECTED = "host:port, or http, https, grpc or grpcs://host:port"
 
 
 class Endpoint(NamedTuple):
-    """A parsed address; `host` is without brackets."""
+    """A parsed address; `host` is without brackets. `tls` None: in plaintext."""
 
     transport: TransportName
     host: str
     port: int
+    tls: Tls | None = None
 
     @property
     def authority(self) -> str:
@@ -30,8 +32,11 @@ class Endpoint(NamedTuple):
         return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
 
 
-def parse_endpoint(url: str, transport: str | None) -> Endpoint:
-    """The address `url` names; `transport` None follows its scheme. Raises UsageError naming `url` or `transport`."""
+def parse_endpoint(url: str, transport: str | None, tls: Tls | None = None) -> Endpoint:
+    """The address `url` names; `transport` None follows its scheme.
+
+    Raises UsageError naming `url`, `transport` or `tls`, which goes with https:// and grpcs:// alone.
+    """
     if transport not in (None, "http", "grpc"):
         raise UsageError("unknown transport", field="transport", expected="'http' or 'grpc'", was=shown(transport))
     if not isinstance(url, str):
@@ -39,7 +44,14 @@ def parse_endpoint(url: str, transport: str | None) -> Endpoint:
     scheme, separator, rest = url.partition("://")
     if not separator:
         scheme, rest = transport or "http", url
-    return _parse(url, scheme.lower(), rest, transport)
+    scheme = scheme.lower()
+    secure = scheme in ("https", "grpcs")
+    if tls is not None and not isinstance(tls, Tls):
+        raise UsageError("wrong type", field="tls", expected="a Tls", was=type(tls).__name__)
+    if tls is not None and not secure:
+        raise UsageError("goes with TLS alone", field="tls", expected="https:// or grpcs://", was=shown(url, 80))
+    endpoint = _parse(url, scheme.removesuffix("s") if secure else scheme, rest, transport)
+    return endpoint._replace(tls=tls or Tls()) if secure else endpoint
 
 
 def _is_host(text: str) -> bool:
@@ -58,14 +70,6 @@ def _is_host(text: str) -> bool:
 
 
 def _parse(url: str, scheme: str, rest: str, transport: str | None) -> Endpoint:
-    if scheme in ("https", "grpcs"):
-        raise UsageError(
-            "TLS is not supported yet",
-            field="url",
-            expected="http:// or grpc://",
-            was=f"{scheme}://",
-            hint="reach the server over loopback or a private network",
-        )
     if scheme not in ("http", "grpc"):
         raise UsageError("unknown scheme", field="url", expected=_EXPECTED, was=shown(url, 80))
     if transport is not None and transport != scheme:

@@ -12,6 +12,7 @@ from tickserve.client._socket import (
     DisconnectedError,
     Line,
     MalformedError,
+    SecureExpectedError,
     UnreachableError,
     WireError,
 )
@@ -31,6 +32,7 @@ __all__ = [
 ]
 
 MAX_HEAD_BYTES = 16 * 1024
+TLS_ALERT = b"\x15\x03"
 
 
 class Head(NamedTuple):
@@ -253,6 +255,8 @@ def _size_of_chunk(line: bytes) -> int:
 
 def _check_beginning(data: bytes) -> None:
     """Refuse at once what can never become a response head, rather than at the deadline."""
+    if data.startswith(TLS_ALERT):
+        raise SecureExpectedError("an alert of TLS")
     if not data.startswith(b"HTTP/1."[: len(data)]):
         raise MalformedError(f"expected an HTTP/1.1 status line, was {data[:40]!r}")
     if len(data) > MAX_HEAD_BYTES:
