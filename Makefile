@@ -1,7 +1,7 @@
 # Every target makes .venv first, so any one of them works on a bare machine with Python 3.11.
 #
 #   make demo [DATA=path] [PROFILE=quick]   market data (or the simulator) to a served, load-tested model and a report
-#   make test                               the tests that need nothing but pip packages
+#   make test                               the tests that need nothing but packages from pip and npm
 #   make test-system                        adds Debian's tools; says what it installs and asks, unless CI=true
 #
 # TORCH_INDEX chooses PyTorch's wheels, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu (torch carries no hash in
@@ -36,10 +36,17 @@ $(INSTALLED): requirements.lock pyproject.toml
 demo: $(INSTALLED)
 	$(BIN)/tickserve demo --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 
-test: $(INSTALLED)
+# The wire contract is tested from a second language: two packages from npm, by a lock file with hashes.
+NODE_PACKAGES := tests/wire/node_modules/.package-lock.json
+$(NODE_PACKAGES): tests/wire/package-lock.json
+	@command -v npm >/dev/null || { echo "npm is needed: install Node.js 18 or newer" >&2; exit 4; }
+	npm ci --prefix tests/wire --ignore-scripts --no-audit --no-fund --loglevel error
+	@touch $@
+
+test: $(INSTALLED) $(NODE_PACKAGES)
 	$(BIN)/pytest -m "not system"
 
-test-system: $(INSTALLED)
+test-system: $(INSTALLED) $(NODE_PACKAGES)
 	@BIN=$(BIN) tests/install_system_packages.sh $(SYSTEM_PACKAGES)
 	$(BIN)/pytest -m system
 
@@ -53,6 +60,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.features $(if $(DATA),--data "$(DATA)")
 	$(BIN)/python -m benchmarks.client
+	$(BIN)/python -m benchmarks.journal
 
 loadtest: $(INSTALLED)
 	$(BIN)/tickserve loadtest run --profile $(PROFILE)
@@ -72,5 +80,5 @@ lock: $(INSTALLED)
 	sed '/^# The following\|^# WARNING/,$$d' build/requirements-serve.lock > requirements-serve.lock
 
 clean:
-	rm -rf $(VENV) runs .tickserve build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) tests/wire/node_modules runs .tickserve build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find model_repository -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +
