@@ -113,21 +113,26 @@ class Bucket:
                     self.delete([LOCK_NAME])
 
     def _take(self, mine: dict[str, Any]) -> bool:
-        with self._talking("cannot lock"):
-            try:
-                self._fs.pipe_file(f"{self._base}/{LOCK_NAME}", json.dumps(mine).encode(), mode="create")
-                return True
-            except FileExistsError:
-                pass
+        if self._create_lock(mine):
+            return True
         try:
             holder = self._holder()
         except ArtifactError:  # released just now
-            return False
+            return self._create_lock(mine)
         if holder.get("owner") == mine["owner"]:  # ours: only the answer to an earlier attempt was lost
             return True
-        if _gone(holder):
-            self.delete([LOCK_NAME])
-        return False
+        if not _gone(holder):
+            return False
+        self.delete([LOCK_NAME])
+        return self._create_lock(mine)
+
+    def _create_lock(self, mine: dict[str, Any]) -> bool:
+        with self._talking("cannot lock"):
+            try:
+                self._fs.pipe_file(f"{self._base}/{LOCK_NAME}", json.dumps(mine).encode(), mode="create")
+            except FileExistsError:
+                return False
+        return True
 
     def _holder(self) -> dict[str, Any]:
         try:

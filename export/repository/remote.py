@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from export.repository.bucket import Bucket
@@ -145,8 +145,7 @@ class Remote:
     def remove(self, model: str, version: int) -> None:
         """As `Repository.remove`; its configuration has stopped listing it before, which took it out of sight."""
         self._delete(f"{model}/{version}/")
-        with suppress(ValueError):
-            self._committed[model].remove(version)
+        self._committed[model] = [each for each in self.versions(model) if each != version]
 
     def _delete(self, prefix: str) -> None:
         names = [name for name in self._sizes if name.startswith(prefix)]
