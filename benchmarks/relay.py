@@ -2,8 +2,9 @@
 
     python -m benchmarks.relay --target 127.0.0.1:8000      # prints its own address, then obeys lines on its input
 
-Orders: `clear`; `slow F`, answers take F times as long; `dark`, bytes are taken and lost and nothing is said (half-open);
-`cut N`, every answer is reset after N bytes; `refuse`, no connection is accepted and those there are reset.
+Orders: `clear`; `slow F`, answers take F times as long; `dark`, bytes are taken and lost and nothing is said, as on a
+half-open connection; `cut N`, every answer is reset after N bytes; `refuse`, no connection is accepted and those there
+are reset.
 """
 
 from __future__ import annotations
@@ -132,7 +133,9 @@ class Relay:
         self._line()
 
     def close(self) -> None:
-        assert self._process.stdin is not None and self._process.stdout is not None
+        """End it: its input ends."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.close()
         self._process.wait(5)
         self._process.stdout.close()

@@ -90,7 +90,7 @@ def test_hedges_are_a_small_share(triton: Any, relays: tuple[str, list[Relay]], 
 def test_no_hedge_when_there_is_no_budget_for_any(
     triton: Any, relays: tuple[str, list[Relay]], rows: np.ndarray
 ) -> None:
-    slow, fast = relays[1]
+    slow = relays[1][0]
     with connect(triton, relays, resilience=Resilience(hedge_budget=0)) as client:
         warm(client, rows)
         slow.order("slow 20")

@@ -42,7 +42,8 @@ class AsyncClient:
     ...     signal = await client.score("btcusdt-l5-gbdt", rows, deadline_ms=20)
 
     Any number of tasks of one event loop may share it. A call that is cancelled closes its own connection and nothing
-    else. Used from another event loop (a second `asyncio.run`), it connects anew.
+    else. Close it in the event loop it was used in;
+    used from another one (a second `asyncio.run`), it connects anew.
     Raises UsageError for wrong arguments and ArtifactError for a manifest that cannot be trusted.
     """
 

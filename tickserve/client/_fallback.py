@@ -74,12 +74,10 @@ def choose_fallback(wanted: object) -> FallbackPolicy | None:
     """The policy that a client's argument names. Raises UsageError."""
     if wanted is None:
         return None
-    if isinstance(wanted, str):
-        if wanted == "flat":
-            return Flat()
-        if wanted == "signal":
-            return NoNumber()
-    elif callable(getattr(wanted, "answer", None)) and callable(getattr(wanted, "remember", None)):
+    if isinstance(wanted, str) and wanted in ("flat", "signal"):
+        return Flat() if wanted == "flat" else NoNumber()
+    methods = [getattr(wanted, name, None) for name in ("answer", "remember")]
+    if not isinstance(wanted, type) and all(callable(method) for method in methods):
         return wanted  # type: ignore[return-value]
     raise UsageError("unknown fallback", field="fallback", expected=_EXPECTED, was=shown(wanted))
 
