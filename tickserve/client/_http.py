@@ -127,7 +127,7 @@ def decode(reply: Reply, request_id: str) -> InferResponse:
             "the outputs do not fill the body", expected=f"{layout.size} bytes", was=f"{len(data) - end} bytes"
         )
     outputs: dict[str, Array] = {
-        output.name: np.ndarray(output.shape, output.dtype, data, end + output.offset) for output in layout.outputs
+        name: np.ndarray(shape, dtype, data, end + offset) for name, dtype, shape, offset in layout.outputs
     }
     if type(data) is not bytes:
         for array in outputs.values():
