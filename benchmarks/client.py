@@ -2,52 +2,41 @@
 
     python -m benchmarks.client --repository model_repository
 
-The contestants take turns in short blocks within one run, so that a slow spell of the machine meets all of them. What
-is timed is the whole call as an engine sees it, from the array to checked numbers. "bare socket" sends the same bytes
-and parses nothing: the floor that any client over HTTP stands on.
+The contestants take turns in short blocks within one run, over sockets to one server in another process. What is timed
+is the whole call as an engine sees it, from the array to checked numbers, with every check and the journal on. "bare
+socket" sends the same bytes, sleeps until something comes, and parses nothing.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import socket
 import sys
-import time
-from collections.abc import Callable
+import tempfile
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tickserve.client import Client, InferRequest, Tensor, newest_versions
+from benchmarks.harness import Call, Times, machine, measure, quantiles, served, subject
+from tickserve.client import Client, InferRequest, Tensor
 from tickserve.client._http import encode
-from tickserve.config import ServeSettings
 from tickserve.errors import TickserveError
-from tickserve.manifest import GOLDEN_NAME, Manifest, load_manifest
+from tickserve.journal import Journal
+from tickserve.manifest import Manifest
 
-Call = Callable[[], object]
 BASE = "tritonclient.grpc"
 BARS = {"tickserve http": 0.40, "tickserve grpc": 0.85}  # the design's bars, as ratios of the p50 of BASE
 
 
-def example_row(folder: Path, manifest: Manifest) -> npt.NDArray[np.float32]:
-    """The first golden input of a version, or zeros where it has none: float32 [1, ...]."""
-    spec = manifest.inputs[0]
-    golden = folder / GOLDEN_NAME
-    if not golden.is_file():
-        return np.zeros((1, *spec.shape), np.float32)
-    with np.load(golden, allow_pickle=False) as arrays:
-        return np.ascontiguousarray(arrays[spec.name][:1], np.float32)
-
-
-def ours(stack: ExitStack, url: str, manifest: Manifest, row: npt.NDArray[np.float32]) -> Call:
-    client = stack.enter_context(Client(url, manifest=manifest, deadline_ms=5_000))
+def ours(stack: ExitStack, url: str, manifest: Manifest, row: npt.NDArray[np.float32], journal: Path | None) -> Call:
+    observer = None if journal is None else Journal(journal)
+    if observer is not None:
+        stack.callback(observer.close)
+    client = stack.enter_context(Client(url, manifest=manifest, deadline_ms=5_000, observer=observer))
     return lambda: client.score(manifest.name, row).score
 
 
@@ -82,51 +71,42 @@ def bare_socket(stack: ExitStack, url: str, manifest: Manifest, row: npt.NDArray
     return call
 
 
-def measure(calls: dict[str, Call], rounds: int, block: int) -> dict[str, npt.NDArray[np.float64]]:
-    """Microseconds of every call, by contestant; blocks are interleaved and their order rotates."""
-    names = list(calls)
-    times: dict[str, list[int]] = {name: [] for name in names}
-    for name in names:
-        for _ in range(50):
-            calls[name]()
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
-            call, taken = calls[name], times[name]
-            call()  # the first of a block finds cold caches
-            for _ in range(block):
-                start = time.perf_counter_ns()
-                call()
-                taken.append(time.perf_counter_ns() - start)
-    return {name: np.array(taken) / 1e3 for name, taken in times.items()}
-
-
-def machine() -> str:
-    """The machine and the versions behind the numbers."""
-    cpu = next(
-        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
-        platform.processor(),
-    )
-    packages = ", ".join(f"{name} {version(name)}" for name in ("tickserve", "tritonclient", "grpcio", "numpy"))
-    return f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {packages}"
-
-
-def table(times: dict[str, npt.NDArray[np.float64]]) -> list[dict[str, Any]]:
-    base = float(np.percentile(times[BASE], 50))
+def table(times: dict[str, Times]) -> list[dict[str, Any]]:
+    """A row for each contestant: its quantiles, and its p50 and p99 as ratios of the base's."""
+    base = quantiles(times[BASE])
     rows = []
     for name, taken in times.items():
-        p50, p99 = (float(np.percentile(taken, q)) for q in (50, 99))
-        rows.append({"client": name, "calls": len(taken), "p50_us": p50, "p99_us": p99, "p50_ratio": p50 / base})
+        found = quantiles(taken)
+        ratios = {f"{key}_ratio": found[f"{key}_us"] / base[f"{key}_us"] for key in ("p50", "p99")}
+        rows.append({"client": name, "calls": len(taken), **found, **ratios})
     return rows
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print(f"{'client':<22}{'calls':>8}{'p50 us':>10}{'p99 us':>10}{'p50 ratio':>11}   bar")
+    """The rows as text, with the bars."""
+    columns = "".join(f"{name:>10}" for name in ("p50 us", "p90 us", "p99 us", "p99.9 us"))
+    print(f"{'client':<24}{'calls':>8}{columns}{'p50':>8}{'p99':>8}   bar")
     for row in rows:
         bar = BARS.get(row["client"])
+        times = "".join(f"{row[f'{name}_us']:>10.1f}" for name in ("p50", "p90", "p99", "p99.9"))
         print(
-            f"{row['client']:<22}{row['calls']:>8}{row['p50_us']:>10.1f}{row['p99_us']:>10.1f}{row['p50_ratio']:>10.2f}x"
-            + (f"   <= {bar:.2f}x" if bar else "")
+            f"{row['client']:<24}{row['calls']:>8}{times}{row['p50_ratio']:>7.2f}x{row['p99_ratio']:>7.2f}x"
+            + (f"   p50 <= {bar:.2f}x, p99 <= 1x" if bar else "")
         )
+
+
+def contestants(
+    stack: ExitStack, urls: tuple[str, str], manifest: Manifest, row: npt.NDArray[np.float32]
+) -> dict[str, Call]:
+    http, grpc = urls
+    folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+    return {
+        "bare socket": bare_socket(stack, http, manifest, row),
+        "tickserve http": ours(stack, http, manifest, row, folder / "http"),
+        "tickserve grpc": ours(stack, f"grpc://{grpc}", manifest, row, folder / "grpc"),
+        "http, no journal": ours(stack, http, manifest, row, None),
+        BASE: documented_grpc(stack, grpc, manifest, row),
+    }
 
 
 def options(arguments: list[str]) -> argparse.Namespace:
@@ -143,29 +123,19 @@ def options(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     chosen = options(arguments)
-    folders = newest_versions(chosen.repository)
-    model = chosen.model or next(iter(folders))
-    manifest = load_manifest(folders[model])
-    row = example_row(folders[model], manifest)
+    chosen_model = subject(chosen.repository, chosen.model)
+    manifest, row = chosen_model.manifest, chosen_model.rows[:1]
     with ExitStack() as stack:
-        http_url, grpc_url = chosen.http_url, chosen.grpc_url
-        if http_url is None or grpc_url is None:
-            from serving.embedded import EmbeddedTriton
-
-            ports = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
-            server = stack.enter_context(EmbeddedTriton(chosen.repository, ports, models=[model]))
-            http_url, grpc_url = server.http_url, server.grpc_url
-        calls = {
-            "bare socket": bare_socket(stack, http_url, manifest, row),
-            "tickserve http": ours(stack, http_url, manifest, row),
-            "tickserve grpc": ours(stack, f"grpc://{grpc_url}", manifest, row),
-            BASE: documented_grpc(stack, grpc_url, manifest, row),
-        }
-        rows = table(measure(calls, chosen.rounds, chosen.block))
+        urls = chosen.http_url, chosen.grpc_url
+        if None in urls:
+            server = stack.enter_context(served(chosen.repository, [manifest.name]))
+            urls = server.http_url, server.grpc_url
+        rows = table(measure(contestants(stack, urls, manifest, row), chosen.rounds, chosen.block))
+    about = machine("tritonclient", "grpcio")
     if chosen.json:
-        print(json.dumps({"machine": machine(), "model": model, "shape": list(row.shape), "rows": rows}))
+        print(json.dumps({"machine": about, "model": manifest.name, "shape": list(row.shape), "rows": rows}))
         return 0
-    print(f"{machine()}\nmodel {model}, input {list(row.shape)}, concurrency 1\n")
+    print(f"{about}\nmodel {manifest.name}, input {list(row.shape)}, concurrency 1; ratios to {BASE}\n")
     show(rows)
     return 0
 
@@ -174,4 +144,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except TickserveError as error:
-        sys.exit(f"error: {error} (publish a model first: make demo)")
+        sys.exit(f"error: {error}")

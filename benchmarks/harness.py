@@ -1,0 +1,95 @@
+"""What the benchmarks share: a repository to measure on, contestants that take turns, the machine they ran on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from tickserve.client import newest_versions
+from tickserve.config import ServeSettings
+from tickserve.manifest import GOLDEN_NAME, Manifest, load_manifest
+
+Call = Callable[[], object]
+Times = npt.NDArray[np.float64]
+QUANTILES = (50, 90, 99, 99.9)
+WARM_UP = 50
+
+
+class Subject(NamedTuple):
+    """One published model, and real rows to score: float32 [B, ...]."""
+
+    repository: Path
+    folder: Path
+    manifest: Manifest
+    rows: npt.NDArray[np.float32]
+
+
+def subject(repository: Path, model: str | None = None) -> Subject:
+    """The chosen model of `repository`, by default its first; a quick demo makes one where there is none."""
+    if not any(repository.glob("*/config.pbtxt")):
+        print(f"no model in {repository}: running the quick demo first", file=sys.stderr)
+        demo = [sys.executable, "-m", "tickserve.cli", "demo", "--profile", "quick", "--repository", str(repository)]
+        subprocess.run(demo, check=True, stdout=subprocess.DEVNULL)
+    folders = newest_versions(repository)
+    folder = folders[model or next(iter(folders))]
+    manifest = load_manifest(folder)
+    spec = manifest.inputs[0]
+    with np.load(folder / GOLDEN_NAME, allow_pickle=False) as arrays:
+        return Subject(repository, folder, manifest, np.ascontiguousarray(arrays[spec.name], np.float32))
+
+
+@contextmanager
+def served(repository: Path, models: Sequence[str] | None = None) -> Iterator[Any]:
+    """An EmbeddedTriton over `models` of `repository`, on free ports."""
+    from serving.embedded import EmbeddedTriton
+
+    ports = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
+    with EmbeddedTriton(repository, ports, models=models) as server:
+        yield server
+
+
+def measure(calls: dict[str, Call], rounds: int, block: int) -> dict[str, Times]:
+    """Microseconds of every call, by contestant; blocks are interleaved and their order rotates.
+
+    A slow spell of the machine meets all of them.
+    """
+    names = list(calls)
+    times: dict[str, list[int]] = {name: [] for name in names}
+    for name in names:
+        for _ in range(WARM_UP):
+            calls[name]()
+    for turn in range(rounds):
+        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+            call, taken = calls[name], times[name]
+            call()  # the first of a block finds cold caches
+            for _ in range(block):
+                start = time.perf_counter_ns()
+                call()
+                taken.append(time.perf_counter_ns() - start)
+    return {name: np.array(taken) / 1e3 for name, taken in times.items()}
+
+
+def quantiles(times: Times) -> dict[str, float]:
+    """p50, p90, p99 and p99.9, in microseconds."""
+    return {f"p{quantile:g}_us": float(np.percentile(times, quantile)) for quantile in QUANTILES}
+
+
+def machine(*packages: str) -> str:
+    """The machine and the versions behind the numbers."""
+    cpu = next(
+        (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
+        platform.processor(),
+    )
+    known = ", ".join(f"{name} {version(name)}" for name in ("tickserve", "numpy", *packages))
+    return f"{cpu}, {os.cpu_count()} cores, Python {platform.python_version()}, {known}"
