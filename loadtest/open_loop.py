@@ -131,7 +131,7 @@ class _Driver:
         self._left = count = len(arrivals)
         self._done = asyncio.Event()
         kinds = set(zip(arrivals.rows.tolist(), arrivals.lane.tolist(), strict=True))
-        self._messages = {kind: _message(feed, *kind) for kind in kinds}
+        self._messages = {kind: message(feed, *kind) for kind in kinds}
         self.result = OpenLoop(np.full(count, np.nan), arrivals.lane, np.zeros(count), ["not sent"] * count)
 
     async def run(self) -> OpenLoop:
@@ -212,7 +212,7 @@ def _refusal(status: int, text: bytes) -> str:
     return f"HTTP {status}"
 
 
-def _message(feed: Feed, rows: int, lane: int) -> bytes:
+def message(feed: Feed, rows: int, lane: int) -> bytes:
     """One binary request over HTTP with `rows` rows, the deadline as its queue timeout, and its lane."""
     repeats = -(-rows // len(feed.features))
     values = np.ascontiguousarray(np.concatenate([feed.features] * repeats)[:rows], "<f4")

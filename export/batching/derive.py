@@ -213,7 +213,7 @@ def _reasons(found: Derivation) -> dict[str, str]:
 
 def _delay_reason(setting: Setting, slack: float) -> str:
     if setting.has_policy:
-        return "0: beside a queue policy a delay slows this server down (docs/batching.md)"
+        return "0: beside a queue policy a delay can slow this server down (docs/batching.md)"
     if not setting.delay_us:
         return f"0: no delay up to {max(DELAY_SHARES) * slack:.0f} us lowers the predicted p99"
     return f"{setting.delay_us} of {slack:.0f} us slack: fuller batches lower the predicted p99"

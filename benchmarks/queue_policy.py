@@ -1,0 +1,124 @@
+"""How often the embedded Triton overlooks a request: queue policies and instance counts, in a closed loop.
+
+    python -m benchmarks.queue_policy --repository model_repository --model btcusdt-l5-gbdt
+
+For each setting the model is served from a copy, and 1, 2, 4 and 8 callers ask for one row after the other. Any answer
+later than `STALL_MS` is counted: this build's batcher, when nobody wakes it, looks again after 500 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from google.protobuf import text_format  # type: ignore[import-untyped]
+from tritonclient.grpc import model_config_pb2 as schema
+
+from loadtest.open_loop import Feed, message
+from serving.embedded import EmbeddedTriton
+from tickserve.config import ServeSettings
+from tickserve.manifest import load_manifest
+from tickserve.model_config import CONFIG_NAME
+from tickserve.pipeline import golden_rows, newest_version
+
+STALL_MS = 100.0
+CALLERS = (1, 2, 4, 8)
+FREE = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
+# Queue policy, lanes, delay in microseconds, instances.
+SETTINGS = (
+    ("none", False, 0, 1),
+    ("size", False, 0, 1),
+    ("reject", False, 0, 1),
+    ("none", True, 0, 1),
+    ("reject", False, 500, 1),
+    ("reject", False, 0, 2),
+    ("reject", True, 0, 2),
+    ("reject", False, 0, 3),
+    ("reject", True, 0, 3),
+    ("reject", False, 0, 4),
+    ("reject", False, 500, 3),
+)
+
+
+def configure(path: Path, policy: str, lanes: bool, delay_us: int, instances: int) -> None:
+    """Write one setting into a copy's config.pbtxt; also those that the rules of this project refuse."""
+    config = text_format.Parse(path.read_text("utf-8"), schema.ModelConfig())
+    batching = config.dynamic_batching
+    batching.ClearField("default_queue_policy")
+    batching.max_queue_delay_microseconds = delay_us
+    if policy != "none":
+        batching.default_queue_policy.max_queue_size = 64
+    if policy == "reject":
+        batching.default_queue_policy.default_timeout_microseconds = 250_000
+        batching.default_queue_policy.allow_timeout_override = True
+    if lanes:
+        batching.priority_levels, batching.default_priority_level = 2, 1
+    config.instance_group[0].count = instances
+    path.write_text(text_format.MessageToString(config), "utf-8")
+
+
+def closed_loop(feed: Feed, callers: int, seconds: float) -> tuple[list[float], int]:
+    """Milliseconds of every call, and how many were refused."""
+    taken: list[float] = []
+    refused: list[int] = []
+    stop = time.monotonic() + seconds
+
+    def ask() -> None:
+        host, _, port = feed.authority.rpartition(":")
+        request = message(feed, 1, 1)
+        with socket.create_connection((host, int(port))) as wire:
+            wire.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            while time.monotonic() < stop:
+                start = time.perf_counter()
+                wire.sendall(request)
+                answer = wire.recv(65_536)
+                taken.append((time.perf_counter() - start) * 1e3)
+                if not answer.startswith(b"HTTP/1.1 200"):
+                    refused.append(1)
+
+    threads = [threading.Thread(target=ask) for _ in range(callers)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return taken, len(refused)
+
+
+def main() -> None:
+    """Print one line for each setting and number of callers."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--seconds", type=float, default=3.0)
+    options = parser.parse_args()
+    version = newest_version(options.repository, options.model)
+    manifest = load_manifest(version)
+    rows = golden_rows(version, manifest)[0]
+    print("policy  lanes  delay_us  instances  callers   calls  p50_ms  p99_ms  max_ms  stalls  refused")
+    for setting in SETTINGS:
+        with tempfile.TemporaryDirectory() as folder:
+            copy = Path(folder) / "models"
+            shutil.copytree(options.repository / options.model, copy / options.model)
+            configure(copy / options.model / CONFIG_NAME, *setting)
+            with EmbeddedTriton(copy, FREE) as server:
+                feed = Feed(server.http_url, options.model, manifest.inputs[0].name, rows[:1], 200.0)
+                for callers in CALLERS:
+                    taken, refused = closed_loop(feed, callers, options.seconds)
+                    p50, p99 = np.percentile(taken, [50, 99])
+                    stalls = sum(ms > STALL_MS for ms in taken)
+                    policy, lanes, delay_us, instances = setting
+                    print(
+                        f"{policy:<7} {lanes!s:<6} {delay_us:>8} {instances:>10} {callers:>8} {len(taken):>7} "
+                        f"{p50:>7.2f} {p99:>7.2f} {max(taken):>7.0f} {stalls:>7} {refused:>8}",
+                        flush=True,
+                    )
+
+
+if __name__ == "__main__":
+    main()
