@@ -21,7 +21,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 Score = Callable[[dict[str, Rows]], Arrays]
 PROBABILITIES = "probabilities"
 # The steps of one stream that are followed: an error that grows shows long before.
-MAX_STEPS = 1_000
+MAX_STEPS = 256
 
 
 def state_gates(score: Score, rows: Rows, research: Score, manifest: Manifest) -> tuple[GateResult, ...]:
