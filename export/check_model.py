@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import AttributeProto, GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, numpy_helper
@@ -135,6 +137,12 @@ def dimensions(value: ValueInfoProto) -> tuple[int | str | None, ...] | None:
         dim.dim_value if dim.HasField("dim_value") else (dim.dim_param if dim.HasField("dim_param") else None)
         for dim in tensor.shape.dim
     )
+
+
+def zeros(value: ValueInfoProto, rows: int) -> npt.NDArray[Any]:
+    """An input of `rows` rows of zeros, of the type and shape that `value` declares."""
+    shape = [rows, *(int(dim or 0) for dim in (dimensions(value) or ())[1:])]
+    return np.zeros(shape, onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type))
 
 
 def _subgraphs(attribute: AttributeProto) -> Iterator[GraphProto]:

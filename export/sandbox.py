@@ -1,4 +1,4 @@
-"""A stranger's graph is first parsed, checked and tried in a process of its own, which may die of it; this one may not.
+"""A stranger's model is first parsed, checked and tried in a process of its own, which may die of it; this one may not.
 
 The limits bound what a file can cost: address space, CPU seconds, seconds on the clock; nothing is written. They do not
 make a stranger's code safe, and none is run: operators outside ONNX Runtime's own are refused before it loads a graph.
@@ -19,9 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tickserve.errors import ComponentError, UnsafeModelError
+from tickserve.errors import ArtifactError, ComponentError, UnsafeModelError
 from tickserve.store import sha256_bytes
 
+# What is judged: a graph in ONNX, or an XGBoost forest in UBJSON.
+GRAPH, FOREST = "graph", "forest"
 READY = b"ready\n"
 START_S = 60.0
 ENDING_S = 5.0
@@ -29,7 +31,8 @@ ENDING_S = 5.0
 MAX_ANSWER_BYTES = 16 * 1024
 MAX_KNOWN_GOOD = 512
 WORKER = (
-    "import sys; sys.path[:] = sys.argv[3:]; from export import inspection; inspection.main(*map(int, sys.argv[1:3]))"
+    "import sys; sys.path[:] = sys.argv[4:]; "
+    "from export import inspection; inspection.main(sys.argv[1], *map(int, sys.argv[2:4]))"
 )
 # One thread each: every thread's stack counts as address space.
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
@@ -50,25 +53,22 @@ LIMITS = Limits()
 _known_good: dict[str, None] = {}
 
 
-def inspect(data: bytes, limits: Limits = LIMITS) -> None:
-    """Return when the graph in `data` passed every check of `export.inspection`; the same bytes are checked once.
+def inspect(data: bytes, kind: str = GRAPH, limits: Limits = LIMITS) -> None:
+    """Return when the model in `data` passed every check of `export.inspection`; the same bytes are checked once.
 
-    Raises UnsafeModelError when it did not, or when the check ran into a limit or died of it, and ComponentError when
-    the process that checks cannot start.
+    Raises UnsafeModelError when its content is not safe, or when the check ran into a limit or died of it,
+    ArtifactError when it is no such model, and ComponentError when the process that checks cannot start.
     """
-    digest = sha256_bytes(data)
-    if digest in _known_good:
+    known = f"{kind} {sha256_bytes(data)}"
+    if known in _known_good:
         return
-    with (
-        _file_in_memory(data) as source,
-        _worker(source, limits.memory_bytes + limits.memory_per_byte * len(data), limits) as worker,
-    ):
+    with _file_in_memory(data) as source, _worker(source, kind, len(data), limits) as worker:
         answer = _answer(worker, limits)
     if answer.get("ok") is not True:
         raise _refusal(answer)
     while len(_known_good) >= MAX_KNOWN_GOOD:
         _known_good.pop(next(iter(_known_good)), None)
-    _known_good[digest] = None
+    _known_good[known] = None
 
 
 @contextmanager
@@ -86,10 +86,11 @@ def _file_in_memory(data: bytes) -> Iterator[int]:
 
 
 @contextmanager
-def _worker(source: int, memory_bytes: int, limits: Limits) -> Iterator[subprocess.Popen[bytes]]:
+def _worker(source: int, kind: str, size: int, limits: Limits) -> Iterator[subprocess.Popen[bytes]]:
     """The process that checks, killed by its own id and waited for, whatever happens."""
     path = [str(Path(entry).resolve()) for entry in sys.path]
-    command = [sys.executable, "-I", "-B", "-c", WORKER, str(memory_bytes), str(limits.cpu_s), *path]
+    memory_bytes = limits.memory_bytes + limits.memory_per_byte * size
+    command = [sys.executable, "-I", "-B", "-c", WORKER, kind, str(memory_bytes), str(limits.cpu_s), *path]
     try:
         process = subprocess.Popen(
             command,
@@ -151,11 +152,12 @@ def _ending(code: int | None) -> str:
     return signal.Signals(-code).name
 
 
-def _refusal(answer: dict[str, Any]) -> UnsafeModelError:
+def _refusal(answer: dict[str, Any]) -> ArtifactError:
     """The typed error of the other process; its words are shortened, for a stranger's file may have chosen some."""
+    kind = ArtifactError if answer.get("unsafe") is False else UnsafeModelError
     words = {
         name: str(answer[name])[:300] if answer.get(name) else None for name in ("error", "field", "expected", "was")
     }
-    error = UnsafeModelError(words["error"] or "the check gave no reason")
+    error = kind(words["error"] or "the check gave no reason")
     error.field, error.expected, error.was = words["field"], words["expected"], words["was"]
     return error

@@ -16,7 +16,7 @@ from export.parity import Rows
 
 # Rows times trees: some seconds of scoring. A forest beyond it has each of its thresholds visited at one split, and as
 # many more splits as fit.
-MAX_TREE_VISITS = 100_000_000
+MAX_TREE_VISITS = 400_000_000
 ROWS_PER_SPLIT = 4
 MINUS, PLUS = np.float32(-np.inf), np.float32(np.inf)
 

@@ -10,28 +10,65 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from export import sandbox
 from export.check_model import check_not_foreign
-from tickserve.errors import ArtifactError, MissingExtraError
+from tickserve.errors import ArtifactError, MissingExtraError, UnsafeModelError
 
 OBJECTIVE = "multi:softprob"
 CLASSES = 3
+MAX_FEATURES = 1_000_000
 
 
 def load_booster(path: Path) -> Any:
-    """An XGBoost booster from a `.ubj` file. Raises UnsafeModelError for a pickle, ArtifactError for anything else."""
+    """An XGBoost booster from a `.ubj` file, judged by a limited process first: XGBoost itself dies of some files.
+
+    Raises UnsafeModelError for a pickle, for a forest that `check_forest` refuses and for what its check dies of, and
+    ArtifactError for what is no forest.
+    """
+    data = path.read_bytes()
+    check_not_foreign(data[:64], "an XGBoost model in UBJSON")
+    if not data.startswith(b"{"):
+        raise ArtifactError("not an XGBoost model in UBJSON", field=path.name)
+    sandbox.inspect(data, sandbox.FOREST)
+    return read_booster(data)
+
+
+def read_booster(data: bytes) -> Any:
+    """`load_booster` without the limited process: what runs inside it. Raises ArtifactError."""
     import xgboost
 
-    with path.open("rb") as file:
-        head = file.read(64)
-    check_not_foreign(head, "an XGBoost model in UBJSON")
-    if not head.startswith(b"{"):
-        raise ArtifactError("not an XGBoost model in UBJSON", field=path.name)
     booster = xgboost.Booster(params={"nthread": 1})
     try:
-        booster.load_model(path)
+        booster.load_model(bytearray(data))
     except (xgboost.core.XGBoostError, UnicodeDecodeError) as error:  # its message may quote the bytes it cannot read
-        raise ArtifactError("not an XGBoost model in UBJSON", field=path.name) from error
+        raise ArtifactError("not an XGBoost model in UBJSON", field="model.ubj") from error
     return booster
+
+
+def check_forest(booster: Any) -> None:
+    """Raise UnsafeModelError unless every tree is one, over features there are, with finite thresholds and leaves."""
+    features = int(booster.num_features())
+    if not 1 <= features <= MAX_FEATURES:
+        expected = f"1 to {MAX_FEATURES}"
+        raise UnsafeModelError("not a forest", field="num_feature", expected=expected, was=str(features))
+    for number, tree in enumerate(trees_of(booster)):
+        _check_tree(tree, features, f"tree {number}")
+
+
+def _check_tree(tree: dict[str, Any], features: int, field: str) -> None:
+    left, right = np.array(tree["left_children"], np.int64), np.array(tree["right_children"], np.int64)
+    inner = left != -1
+    if not len(left) or not np.array_equal(inner, right != -1):
+        raise UnsafeModelError("a node with one child", field=field)
+    # Every node but the root is the child of one node, and of one that comes before it: no loop, none left over.
+    children, parents = np.concatenate([left[inner], right[inner]]), np.tile(np.flatnonzero(inner), 2)
+    if not np.array_equal(np.sort(children), np.arange(1, len(left))) or (children <= parents).any():
+        raise UnsafeModelError("its nodes are no tree", field=field)
+    split = np.array(tree["split_indices"], np.int64)[inner]
+    if ((split < 0) | (split >= features)).any():
+        raise UnsafeModelError("a split on a feature there is none of", field=field, expected=f"below {features}")
+    if not np.isfinite(np.array(tree["split_conditions"], np.float64)).all():
+        raise UnsafeModelError("NaN or infinite thresholds or leaves", field=field)
 
 
 def prepare_booster(booster: Any, features: int) -> Any:
