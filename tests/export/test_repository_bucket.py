@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import multiprocessing
@@ -19,7 +20,7 @@ import pytest
 from moto.server import ThreadedMotoServer
 
 from export.publish import NO_TERMS, Terms
-from export.repository import check, collect, compare, force, lint, listing
+from export.repository import bucket, check, collect, compare, force, lint, listing
 from export.repository.bucket import Bucket
 from export.repository.lock import LOCK_NAME
 from export.repository.places import Local, open_repository
@@ -53,6 +54,8 @@ def service() -> Iterator[RepositorySettings]:
             patch.delenv(name)
         for name, value in credentials.items():
             patch.setenv(name, value)
+        # A session costs a fifth of a second, and these tests open a bucket a hundred times.
+        patch.setattr(bucket, "_filesystem", functools.cache(bucket._filesystem))
         yield RepositorySettings(s3_endpoint_url=f"http://{host}:{port}")
     server.stop()
 
@@ -216,15 +219,17 @@ def test_wherever_an_upload_is_cut_nothing_of_it_is_seen_and_the_next_one_comple
         looks = triton_looks_at(case, raw)
         assert set(looks) <= set(states[-1][0].get(NAME, []))
         assert not looks or states[-1][1][NAME] in looks
-        if states[-1] != ({}, {}):
+        if states[-1] != ({}, {}) and states[-1] not in states[:-1]:
             pulled = pull(case, tmp_path / f"pulled-{writes}", service)
             assert pulled[0].version == states[-1][1][NAME]
-        expire_lock(case, raw)
-        push(three, case, service)
-        assert seen(case, service) == done
         if finished:
             break
+        if writes % 3 == 2:
+            expire_lock(case, raw)
+            push(three, case, service)
+            assert seen(case, service) == done
     assert finished
+    assert states[-1] == done
     assert old in states, "some cut came before the commit"
     assert states.index(committed) >= 3, "the files, and only then the commit"
 
