@@ -6,6 +6,9 @@ Until the flip the old version serves and nothing that a client sees has changed
 the new version away again and says at which step. The flip is the rename of `current.json` (tickserve/current.py);
 clients that follow it ask for the new version from then on, by number, so each answer is one version's. The old one
 goes once its requests have ended and no new one has come for a while; while somebody still asks for it, it stays.
+
+A version that is to be swapped in is published without putting it in force (`tickserve repo publish --no-activate`):
+clients that follow would otherwise ask for it before it is loaded.
 """
 
 from __future__ import annotations
@@ -20,14 +23,16 @@ from typing import Any
 
 import numpy as np
 
+from export.repository.force import predecessor, put_in_force
+from export.repository.places import Local
 from export.triton_config import read_config
 from export.verify import numbers_in, verify_served
 from serving import loading, memory_sentinel
 from serving.golden import check_golden, infer, read_golden
 from serving.memory_sentinel import Arrays, Memory
 from serving.target import Target
-from tickserve.config import SwapSettings
-from tickserve.current import CURRENT_NAME, read_current, write_current
+from tickserve.config import ExportSettings, SwapSettings
+from tickserve.current import CURRENT_NAME, read_current
 from tickserve.errors import ArtifactError, ComponentError, RequestError, TickserveError
 from tickserve.manifest import Manifest, check_model_name
 from tickserve.model_config import CONFIG_NAME
@@ -35,6 +40,7 @@ from tickserve.signing import TrustedKeys
 from tickserve.store import write_atomic
 
 POLL_S = 0.02
+KEEP = ExportSettings().keep_versions
 
 Flipped = Callable[[int, Manifest], object]
 
@@ -64,19 +70,21 @@ def swap(
     version: int | None = None,
     *,
     settings: SwapSettings,
+    keep: int = KEEP,
     trusted: TrustedKeys | None = None,
     flipped: Flipped | None = None,
 ) -> Swapped:
     """Serve `version` of `model` (the newest published one without it) in place of what is served.
 
-    `flipped` is called at the flip, for clients of this process: `lambda _, manifest: client.repin(...)`.
+    `keep` is how many versions a server loads when it starts (`export.keep_versions`). `flipped` is called at the flip,
+    for clients of this process: `lambda version, manifest: client.repin(...)`.
     Raises, with the old version serving as before: ArtifactError and its kin (verify), ServerRejectedError (load),
     GateRefusedError (golden, memory), ComponentError when another swap of the model is under way, TransportError.
     """
     with target.locked(_known(target, model)):
         folder = target.repository / model
         chosen = _newest(folder) if version is None else version
-        return _Swap(target, model, chosen, settings, trusted, flipped).run()
+        return _Swap(target, model, chosen, settings, keep, trusted, flipped).run()
 
 
 def rollback(
@@ -84,14 +92,15 @@ def rollback(
     model: str,
     *,
     settings: SwapSettings,
+    keep: int = KEEP,
     trusted: TrustedKeys | None = None,
     flipped: Flipped | None = None,
 ) -> Swapped:
-    """Swap back to the version that was in force before. Raises ArtifactError when there was none, and as `swap`."""
-    current = read_current(target.repository / _known(target, model))
-    if current is None or current.previous is None:
-        raise ArtifactError(f"model {model!r} has no version before the one in force", field=CURRENT_NAME)
-    return swap(target, model, current.previous, settings=settings, trusted=trusted, flipped=flipped)
+    """Swap back to the version before the one in force. Raises ArtifactError when there is none, and as `swap`."""
+    version = predecessor(Local(target.repository), _known(target, model))
+    if version is None:
+        raise ArtifactError(f"model {model!r} has no version before the one in force", field="version")
+    return swap(target, model, version, settings=settings, keep=keep, trusted=trusted, flipped=flipped)
 
 
 def _known(target: Target, model: str) -> str:
@@ -120,10 +129,11 @@ class _Swap:
         model: str,
         version: int,
         settings: SwapSettings,
+        keep: int,
         trusted: TrustedKeys | None,
         flipped: Flipped | None,
     ) -> None:
-        self._target, self._model, self._version = target, model, version
+        self._target, self._model, self._version, self._keep = target, model, version, keep
         self._settings, self._trusted, self._flipped = settings, trusted, flipped
         self._folder = target.repository / model
         self._loader = loading.Loader(target, model, settings.load_timeout_s)
@@ -133,9 +143,9 @@ class _Swap:
     def run(self) -> Swapped:
         served: Sequence[int] = ()
         try:
+            served = self._loader.served()
             with self._timed("verify"):
                 manifest = self._verify()
-                served = self._loader.served()
             previous = self._in_force(served)
             with self._undone(served):
                 memory = self._prepare(manifest, served)
@@ -169,7 +179,7 @@ class _Swap:
 
     def _in_force(self, served: Sequence[int]) -> int | None:
         current = read_current(self._folder)
-        if current is not None:
+        if current is not None and current.version in served:
             return current.version
         return max(served) if served else None
 
@@ -190,18 +200,19 @@ class _Swap:
             connection.close()
 
     def _flip(self, manifest: Manifest) -> None:
-        path = self._folder / CURRENT_NAME
-        before = path.read_bytes() if path.is_file() else None
-        write_current(self._folder, self._version)
-        try:
-            if self._flipped is not None:
-                self._flipped(self._version, manifest)
-        except BaseException:
-            if before is None:
-                path.unlink(missing_ok=True)
-            else:
-                write_atomic(path, before)
-            raise
+        """Put the version in force, or leave everything as it was."""
+        paths = [self._folder / name for name in (CURRENT_NAME, CONFIG_NAME)]
+        before = [path.read_bytes() if path.is_file() else None for path in paths]
+        repository = Local(self._target.repository)
+        with repository.locked():
+            try:
+                put_in_force(repository, self._model, self._version, self._keep)
+                if self._flipped is not None:
+                    self._flipped(self._version, manifest)
+            except BaseException:
+                for path, data in zip(paths, before, strict=True):
+                    _restore(path, data)
+                raise
 
     def _retire(self, old: Sequence[int]) -> bool:
         """Drain and unload the old versions; False when one is still asked for. The new one serves either way."""
@@ -255,6 +266,13 @@ class _Swap:
         named = type(error)(f"{where}: {error}", hint=serving)
         named.field, named.expected, named.was = error.field, error.expected, error.was
         return named
+
+
+def _restore(path: Path, data: bytes | None) -> None:
+    if data is None:
+        path.unlink(missing_ok=True)
+    elif path.read_bytes() != data:
+        write_atomic(path, data)
 
 
 def _batch(rows: Arrays, size: int) -> Arrays:

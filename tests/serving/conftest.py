@@ -16,7 +16,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 
 from export import versions
 from export.onnx_graph import serve_graph
-from export.publish import Release, publish
+from export.publish import Release, Terms, publish
 from serving.embedded import EmbeddedTriton
 from tickserve.config import ExportSettings, ServeSettings
 from tickserve.manifest import (
@@ -129,7 +129,13 @@ def edit_config(model: Path, change: Callable[[Any], object]) -> None:
 
 
 def publish_tiny(
-    repository: Path, name: str, seed: int, settings: ExportSettings | None = None, *, fragile: bool = False
+    repository: Path,
+    name: str,
+    seed: int,
+    settings: ExportSettings | None = None,
+    *,
+    fragile: bool = False,
+    activate: bool = True,
 ) -> Tiny:
     settings = settings or ExportSettings(max_batch=64, preferred_batch_rows=(8, 32))
     random = np.random.default_rng(seed)
@@ -154,7 +160,7 @@ def publish_tiny(
         max_batch=settings.max_batch,
     )
     published = manifest.model_copy(update={"export": record})
-    _, path = publish(Release(published, onnx_bytes, golden), repository, settings)
+    _, path = publish(Release(published, onnx_bytes, golden), repository, settings, Terms(activate=activate))
     # With any queue policy this build's batcher may sleep half a second over a waiting request, so these
     # tests, which are not about queues, serve without one.
     edit_config(repository / name, lambda config: config.dynamic_batching.ClearField("default_queue_policy"))
