@@ -64,9 +64,9 @@ def run(chosen: argparse.Namespace) -> Engine:
     """Feed the recording to its end, or until `--signals` were had."""
     with (
         Journal(chosen.journal, label="plain_loop") as journal,
-        Client(chosen.url, manifest=chosen.repository, observer=journal, deadline_ms=chosen.deadline_ms) as client,
+        Client(chosen.url, manifest=chosen.repository, observer=journal) as client,
     ):
-        stream, engine = Stream(client, chosen.model), Engine(journal)
+        stream, engine = Stream(client, chosen.model, deadline_ms=chosen.deadline_ms), Engine(journal)
         for ts_ns, row in events_of(chosen.data, stream.definition.spec.levels):
             try:
                 signal = stream.feed(ts_ns, row).signal

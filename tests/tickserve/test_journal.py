@@ -77,6 +77,7 @@ def test_every_call_of_a_client_is_there(published: Path, tmp_path: Path, rows: 
     assert (old.status, old.reason, old.outputs) == ("STALE", stale.reason, {})
     assert (refused.request_id, refused.status, refused.error_type) == ("refused", "ERROR", "InputRejectedError")
     assert "float64" in refused.error
+    assert refused.stage_us["total"] > 0
     (action,) = [record for record in read_journal(tmp_path) if isinstance(record, ActionRecord)]
     assert (action.request_id, action.action, action.fields) == (signal.request_id, "buy 1 @ 100", {"price": "100.0"})
 

@@ -76,6 +76,7 @@ def make_decision(**changes: Any) -> Decision:
         "bundle_digest": "sha256:b",
         "feature_digest": "sha256:f",
         "state": None,
+        "stage_us": {"check": 1.0, "total": 9.25},
         "signal": make_signal(),
         "error": None,
     }
@@ -105,6 +106,7 @@ def test_a_decision_comes_back_as_it_was() -> None:
 
 def test_an_error_a_stale_signal_and_one_without_a_manifest_come_back() -> None:
     error = DeadlineExceededError("too late", field="deadline")
+    error.replica, error.attempts = "127.0.0.1:8000", 3
     failed = decision_of(encode_decision(make_decision(signal=None, error=error, tensors=())))
     assert (failed.status, failed.error_type, failed.error) == ("ERROR", "DeadlineExceededError", "deadline: too late")
     assert (failed.outputs, failed.tensors, failed.decision, failed.version, failed.bundle_id) == (
@@ -114,7 +116,7 @@ def test_an_error_a_stale_signal_and_one_without_a_manifest_come_back() -> None:
         None,
         None,
     )
-    assert failed.bundle_digest == "sha256:b"
+    assert (failed.bundle_digest, failed.replica, failed.attempts) == ("sha256:b", "127.0.0.1:8000", 3)
     stale = make_signal(status="STALE", probabilities=None, score=None, decision=None, reason="too old")
     found = decision_of(encode_decision(make_decision(signal=stale)))
     assert (found.status, found.reason, found.version, found.version_asked) == ("STALE", "too old", None, 3)

@@ -161,6 +161,7 @@ class Core:
             if signal is not None:
                 self.statistics.signal(signal.status)
         if self._observer is not None:
+            call.stages.setdefault("total", (time.monotonic_ns() - call.started) / NS_PER_US)
             tensors = () if prepared is None else prepared.checked.tensors
             self._tell(self._observer, _decision(call, error.model, pinned, tensors, signal, error))
         if signal is None:
@@ -247,6 +248,7 @@ def _decision(
         bundle_digest=None if contract is None else contract.bundle_digest,
         feature_digest=None if contract is None else contract.feature_digest,
         state=None if contract is None else contract.manifest.state,
+        stage_us=call.stages,
         signal=signal,
         error=error,
     )

@@ -5,6 +5,7 @@ An observer is called after the answer, on the caller's thread.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from tickserve.client._transport import Tensor
@@ -19,7 +20,7 @@ class Decision(NamedTuple):
     `wall_ns` is when the call began (UTC, nanoseconds since 1970), `monotonic_ns` the same on the clock that never
     jumps; `tensors` are what was sent, empty when the input was refused; `newest_event_ns` as the caller gave it.
     `version` is what was asked for; the digests and `state` (of a stateful model) are of the pinned manifest (None: no
-    manifest is pinned).
+    manifest is pinned). `stage_us` are the microseconds of the stages that were reached, and `total`.
     """
 
     wall_ns: int
@@ -32,6 +33,7 @@ class Decision(NamedTuple):
     bundle_digest: str | None
     feature_digest: str | None
     state: StateContract | None
+    stage_us: Mapping[str, float]
     signal: Signal | None
     error: RequestError | None
 

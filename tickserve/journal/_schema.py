@@ -40,7 +40,7 @@ class DecisionRecord:
     - `status`: of the signal, or `ERROR` when the call ended with an error; then `error_type` and `error` say which.
     - `tensors`: what was sent, state tensors too; empty when the input was refused. `outputs`: `probabilities` float32
       [B, K], `score` float32 [B], and the state that came back; empty when there was no number.
-    - `stage_us`: microseconds by stage, as in the signal.
+    - `stage_us`: microseconds of each stage that was reached, and of all together (`total`).
     """
 
     wall_ns: int
@@ -96,12 +96,14 @@ Record = DecisionRecord | ActionRecord | GapRecord
 def encode_decision(decision: Decision) -> bytes:
     """The bytes of one decision: a `DecisionRecord` reads them back."""
     signal, error = decision.signal, decision.error
+    told = signal or error
     version = None if signal is None or signal.probabilities is None else signal.version
     bundle = None if signal is None else signal.bundle_id
     age = None if signal is None else signal.event_age_us
     classes = () if signal is None else signal.classes
     decided = None if signal is None else signal.decision
     numbers = (decision.newest_event_ns, age, decision.version, version, bundle, decided)
+    replica, attempts = (None, 0) if told is None else (told.replica, told.attempts)
     present = sum([1 << bit for bit, number in enumerate(numbers) if number is not None])
     parts = [
         _FIXED.pack(
@@ -110,7 +112,7 @@ def encode_decision(decision: Decision) -> bytes:
             decision.wall_ns,
             decision.monotonic_ns,
             *[0 if number is None else number for number in numbers[:5]],
-            0 if signal is None else min(signal.attempts, MAX_TEXT),
+            min(attempts, MAX_TEXT),
         ),
         _identity(decision.model, decision.bundle_digest or "", decision.feature_digest or "", classes),
         _text(decision.request_id),
@@ -119,10 +121,10 @@ def encode_decision(decision: Decision) -> bytes:
         _text("" if signal is None else signal.fallback or ""),
         _text("" if error is None else type(error).__name__),
         _text("" if error is None else str(error)),
-        _text("" if signal is None else signal.replica or ""),
+        _text(replica or ""),
     ]
     _put_texts(parts, () if signal is None else signal.flags)
-    _put_stages(parts, {} if signal is None else signal.stage_us)
+    _put_stages(parts, decision.stage_us)
     _put_tensors(parts, decision.tensors)
     _put_tensors(parts, () if signal is None else _outputs(signal, decision.state))
     if decided is not None:
