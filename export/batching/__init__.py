@@ -3,7 +3,7 @@
 from export.batching.arrivals import Arrivals, busiest, read_arrivals, with_bulk
 from export.batching.derive import Derivation, apply_to_config, derive
 from export.batching.rules import Setting, lint, setting_of_config
-from export.batching.service import ServiceTimes, measure_in_process
+from export.batching.service import ServiceTimes
 from export.batching.simulate import Outcome, simulate
 
 __all__ = [
@@ -16,7 +16,6 @@ __all__ = [
     "busiest",
     "derive",
     "lint",
-    "measure_in_process",
     "read_arrivals",
     "setting_of_config",
     "simulate",

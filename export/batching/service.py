@@ -1,21 +1,17 @@
 """How long one execution takes, by rows and by requests: measured samples, and numbers between them.
 
-The server's own measurement is in `loadtest/service_times.py`; `measure_in_process` is ONNX Runtime alone, a lower
-bound for whoever has no server at hand.
+The measurement itself needs a server: `loadtest/service_times.py`.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from export.runtime import open_session
 from tickserve.errors import UsageError
 
 Samples = Mapping[int, npt.NDArray[np.float64]]
@@ -88,18 +84,3 @@ class ServiceTimes:
 def sizes_up_to(max_batch: int) -> list[int]:
     """1, 2, 4, ... and `max_batch` itself."""
     return sorted({*(1 << power for power in range(max_batch.bit_length()) if 1 << power <= max_batch), max_batch})
-
-
-def measure_in_process(model: Path | bytes, inputs: Mapping[int, dict[str, Any]], calls: int) -> ServiceTimes:
-    """Time ONNX Runtime alone on `inputs`, a feed for each number of rows; no request costs, no overhead."""
-    session = open_session(model)
-    samples = {}
-    for rows, feed in sorted(inputs.items()):
-        taken = []
-        for call in range(calls + max(2, calls // 10)):
-            start = time.perf_counter_ns()
-            session.run(None, feed)
-            if call >= max(2, calls // 10):
-                taken.append((time.perf_counter_ns() - start) / 1_000)
-        samples[rows] = np.array(taken)
-    return ServiceTimes(samples, 0.0, 0.0, "ONNX Runtime in this process, without a server")
