@@ -40,9 +40,8 @@ class Feeder(Protocol):
         """What was last answered, to be asked once more without moving on."""
         ...
 
-    @property
-    def reset(self) -> bool:
-        """Whether the answer just taken was the first after starting anew."""
+    def take_reset(self) -> bool:
+        """Whether an answer since the last time this was asked was the first after starting anew."""
         ...
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
@@ -64,8 +63,6 @@ def feeder(definition: Definition) -> Feeder:
 
 class Windows:
     """The last T rows of a session; with `flat` a row on its own."""
-
-    reset = False
 
     def __init__(self, name: str, steps: int, width: int, *, flat: bool) -> None:
         self._name, self._steps, self._flat = name, steps, flat
@@ -100,6 +97,10 @@ class Windows:
         window = self._rows[self._at : self._at + self._steps]
         return {self._name: window if self._flat else window[np.newaxis]}
 
+    def take_reset(self) -> bool:
+        """See `Feeder`: there is no state."""
+        return False
+
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """See `Feeder`."""
         return {"rows": self._rows, "window": np.array([self._held, self._at, self._waiting], np.int64)}
@@ -127,7 +128,7 @@ class Carried:
         self._last: Inputs | None = None
         self._bundle_id = 0
         self._steps = 0  # answered since the stream began
-        self.reset = False
+        self._reset = False
 
     def push(self, row: Singles, *, opens: bool) -> str:
         """See `Feeder`."""
@@ -154,7 +155,7 @@ class Carried:
             self._pending[0] = _Pending(row, starts=True)
             return True
         self._last = self.ask()
-        self.reset = starts and self._steps > 0
+        self._reset |= starts and self._steps > 0
         self._state, self._bundle_id, self._steps = signal.state, signal.bundle_id, self._steps + 1
         del self._pending[0]
         return bool(self._pending)
@@ -163,13 +164,18 @@ class Carried:
         """See `Feeder`."""
         return self._last
 
+    def take_reset(self) -> bool:
+        """See `Feeder`."""
+        taken, self._reset = self._reset, False
+        return taken
+
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """See `Feeder`."""
         rows = [each.row for each in self._pending]
         kept = {
             "pending": np.array(rows, np.float32).reshape(len(rows), self._width),
             "starts": np.array([each.starts for each in self._pending], np.bool_),
-            "carried": np.array([self._bundle_id, self._steps], np.int64),
+            "carried": np.array([self._bundle_id, self._steps, self._reset], np.int64),
         }
         last = {f"last.{name}": array for name, array in (self._last or {}).items()}
         return kept | last | {f"state.{name}": array for name, array in self._state.items()}
@@ -177,7 +183,8 @@ class Carried:
     def restore(self, state: Mapping[str, npt.NDArray[Any]]) -> None:
         """See `Feeder`."""
         self._pending = [_Pending(*each) for each in zip(state["pending"], state["starts"].tolist(), strict=True)]
-        self._bundle_id, self._steps = state["carried"].tolist()
+        self._bundle_id, self._steps, reset = state["carried"].tolist()
+        self._reset = bool(reset)
         self._state = {name: state[f"state.{name}"] for name in self._zeros}
         names = (self._name, *self._zeros)
         self._last = {name: state[f"last.{name}"] for name in names} if f"last.{self._name}" in state else None

@@ -66,8 +66,8 @@ class RowMaker:
 
     @property
     def until_kept(self) -> int:
-        """Events until the next row, in a session past its warm-up."""
-        return -self._warm % self._stride
+        """Events to the next row, in a session past its warm-up."""
+        return -self._warm % self._stride + 1
 
     def state(self) -> dict[str, npt.NDArray[Any]]:
         """Everything the next row depends on."""

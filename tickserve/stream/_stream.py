@@ -174,7 +174,7 @@ class _Core:
         return remaining
 
     def _end(self, step: Step, signal: Signal) -> Step:
-        if signal.ok and self._feeder.reset:
+        if signal.ok and self._feeder.take_reset():
             signal = replace(signal, flags=(*signal.flags, STATE_RESET))
         return step._replace(signal=signal)
 
