@@ -64,8 +64,10 @@ def moved(alone: Served, in_company: Served, allowed: Tolerance) -> Difference |
 
 def every_size(max_batch: int) -> list[int]:
     """The batch sizes to score: all up to EVERY_SIZE, then those around each multiple of STEP, and the largest."""
-    around = {size + side for size in range(EVERY_SIZE, max_batch, STEP) for side in (-1, 0, 1)}
-    return sorted({*range(1, min(max_batch, EVERY_SIZE) + 1), *around, max_batch} - {0})
+    around = (size + side for size in range(EVERY_SIZE, max_batch + 1, STEP) for side in (-1, 0, 1))
+    return sorted(
+        {*range(1, min(max_batch, EVERY_SIZE) + 1), *(size for size in around if size <= max_batch), max_batch}
+    )
 
 
 def batch_gate(candidate: Candidate, max_batch: int, allowed: Tolerance) -> GateResult:

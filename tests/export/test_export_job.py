@@ -176,6 +176,129 @@ def test_early_stopping_converts_the_trees_it_kept(booster: Any, real_rows: Any)
     assert np.abs(served - booster.predict(matrix)).max() > 1e-3
 
 
+def retrained(bundle: Path, forest: Any, rewrite: Rewrite) -> Manifest:
+    """The bundle with another forest, and what XGBoost says of the same rows with it."""
+
+    def said(rows: np.ndarray) -> np.ndarray:
+        best = forest.attr("best_iteration")
+        kept = (0, int(best) + 1) if best is not None else (0, 0)
+        return np.asarray(forest.predict(xgb.DMatrix(rows, missing=np.nan), iteration_range=kept))
+
+    def change(arrays: dict[str, Any]) -> dict[str, Any]:
+        probabilities = said(arrays["features"])
+        new = {"features": arrays["features"], "probabilities": probabilities}
+        return new | ({"score": probabilities[:, 2:] - probabilities[:, :1]} if "score" in arrays else {})
+
+    forest.save_model(bundle / "model.ubj")
+    for name in ("golden.npz", "parity.npz"):
+        change_pairs(bundle, name, change)
+    return rewrite(bundle)
+
+
+FORESTS: dict[str, dict[str, Any]] = {
+    "one base score": {"base_score": 0.2},
+    "a base score for each class": {},
+    "no base score": {"base_score": 0.0},
+    "deep": {"max_depth": 9},
+}
+
+
+@pytest.mark.parametrize("case", FORESTS)
+def test_forests_of_every_base_score_are_served(
+    case: str, trees_bundle: Path, repository: Path, settings: ExportSettings, rewrite: Rewrite, real_rows: Any
+) -> None:
+    matrix = xgb.DMatrix(real_rows.features[:2_000], label=real_rows.classes[:2_000], missing=np.nan)
+    parameters = {"objective": "multi:softprob", "num_class": 3, "max_depth": 3, "nthread": 1, **FORESTS[case]}
+    retrained(trees_bundle, xgb.train(parameters, matrix, num_boost_round=4), rewrite)
+    published = export_bundle(trees_bundle, repository, settings)
+    assert all(gate.passed for gate in published.gates)
+
+
+def test_a_base_score_that_was_left_out_is_refused(
+    trees_bundle: Path, repository: Path, settings: ExportSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = onnx_graph.trees_to_onnx
+
+    def convert(booster: Any, features: int) -> onnx.ModelProto:
+        model = original(booster, features)
+        values = [a for a in model.graph.node[0].attribute if a.name == "base_values"]
+        assert any(value != 0 for value in values[0].floats)
+        values[0].floats[:] = [0.0] * len(values[0].floats)
+        return model
+
+    monkeypatch.setattr(onnx_graph, "trees_to_onnx", convert)
+    with pytest.raises(GateRefusedError, match=r"parity\.recorded refused"):
+        export_bundle(trees_bundle, repository, settings)
+    assert nothing_published(repository)
+
+
+def test_early_stopping_is_served_as_it_was_kept_and_all_trees_are_refused(
+    trees_bundle: Path,
+    tmp_path: Path,
+    settings: ExportSettings,
+    rewrite: Rewrite,
+    booster: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped = booster.copy()
+    stopped.set_attr(best_iteration="9")
+    retrained(trees_bundle, stopped, rewrite)
+    published = export_bundle(trees_bundle, tmp_path / "kept", settings)
+    thresholds = next(gate for gate in published.gates if gate.name == "parity.thresholds")
+    every = sum(left != -1 for tree in trees.trees_of(booster) for left in tree["left_children"])
+    assert 0 < int(thresholds.measured["splits"] or 0) < every
+    original = onnx_graph.trees_to_onnx
+    monkeypatch.setattr(onnx_graph, "trees_to_onnx", lambda _, features: original(booster, features))
+    with pytest.raises(GateRefusedError, match=r"parity\.recorded refused"):
+        export_bundle(trees_bundle, tmp_path / "all", settings)
+    assert nothing_published(tmp_path / "all")
+
+
+def test_a_refusal_shows_the_smallest_case(
+    trees_bundle: Path, repository: Path, settings: ExportSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One threshold one ulp higher: the case is one row, and the value that stands on it is among what was changed."""
+    original = onnx_graph.trees_to_onnx
+    moved: list[tuple[int, np.float32]] = []
+
+    def convert(booster: Any, features: int) -> onnx.ModelProto:
+        model = original(booster, features)
+        found = {attribute.name: attribute for attribute in model.graph.node[0].attribute}
+        values = found["nodes_values"].floats
+        moved.append((found["nodes_featureids"].ints[0], np.float32(values[0])))
+        values[0] = float(np.nextafter(np.float32(values[0]), np.float32(np.inf)))
+        return model
+
+    monkeypatch.setattr(onnx_graph, "trees_to_onnx", convert)
+    with pytest.raises(
+        GateRefusedError, match=r"gate parity\.thresholds refused: row \d+.*1 row, 1 of 6 values"
+    ) as refused:
+        export_bundle(trees_bundle, repository, settings)
+    case = refused.value.counterexample
+    assert case is not None
+    [(feature, threshold)] = moved
+    assert [change["column"] for change in case["changed"]] == [f"column_{feature}"]
+    assert np.float32(case["changed"][0]["value"]) == threshold
+    assert case["research"] != case["graph"]["probabilities"]
+    assert nothing_published(repository)
+
+
+def test_the_graph_gate_records_what_is_made_of_the_graph_at_load(
+    trees_bundle: Path, repository: Path, settings: ExportSettings
+) -> None:
+    published = export_bundle(trees_bundle, repository, settings)
+    [graph] = [gate for gate in published.manifest.export.gates if gate.name == "graph"]  # type: ignore[union-attr]
+    assert graph.measured["optimization"] == "none"
+    assert graph.measured["optimization_at_load"] == "ORT_ENABLE_ALL"
+    assert int(graph.measured["operators"] or 0) >= int(graph.measured["operators_at_load"] or 0) > 0
+    assert str(graph.measured["runtime"]).startswith("onnxruntime ")
+    crossed = published.parity["cross_check"]
+    assert crossed["engine"] == "treelite"
+    assert crossed["decision_flips"] == 0
+    assert crossed["max_abs_probability"] < 1e-5
+    assert crossed["rows"] > 1_000
+
+
 def test_column_names_do_not_reach_the_converter(booster: Any) -> None:
     named = booster.copy()
     named.feature_names = ["spread", "imbalance", "f0", "f1", "x y", "z"]
