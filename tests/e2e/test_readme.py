@@ -52,6 +52,19 @@ def test_the_python_example_prints_a_signal(root: Path, server: Served, simulate
 
 
 @pytest.mark.system
+def test_the_journal_example_writes_a_journal_that_replays(root: Path, server: Served, simulated: DemoRun) -> None:
+    code = "".join(blocks(root, "python")[:2]).replace("127.0.0.1:8000", server.http)
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=simulated.folder, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    for command in (["journal", "inspect", "journal"], ["replay", "journal", "--url", server.http]):
+        done = subprocess.run([*COMMAND, *command], capture_output=True, text=True, cwd=simulated.folder, check=False)
+        assert done.returncode == 0, done.stderr
+    assert "1 requests sent again, 1 answers identical" in done.stdout
+
+
+@pytest.mark.system
 def test_every_command_the_readme_names_is_there(root: Path) -> None:
     named = set(re.findall(r"(?:^    |`)tickserve ([a-z]+)", (root / "README.md").read_text(), re.MULTILINE))
     assert len(named) >= 8
