@@ -10,12 +10,17 @@ import json
 import os
 import stat
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tickserve.errors import ComponentError, UsageError
 from tickserve.store import unwritable
+
+if TYPE_CHECKING:
+    from serving.target import Target
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 
@@ -73,6 +78,29 @@ def write(run: Run) -> Path:
     except OSError as error:
         raise unwritable(path, error) from error
     return path
+
+
+@contextmanager
+def announced(target: Target, metrics_url: str) -> Iterator[Path]:
+    """Hold this process's file, for the server `target`, while the block runs. Raises ComponentError."""
+    assert target.pid is not None and target.view is not None and target.credential is not None  # noqa: S101, PT018
+    path = write(
+        Run(
+            pid=os.getpid(),
+            server_pid=target.pid,
+            http=target.http_url,
+            grpc=target.grpc_url,
+            metrics=metrics_url,
+            credential=target.credential,
+            repository=str(target.repository.resolve()),
+            view=str(target.view),
+            started=started_ticks(os.getpid()),
+        )
+    )
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def running() -> list[Run]:

@@ -23,6 +23,7 @@ from tickserve.cli import (
     features,
     journal,
     loadtest,
+    models,
     predict,
     replay,
     repo,
@@ -46,6 +47,7 @@ app.command("train")(train.train)
 app.command("export")(export.export)
 app.add_typer(repo.app, name="repo")
 app.command("serve")(serve.serve)
+app.add_typer(models.app, name="models")
 app.command("predict")(predict.predict)
 app.add_typer(journal.app, name="journal")
 app.command("replay")(replay.replay)
