@@ -75,6 +75,17 @@ class Bucket:
         with self._talking(f"cannot write {name}"):
             self._fs.pipe_file(f"{self._base}/{name}", data)
 
+    def create(self, name: str, data: bytes) -> None:
+        """Write an object that is not there. Raises ComponentError when another writer's is."""
+        with self._talking(f"cannot write {name}"):
+            try:
+                self._fs.pipe_file(f"{self._base}/{name}", data, mode="create")
+                return
+            except FileExistsError:
+                pass
+        if self.get(name) != data:  # equal: only the answer to an earlier attempt was lost
+            raise ComponentError(f"another publish wrote {name}", hint="try again")
+
     def swap(self, name: str, data: bytes) -> None:
         """Replace an object that is still as `listing` saw it. Raises ComponentError when another writer was faster."""
         seen = self._etags.get(name)

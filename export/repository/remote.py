@@ -137,8 +137,10 @@ class Remote:
         self._committed[model] = [each for each in listed if f"{model}/{each}/{MANIFEST_NAME}" in self._sizes]
 
     def put_checked(self, name: str, data: bytes) -> None:
-        """`put`, and read it back. Raises ComponentError when the bucket holds something else."""
-        self.put(name, data)
+        """Write a file of a version, once, and read it back. Raises ComponentError when other bytes are there."""
+        self.bucket.create(name, data)
+        self._sizes[name] = len(data)
+        self._keep(name, data)
         if self.bucket.get(name) != data:
             raise ComponentError("the bucket gives back other bytes than were written", field=name)
 

@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from export.publish import Terms, find_published, publish
@@ -232,3 +233,19 @@ def test_the_choice_is_plain_json(tmp_path: Path) -> None:
     publish_seeds(tmp_path / "models", 1, 2)
     value = json.loads((tmp_path / TINY / CURRENT_NAME).read_text())
     assert sorted(value) == ["manifest_sha256", "previous", "version"]
+
+
+def test_the_real_triton_serves_a_signed_version_past_its_signature(signed: Path, terms: Terms) -> None:
+    """Triton ignores manifest.sig and current.json; a version whose signature is gone is not among those it loads."""
+    from serving.embedded import EmbeddedTriton
+    from tickserve.client import Client
+    from tickserve.config import ServeSettings
+
+    (signed / NAME / "1" / SIGNATURE_NAME).unlink()
+    ports = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
+    with (
+        EmbeddedTriton(signed, ports, trusted=terms.trusted) as server,
+        Client(server.http_url, manifest=signed, deadline_ms=5_000) as client,
+    ):
+        assert sorted(server.refused[NAME]) == [1]
+        assert client.score(NAME, np.zeros((1, 4), np.float32)).version == 2

@@ -172,7 +172,7 @@ class KilledError(Exception):
 def cut_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
     """Every write of a bucket's object counts; the one after `writes` of them does not happen, nor anything after."""
     count = 0
-    put, swap = Bucket.put, Bucket.swap
+    put, create, swap = Bucket.put, Bucket.create, Bucket.swap
 
     def counted(original: Any) -> Any:
         def write(self: Bucket, name: str, data: bytes) -> None:
@@ -185,6 +185,7 @@ def cut_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
         return write
 
     monkeypatch.setattr(Bucket, "put", counted(put))
+    monkeypatch.setattr(Bucket, "create", counted(create))
     monkeypatch.setattr(Bucket, "swap", counted(swap))
     monkeypatch.setattr(Bucket, "delete", lambda *_: None)  # a dead holder releases no lock
 
@@ -397,6 +398,15 @@ def test_a_configuration_that_another_writer_changed_is_not_overwritten(
         with pytest.raises(ComponentError, match=r"another publish changed tiny/config\.pbtxt"):
             slow.put(f"{NAME}/{CONFIG_NAME}", text + b"# slow\n")
     assert seen(url, service)[0] == {NAME: [1, 2]}
+
+
+def test_a_file_of_a_version_is_written_once(url: str, service: RepositorySettings) -> None:
+    bucket_ = Bucket(url, service)
+    bucket_.create("tiny/3/model.onnx", b"one")
+    bucket_.create("tiny/3/model.onnx", b"one")
+    with pytest.raises(ComponentError, match="another publish wrote"):
+        bucket_.create("tiny/3/model.onnx", b"other")
+    assert bucket_.get("tiny/3/model.onnx") == b"one"
 
 
 # What can go wrong on the way.

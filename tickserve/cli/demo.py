@@ -21,13 +21,13 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from tickserve import __version__, pipeline, stages
+from tickserve import __version__, pipeline, signing, stages
 from tickserve.cli import options
-from tickserve.cli.export import published_json
+from tickserve.cli.export import published_json, refused_json
 from tickserve.cli.output import counting, emit, out, says
 from tickserve.client import Client
 from tickserve.config import Config
-from tickserve.errors import ComponentError, TickserveError
+from tickserve.errors import ComponentError, GateRefusedError, TickserveError
 from tickserve.manifest import Manifest, load_manifest
 from tickserve.meter import Meter, Stage
 from tickserve.pipeline import FloatArray
@@ -94,8 +94,10 @@ def _run_folder(runs: Path, symbol: str) -> Path:
 def _unfinished(run: Run, source: Any, error: BaseException) -> None:
     """Mark the folder of a run that did not end well, so that nobody takes its files for a result."""
     reason = str(error) if isinstance(error, TickserveError) else type(error).__name__
+    refused = refused_json(error) if isinstance(error, GateRefusedError) else {}
     with suppress(TickserveError):
-        run.write("run.json", {"id": run.folder.name, "status": "failed", "symbol": source.symbol, "reason": reason})
+        record = {"id": run.folder.name, "status": "failed", "symbol": source.symbol, "reason": reason}
+        run.write("run.json", record | refused)
 
 
 def _stages(run: Run, source: Any) -> dict[str, Any]:
@@ -166,7 +168,9 @@ def _serve(run: Run, feature_set: Any, published: list[Any]) -> dict[str, Any]:
     free = run.config.serve.model_copy(update={"http_port": 0, "grpc_port": 0, "metrics_port": 0})
     names = [item.model for item in published]
     embedded = stages.load("serving.embedded")
-    server = embedded.EmbeddedTriton(run.repository, free, models=names, log=run.folder / "triton.log")
+    trusted = signing.trusted_keys(run.config.repository)
+    log = run.folder / "triton.log"
+    server = embedded.EmbeddedTriton(run.repository, free, models=names, log=log, trusted=trusted)
     with run.meter.stage("serve") as stage:
         server.start()
     try:

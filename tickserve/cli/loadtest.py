@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tickserve import pipeline, stages
+from tickserve import pipeline, signing, stages
 from tickserve.cli import options
 from tickserve.cli.output import emit, out, says, table
 from tickserve.errors import UsageError
@@ -45,8 +45,8 @@ def run(
     else:
         says("starting the embedded Triton on free ports")
         free = settings.serve.model_copy(update={"http_port": 0, "grpc_port": 0, "metrics_port": 0})
-        embedded = stages.load("serving.embedded")
-        with embedded.EmbeddedTriton(repository, free, models=list(versions)) as server:
+        embedded, trusted = stages.load("serving.embedded"), signing.trusted_keys(settings.repository)
+        with embedded.EmbeddedTriton(repository, free, models=list(versions), trusted=trusted) as server:
             results = load(server.http_url, server.grpc_url, versions, settings.loadtest, out_folder)
     emit(results, as_json, lambda: _show(results, out_folder))
 

@@ -15,6 +15,9 @@ Symbol = Annotated[str | None, typer.Option("--symbol", help="Which symbol, wher
 Repository = Annotated[Path, typer.Option("--repository", help="The Triton model repository.")]
 Profile = Annotated[str | None, typer.Option("--profile", help="quick or production.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file over the profile.")]
+RequireSignature = Annotated[
+    bool | None, typer.Option("--require-signature", help="Refuse to run without trusted keys.", show_default=False)
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 DEFAULT_REPOSITORY = Path("model_repository")

@@ -21,9 +21,7 @@ app = typer.Typer(help="Publish, verify, compare, roll back and move repository 
 Where = Annotated[str, typer.Option("--repository", help="A folder, or s3://bucket/prefix.")]
 Model = Annotated[str | None, typer.Option("--model", help="Only this model.")]
 Models = Annotated[list[str] | None, typer.Option("--model", help="Only this model; may be repeated.")]
-Required = Annotated[
-    bool | None, typer.Option("--require-signature", help="Refuse to run without trusted keys.", show_default=False)
-]
+Required = options.RequireSignature
 NoActivate = Annotated[bool, typer.Option("--no-activate", help="Publish, and leave the version in force as it is.")]
 HERE = str(options.DEFAULT_REPOSITORY)
 
