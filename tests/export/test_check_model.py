@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
-from export.check_model import check_safe, check_signature, parse_model, read_model
+from export.check_model import MAX_NODES, MAX_ROW_ELEMENTS, check_safe, check_signature, parse_model, read_model
 from export.onnx_graph import serve_graph
 from tickserve.errors import ArtifactError, UnsafeModelError
 from tickserve.manifest import TensorSpec
@@ -272,3 +272,55 @@ def test_a_served_graph_makes_room_for_its_names() -> None:
     np.testing.assert_array_equal(answer["probabilities"], plain["probabilities"])
     assert answer["bundle_id"].tolist() == [[-5]] * 3
     assert onnx.load_model_from_string(GOOD) == small_graph()
+
+
+def test_sparse_weights_are_refused() -> None:
+    """A few bytes that stand for any number of zeros."""
+    model = small_graph()
+    values, indices = (numpy_helper.from_array(np.array([1], kind), "few") for kind in (np.float32, np.int64))
+    model.graph.sparse_initializer.append(helper.make_sparse_tensor(values, indices, [2**40]))
+    with pytest.raises(UnsafeModelError, match="sparse"):
+        parse_model(model.SerializeToString())
+
+
+@pytest.mark.parametrize("op", ["If", "Loop"])
+def test_branches_and_loops_are_refused(op: str) -> None:
+    """A loop may run for ever, and a branch is checked by nobody who scores only one side of it."""
+    inner = helper.make_graph([helper.make_node("Constant", [], ["inner"], value_int=1)], "inner", [], [])
+    names = {"If": {"then_branch": inner, "else_branch": inner}, "Loop": {"body": inner}}[op]
+    model = small_graph()
+    model.graph.node.append(helper.make_node(op, ["features"], ["o"], **names))
+    with pytest.raises(UnsafeModelError, match="branches or loops"):
+        parse_model(model.SerializeToString())
+
+
+@pytest.mark.parametrize(
+    ("dims", "message"), [([2**40], "at most 134217728"), ([2**20, 2**20], "at most"), ([-1], "negative dimension")]
+)
+def test_a_tensor_that_claims_more_than_a_model_has_is_refused_before_it_is_filled(
+    dims: list[int], message: str
+) -> None:
+    model = small_graph()
+    model.graph.initializer.append(TensorProto(name="claims", data_type=TensorProto.FLOAT, dims=dims, raw_data=b""))
+    with pytest.raises(UnsafeModelError, match=message):
+        parse_model(model.SerializeToString())
+
+
+def test_too_many_nodes_and_too_wide_a_row_are_refused() -> None:
+    model = small_graph()
+    model.graph.node.extend(helper.make_node("Identity", ["logits"], [f"copy{i}"]) for i in range(MAX_NODES))
+    with pytest.raises(UnsafeModelError, match="too many nodes"):
+        parse_model(model.SerializeToString())
+    with pytest.raises(UnsafeModelError, match="too large an input"):
+        parse_model(small_graph(shape=("batch", MAX_ROW_ELEMENTS + 1)).SerializeToString())
+
+
+def test_a_graph_that_does_not_score_two_rows_is_refused_by_the_limited_process() -> None:
+    """Its batch is declared dynamic and fixed at one inside: nothing before a call of it shows that."""
+    model = small_graph()
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 4], np.int64), "one_row"))
+    model.graph.node.insert(0, helper.make_node("Reshape", ["features", "one_row"], ["row"]))
+    model.graph.node[1].input[0] = "row"
+    parse_model(model.SerializeToString())
+    with pytest.raises(UnsafeModelError, match="does not score rows of zeros"):
+        read_model(model.SerializeToString())

@@ -195,3 +195,35 @@ def test_rows_with_nan_hold_every_kind_of_hole(windows: np.ndarray) -> None:
     for step in range(WINDOW):
         assert np.isnan(holed[100 + FEATURES + step, step]).all()
         assert np.isnan(holed[100 + FEATURES + step]).sum() == FEATURES
+
+
+def test_extreme_rows_hold_every_edge(windows: np.ndarray, net_bundle: Path) -> None:
+    manifest = load_manifest(net_bundle)
+    rows = edge_rows.extreme_rows(windows, manifest)
+    edges = len(edge_rows.EDGES) + 2
+    assert rows.shape == (edges * (1 + FEATURES) + 4, WINDOW, FEATURES)
+    assert {np.float32(np.inf), np.float32(-np.inf), edge_rows.SMALLEST, edge_rows.LARGEST} <= set(rows.ravel())
+    assert (rows[:edges] == rows[:edges, :1, :1]).all()
+    for number, row in enumerate(rows[edges : edges + FEATURES]):
+        assert (row[:, number] == 0).all()
+        np.testing.assert_array_equal(np.delete(row, number, 1), np.delete(windows[0], number, 1))
+    np.testing.assert_array_equal(rows[-3:, 0, 0], np.array([1.0, -21.0, 21.0], np.float32))
+    strict = manifest.model_copy(update={"nan_policy": "reject"})
+    assert np.isfinite(edge_rows.extreme_rows(windows[-1:], strict)).all()
+
+
+def test_a_net_that_imputes_only_nan_is_refused(
+    net_bundle: Path, tmp_path: Path, settings: ExportSettings, graph: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An infinity that is let through says something else than a hole; no recorded row has one."""
+    spoiled = onnx.ModelProto()
+    spoiled.CopyFrom(graph)
+    nodes = spoiled.graph.node
+    infinite = [node for node in nodes if node.op_type == "IsInf"]
+    assert infinite, [node.op_type for node in nodes]
+    for node in infinite:
+        attributes = (onnx.helper.make_attribute(side, 0) for side in ("detect_negative", "detect_positive"))
+        node.attribute.extend(attributes)
+    monkeypatch.setattr(onnx_graph, "net_to_onnx", lambda *_: spoiled)
+    with pytest.raises(GateRefusedError, match=r"parity\.extreme refused"):
+        export_bundle(net_bundle, tmp_path / "repository", settings)

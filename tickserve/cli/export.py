@@ -10,6 +10,7 @@ import typer
 from tickserve import pipeline
 from tickserve.cli import options
 from tickserve.cli.output import emit, out, table
+from tickserve.errors import GateRefusedError
 
 
 def export(
@@ -21,8 +22,18 @@ def export(
 ) -> None:
     """Convert bundles to ONNX, hold them to parity with the research model, and publish them."""
     settings = options.settings_of(config, profile).config
-    published = [pipeline.export(bundle, repository, settings) for bundle in pipeline.bundles_in(bundles)]
+    try:
+        published = [pipeline.export(bundle, repository, settings) for bundle in pipeline.bundles_in(bundles)]
+    except GateRefusedError as error:
+        if as_json:
+            emit(refused_json(error), as_json, lambda: None)
+        raise
     emit([published_json(item) for item in published], as_json, lambda: _show(published, repository))
+
+
+def refused_json(error: GateRefusedError) -> dict[str, Any]:
+    """A refusal as JSON, with the smallest case that shows it where the gate made one."""
+    return {"refused": str(error), "counterexample": error.counterexample}
 
 
 def published_json(item: Any) -> dict[str, Any]:
