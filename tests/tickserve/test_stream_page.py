@@ -1,0 +1,37 @@
+"""The examples of docs/stream.md do what the page says."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tickserve.features.spec import default_book_spec
+from tickserve.testing import UP_ANSWER, make_manifest, mock_client
+
+
+def examples(root: Path) -> list[dict[str, Any]]:
+    """What each Python block of the page defines."""
+    defined = []
+    for block in re.findall(r"```python\n(.*?)```", (root / "docs" / "stream.md").read_text(), re.DOTALL):
+        names: dict[str, Any] = {}
+        exec(compile(block, "docs/stream.md", "exec"), names)
+        defined.append(names)
+    return defined
+
+
+def test_the_engine_of_the_page(root: Path) -> None:
+    loop, _ = examples(root)
+    client = mock_client(make_manifest(spec=default_book_spec(1)), then=UP_ANSWER)
+    row = np.array([0, 0, 0, 0, 100.0, 1, 100.1, 1])
+    events = [(1_700_000_000 * 10**9 + step, row) for step in range(203)]
+    signals: list[Any] = []
+    loop["trade"](client, "mock-model", events, signals.append)
+    assert [signal.decision for signal in signals] == [("up",)] * 3
+
+
+def test_the_test_of_the_page(root: Path) -> None:
+    _, testing = examples(root)
+    testing["test_my_engine_holds_its_position_when_the_server_is_late"]()
