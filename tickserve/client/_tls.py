@@ -10,6 +10,7 @@ import os
 import select
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from socket import socket
@@ -87,6 +88,11 @@ class SecureSocket:
         """How much of `data` went out. Raises BlockingIOError, OSError and UntrustedError."""
         try:
             return self._sock.send(data)
+        except ssl.SSLEOFError as error:
+            # Why it closed may be there to be read: in TLS 1.3 a server says only now that it wants a certificate.
+            with suppress(BlockingIOError):
+                self.recv(1)
+            raise ConnectionResetError from error
         except ssl.SSLError as error:
             raise _told(error) from error
 
@@ -171,7 +177,7 @@ def _shake(sock: ssl.SSLSocket, deadline_ns: int) -> None:
 def _told(error: ssl.SSLError) -> Exception:
     if isinstance(error, ssl.SSLWantReadError | ssl.SSLWantWriteError):
         return BlockingIOError()
-    return refused(error)
+    return ConnectionResetError() if isinstance(error, ssl.SSLEOFError) else refused(error)
 
 
 def refused(error: ssl.SSLError) -> UntrustedError:
