@@ -33,7 +33,7 @@ def trusted(key: SigningKey) -> dict[str, bytes]:
 def version(tmp_path: Path, key: SigningKey) -> Path:
     folder = tmp_path / "model" / "3"
     folder.mkdir(parents=True)
-    (folder / MANIFEST_NAME).write_text('{"name": "model"}\n')
+    (folder / MANIFEST_NAME).write_text('{"name": "model", "padding": "' + "x" * 200 + '"}\n')
     signing.sign_version(folder, 3, key)
     return folder
 
