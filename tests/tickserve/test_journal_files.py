@@ -185,6 +185,12 @@ def test_bytes_that_are_no_record_are_refused(data: st.DataObject) -> None:
         decode(bytes(payload))
 
 
+def test_bytes_behind_a_record_are_refused() -> None:
+    for payload in (encode_decision(make_decision()), encode_gap(GapRecord(1, 2, 3, "why"))):
+        with pytest.raises(CorruptFileError, match="left over"):
+            decode(payload + b"\0")
+
+
 def fill(folder: Path, count: int, **options: Any) -> None:
     with Journal(folder, JournalSettings(**options), label="test") as journal:
         for index in range(count):
