@@ -422,7 +422,7 @@ def test_an_idle_journal_leaves_no_file(tmp_path: Path) -> None:
 def test_descriptors_and_threads_come_back(tmp_path: Path) -> None:
     def held() -> tuple[set[str], int]:
         gc.collect()  # what earlier tests left is not this test's
-        links = (os.readlink(path) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
+        links = (str(path.readlink()) for path in Path("/proc/self/fd").iterdir() if path.is_symlink())
         mine = {link for link in links if link.startswith(str(tmp_path))}
         return mine, sum(thread.name == "tickserve-journal" for thread in threading.enumerate())
 
