@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.client import Call, example_row, machine, measure
-from tickserve.client import Client, Decision, newest_versions
-from tickserve.config import ServeSettings
+from benchmarks.harness import Call, Times, machine, measure, quantiles, served, subject
+from tickserve.client import Client, Decision
 from tickserve.errors import TickserveError
 from tickserve.journal import Journal
-from tickserve.manifest import Manifest, load_manifest
+from tickserve.manifest import Manifest
 
 PLAIN, JOURNALED = "no journal", "journal"
 
@@ -58,9 +57,7 @@ def contestants(
     return {name: call_of(client) for name, client in clients.items()}
 
 
-def decided_alone(
-    url: str, manifest: Manifest, row: npt.NDArray[np.float32], journal: Journal, calls: int
-) -> npt.NDArray[np.float64]:
+def decided_alone(url: str, manifest: Manifest, row: npt.NDArray[np.float32], journal: Journal, calls: int) -> Times:
     """Microseconds of each hand-over, over `calls` calls."""
     clocked = Clocked(journal)
     with Client(url, manifest=manifest, deadline_ms=5_000, observer=clocked) as client:
@@ -69,9 +66,8 @@ def decided_alone(
     return np.array(clocked.taken) / 1e3
 
 
-def summary(name: str, taken: npt.NDArray[np.float64]) -> dict[str, Any]:
-    p50, p99, p999 = (float(np.percentile(taken, q)) for q in (50, 99, 99.9))
-    return {"what": name, "calls": len(taken), "p50_us": p50, "p99_us": p99, "p99.9_us": p999}
+def summary(name: str, taken: Times) -> dict[str, Any]:
+    return {"what": name, "calls": len(taken)} | quantiles(taken)
 
 
 def options(arguments: list[str]) -> argparse.Namespace:
@@ -85,15 +81,10 @@ def options(arguments: list[str]) -> argparse.Namespace:
 
 
 def run(chosen: argparse.Namespace) -> dict[str, Any]:
-    folders = newest_versions(chosen.repository)
-    model = chosen.model or next(iter(folders))
-    manifest = load_manifest(folders[model])
-    row = example_row(folders[model], manifest)
+    chosen_model = subject(chosen.repository, chosen.model)
+    manifest, row = chosen_model.manifest, chosen_model.rows[:1]
     with ExitStack() as stack:
-        from serving.embedded import EmbeddedTriton
-
-        ports = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
-        server = stack.enter_context(EmbeddedTriton(chosen.repository, ports, models=[model]))
+        server = stack.enter_context(served(chosen.repository, [manifest.name]))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         journal = stack.enter_context(Journal(folder))
         times = measure(contestants(stack, server.http_url, manifest, row, journal), chosen.rounds, chosen.block)
@@ -103,7 +94,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         journal.flush()
         stats = journal.stats
     told = {"records": stats.written, "lost": stats.lost, "bytes_per_record": stats.bytes / max(1, stats.written)}
-    return {"machine": machine(), "model": model, "shape": list(row.shape), "rows": rows, "journal": told}
+    return {"machine": machine(), "model": manifest.name, "shape": list(row.shape), "rows": rows, "journal": told}
 
 
 def show(result: dict[str, Any]) -> None:
