@@ -5,8 +5,10 @@ Numbers in the ids are the rows of the project's list of bad inputs.
 
 from __future__ import annotations
 
+import gzip
 import http.client
 import json
+import os
 import random
 import socket
 import struct
@@ -15,8 +17,13 @@ from collections.abc import Iterator
 import grpc
 import numpy as np
 import pytest
+import tritonclient.grpc as grpcclient
+from tritonclient.utils import InferenceServerException
 
+from serving.arguments import BODY_LIMIT_BYTES
+from serving.control import GRPC_HEADER_PREFIX
 from serving.golden import check_golden
+from serving.process import SHARED_MEMORY
 from tests.serving.conftest import FEATURES, Running
 
 GOOD_ROW = [0.1] * FEATURES
@@ -202,6 +209,54 @@ def test_truncated_protobuf(running: Running) -> None:
 )
 def test_refused_over_grpc(running: Running, message: bytes, code: str) -> None:
     assert grpc_infer(running, message).name == code
+
+
+def test_a_small_gzip_bomb(running: Running) -> None:
+    """Row 38: 8 MiB out of a few kilobytes. This build has no limit to what it unpacks: it stays on loopback."""
+    packed = gzip.compress(b" " * BODY_LIMIT_BYTES + body(tensor(GOOD_ROW)))
+    assert len(packed) < 20_000
+    status, _ = post(running, packed, Content_Encoding="gzip")
+    assert status in (http.HTTPStatus.OK, http.HTTPStatus.BAD_REQUEST)
+
+
+def test_one_byte_over_the_body_limit_of_production(running: Running) -> None:
+    """Row 39: production refuses it unread; this build does not know the option, reads it, and finds it wrong."""
+    status, reason = post(running, body(tensor(GOOD_ROW)).ljust(BODY_LIMIT_BYTES + 1, b"x"))
+    assert status >= http.HTTPStatus.BAD_REQUEST
+    assert "error" in reason
+
+
+FOREIGN_KEYS = {
+    "reserved: a stub's own": lambda: f"/{next(SHARED_MEMORY.glob(f'tickserve-{os.getpid()}-*')).name}",
+    "reserved: Triton's prefix": lambda: "/triton_python_backend_shm_region_1",
+    "foreign": lambda: "/another-program",
+    "path": lambda: "/../../etc/passwd",
+    "empty": lambda: "",
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN_KEYS)
+def test_shared_memory_of_others_is_refused(running: Running, kind: str) -> None:
+    """Row 43: whatever the key, nobody registers a region without the credential, over either protocol."""
+    key = FOREIGN_KEYS[kind]()
+    region = json.dumps({"key": key, "offset": 0, "byte_size": 64}).encode()
+    status, reason = post(running, region, "/v2/systemsharedmemory/region/mine/register")
+    assert (status, "restricted" in reason) == (http.HTTPStatus.FORBIDDEN, True)
+    with grpcclient.InferenceServerClient(running.server.grpc_url) as client:
+        with pytest.raises(InferenceServerException, match="restricted"):
+            client.register_system_shared_memory("mine", key, 64)
+        headers = {GRPC_HEADER_PREFIX + name: value for name, value in [running.server.credential]}
+        assert not client.get_system_shared_memory_status(headers=headers).regions
+
+
+@pytest.mark.parametrize("key", ["/no-such-region", "/../../etc/passwd", "../etc/passwd", ""])
+def test_a_region_that_is_none_is_refused_to_whoever_asks(running: Running, key: str) -> None:
+    """Row 43, with the credential: what is not there is not made, and a key is never a path."""
+    region = json.dumps({"key": key, "offset": 0, "byte_size": 64}).encode()
+    name, value = running.server.credential
+    status, reason = post(running, region, "/v2/systemsharedmemory/region/none/register", **{name: value})
+    assert status >= http.HTTPStatus.BAD_REQUEST
+    assert "Unable to open shared memory region" in reason
 
 
 @pytest.mark.parametrize("port", ["http_url", "grpc_url", "metrics_url"])
