@@ -16,7 +16,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/pip --disable-pip-version-check -q
-SYSTEM_PACKAGES := chromium
+SYSTEM_PACKAGES := chromium iproute2
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 
 .PHONY: install demo test test-system lint bench loadtest lock clean

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import socket
 import struct
 import subprocess
@@ -27,17 +28,22 @@ RESET = struct.pack("ii", 1, 0)
 class _Relay:
     """The relaying end."""
 
-    def __init__(self, target: tuple[str, int], address: tuple[str, int]) -> None:
+    def __init__(self, target: str, address: str) -> None:
         self._target, self._address = target, address
         self._server: asyncio.Server | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self.order, self.number = "clear", 0.0
 
-    async def listen(self) -> tuple[str, int]:
+    async def listen(self) -> str:
         if self._server is None:
-            self._server = await asyncio.start_server(self._accept, *self._address)
-            self._address = self._server.sockets[0].getsockname()[:2]
+            path = _path(self._address)
+            if path is not None:
+                self._server = await asyncio.start_unix_server(self._accept, path)
+            else:
+                self._server = await asyncio.start_server(self._accept, *_address(self._address))
+                host, port = self._server.sockets[0].getsockname()[:2]
+                self._address = f"{host}:{port}"
         return self._address
 
     async def obey(self, line: str) -> None:
@@ -53,7 +59,7 @@ class _Relay:
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            far_reader, far_writer = await asyncio.open_connection(*self._target)
+            far_reader, far_writer = await _reach(self._target)
         except OSError:
             _reset(writer)
             return
@@ -90,6 +96,13 @@ class _Relay:
                 writer.write(data)
 
 
+async def _reach(target: str) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    path = _path(target)
+    if path is not None:
+        return await asyncio.open_unix_connection(path)
+    return await asyncio.open_connection(*_address(target))
+
+
 def _reset(writer: asyncio.StreamWriter) -> None:
     sock = writer.get_extra_info("socket")
     with suppress(OSError, AttributeError):
@@ -97,10 +110,9 @@ def _reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-async def _serve(target: tuple[str, int], address: tuple[str, int]) -> None:
+async def _serve(target: str, address: str) -> None:
     relay = _Relay(target, address)
-    host, port = await relay.listen()
-    print(f"{host}:{port}", flush=True)
+    print(await relay.listen(), flush=True)
     loop = asyncio.get_running_loop()
     lines: asyncio.Queue[str] = asyncio.Queue()
 
@@ -113,6 +125,7 @@ async def _serve(target: tuple[str, int], address: tuple[str, int]) -> None:
     while (line := await lines.get()) != "end":
         await relay.obey(line)
         print("done", flush=True)
+    os._exit(0)  # connections that are still open are nobody's any more
 
 
 class Relay:
@@ -154,6 +167,11 @@ class Relay:
         return line
 
 
+def _path(text: str) -> str | None:
+    """The path of `unix:PATH`; None for an address."""
+    return text.removeprefix("unix:") if text.startswith("unix:") else None
+
+
 def _address(text: str) -> tuple[str, int]:
     host, _, port = text.rpartition(":")
     return host, int(port)
@@ -161,10 +179,10 @@ def _address(text: str) -> tuple[str, int]:
 
 def main(arguments: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--target", required=True, help="host:port of the server")
-    parser.add_argument("--listen", default="127.0.0.1:0", help="host:port to listen on; port 0 takes a free one")
+    parser.add_argument("--target", required=True, help="host:port of the server, or unix:PATH")
+    parser.add_argument("--listen", default="127.0.0.1:0", help="the same to listen on; port 0 takes a free one")
     chosen = parser.parse_args(arguments)
-    asyncio.run(_serve(_address(chosen.target), _address(chosen.listen)))
+    asyncio.run(_serve(chosen.target, chosen.listen))
 
 
 if __name__ == "__main__":

@@ -118,7 +118,15 @@ class ExportSettings(Section):
     priority_lanes: bool = Field(False, description="with reject: two lanes, single decisions before bulk scoring")
     deadline_us: int = Field(500_000, ge=1_000, description="the engine's deadline the queue must stay inside")
     keep_versions: int = Field(2, ge=1, description="newest versions Triton serves")
-    threads: int = Field(1, ge=1, le=64, description="ONNX Runtime threads per model instance")
+    threads: int = Field(0, ge=0, le=64, description="ONNX Runtime threads per instance; 0: what was measured, else 1")
+    tensorrt: Literal["off", "accelerator"] = Field(
+        "off", description="accelerator: on a GPU, ONNX Runtime hands the graph to TensorRT; a CPU server ignores it"
+    )
+    tensorrt_cache: str = Field(
+        "/var/cache/tensorrt",
+        min_length=1,
+        description="folder on the server for the accelerator's engines and timings",
+    )
 
     @model_validator(mode="after")
     def _inside_deadline(self) -> ExportSettings:
@@ -138,6 +146,30 @@ class ExportSettings(Section):
                 f"was {list(self.preferred_batch_rows)}"
             )
         return self
+
+
+class RuntimeSettings(Section):
+    """What runs a model, measured when it is exported (docs/runtimes.md)."""
+
+    measure: Literal["off", "quick", "full"] = Field("quick", description="full takes minutes and is worth publishing")
+
+
+class TensorrtSettings(Section):
+    """How `tickserve tensorrt build` builds engines, and where a machine without a GPU sends the job."""
+
+    typing: Literal["strong", "flags"] = Field(
+        "strong", description="strong: the graph's own types (fp16, QDQ) hold; flags: TensorRT 10 may choose among them"
+    )
+    workspace_mb: int = Field(1_024, ge=1, description="GPU memory the builder may use for one layer")
+    optimization_level: int = Field(3, ge=0, le=5, description="of the builder; higher searches longer")
+    version_compatible: bool = Field(False, description="the plan also loads in later TensorRT releases")
+    hardware_compatible: Literal["none", "same_compute_capability", "ampere_plus"] = "none"
+    timing_cache: str = Field(".tickserve/tensorrt/timing.cache", description="file of measured tactics; empty: none")
+    image: str = Field("tickserve-tensorrt:0.1.0", min_length=1, description="image of the build job")
+    gpu_product: str = Field(
+        "", description="node label nvidia.com/gpu.product of the target, e.g. NVIDIA-L4; empty: any GPU node"
+    )
+    claim: str = Field("triton-tickserve-models", min_length=1, description="volume claim that holds the repository")
 
 
 class RepositorySettings(Section):
@@ -208,6 +240,23 @@ class ClientSettings(Section):
 
     transport: Literal["http", "grpc"] = "http"
     deadline_ms: float = Field(100.0, gt=0)
+    attempts: int = Field(3, ge=1, le=100, description="replicas that one call may ask")
+    retry_tokens: int = Field(100, ge=2, le=1_000_000, description="retries stop while half of them are spent")
+    retry_ratio: float = Field(0.1, ge=0, le=1, description="tokens that a success gives back")
+    hedge_quantile: float = Field(0.95, ge=0.5, le=0.9999, description="a call slower than this is sent again")
+    hedge_budget: float = Field(0.05, ge=0, le=1, description="largest share of hedged calls; 0 is never")
+    breaker_failures: int = Field(5, ge=1, le=1_000_000, description="in a row, and a replica is left alone")
+    backoff_ms: float = Field(100.0, ge=1, le=3_600_000, description="for how long at first")
+    max_backoff_ms: float = Field(1_000.0, ge=1, le=3_600_000, description="for how long at most")
+    slow_factor: float = Field(3.0, ge=1.5, le=1_000, description="how much slower than another is too slow")
+
+    @model_validator(mode="after")
+    def _backoff_grows(self) -> ClientSettings:
+        if self.max_backoff_ms < self.backoff_ms:
+            raise ValueError(
+                f"max_backoff_ms: expected at least backoff_ms ({self.backoff_ms:g}), was {self.max_backoff_ms:g}"
+            )
+        return self
 
 
 class BatchingSettings(Section):
@@ -273,6 +322,8 @@ class Config(Section):
     lstm: LstmSettings = LstmSettings()
     compress: CompressSettings = CompressSettings()
     export: ExportSettings = ExportSettings()
+    runtime: RuntimeSettings = RuntimeSettings()
+    tensorrt: TensorrtSettings = TensorrtSettings()
     repository: RepositorySettings = RepositorySettings()
     serve: ServeSettings = ServeSettings()
     swap: SwapSettings = SwapSettings()
@@ -296,6 +347,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "validation": {"folds": 8},
         "gbdt": {"rounds": 1_000, "early_stopping_rounds": 20, "max_depth": 6, "learning_rate": 0.05, "max_bin": 256},
         "lstm": {"window": 50, "hidden": 100, "layers": 2, "epochs": 40, "patience": 5, "max_train_windows": 0},
+        "runtime": {"measure": "full"},
         "limits": {"memory_mb": 8_192, "run_s": 86_400.0},
     },
 }

@@ -17,6 +17,7 @@ from tickserve.client._latency import REFRESH, WINDOW, RunningQuantile
 from tickserve.client._report import LOGGER, MAX_LINES, REPORTER
 from tickserve.client._resilience import Resilience
 from tickserve.client._retry import TokenBucket, elsewhere, harmful
+from tickserve.config import ClientSettings
 from tickserve.errors import (
     CertificateError,
     DeadlineExceededError,
@@ -252,3 +253,9 @@ def test_a_log_sink_that_hangs_or_raises_holds_nobody_up(sink: type[logging.Hand
     while REPORTER._thread is not None and time.monotonic() < until:
         time.sleep(0.01)
     assert REPORTER._thread is None  # it ends when there is nothing to say
+
+
+def test_the_configuration_has_the_same_defaults() -> None:
+    assert Resilience.of(ClientSettings()) == Resilience()
+    changed = ClientSettings(attempts=1, hedge_budget=0.0, backoff_ms=20.0)
+    assert Resilience.of(changed) == Resilience(attempts=1, hedge_budget=0.0, backoff_ms=20.0)

@@ -12,7 +12,7 @@ import typer
 from tickserve import pipeline
 from tickserve.cli import options
 from tickserve.cli.output import emit, out, says, table
-from tickserve.client import Client
+from tickserve.client import Client, Resilience
 from tickserve.client._local import LocalModel
 from tickserve.config import Config
 from tickserve.errors import GateRefusedError, SchemaError, UsageError
@@ -113,7 +113,10 @@ def _ask(url: str, manifest: Manifest, inputs: pipeline.Arrays, config: Config, 
     count = len(inputs[manifest.inputs[0].name])
     limit = manifest.export.max_batch if manifest.export else count
     starts = range(0, count or 1, limit)
-    with Client(url, manifest=manifest, transport=transport, deadline_ms=config.client.deadline_ms) as client:
+    resilience = None if url.startswith("local://") else Resilience.of(config.client)
+    with Client(
+        url, manifest=manifest, transport=transport, deadline_ms=config.client.deadline_ms, resilience=resilience
+    ) as client:
         parts = [
             client.score(manifest.name, {name: array[start : start + limit] for name, array in inputs.items()})
             for start in starts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-from contextlib import suppress
 from time import monotonic_ns
 from typing import Any
 
@@ -14,6 +13,8 @@ from tickserve.client._url import Endpoint
 from tickserve.errors import CertificateError, DeadlineExceededError, MissingExtraError, RequestError, TransportError
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
+SILENT_CALLS = 2
+GRACE_S = 10.0  # for calls that are on a channel that was left
 LATE_S = 0.002  # gRPC's timer fires this much late and more, so it is set as much earlier
 # What gRPC itself says of a connection, as against a server's own "is stopping".
 _CONNECTION = re.compile(
@@ -51,15 +52,31 @@ class AsyncGrpcTransport:
         self._grpc, self._authority, self._tls = _load(), endpoint.authority, endpoint.tls
         self._credentials = None if endpoint.tls is None else endpoint.tls.credentials(self._grpc)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: set[asyncio.Task[None]] = set()
         self._channel: Any = None
         self._call: Any = None
+        self._silent = 0
 
     def close(self) -> None:
         """Close the channel; calls in flight end with an error."""
+        self._leave_channel(None)
+
+    def heard(self, *, silent: bool) -> None:
+        """A call ended. After some in a row without an answer the next opens another channel.
+
+        gRPC keeps a dead path for as long as TCP takes its bytes. Calls that are on the old one may end on it.
+        """
+        self._silent = self._silent + 1 if silent else 0
+        if self._silent >= SILENT_CALLS:
+            self._silent = 0
+            self._leave_channel(GRACE_S)
+
+    def _leave_channel(self, grace_s: float | None) -> None:
         channel, loop, self._channel = self._channel, self._loop, None
         if channel is not None and loop is not None and loop.is_running():
-            task = loop.create_task(channel.close(None))
-            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+            task = loop.create_task(channel.close(grace_s))
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
 
     async def infer(self, request: InferRequest, deadline_ns: int) -> InferResponse:
         """One request, one response. Raises RequestError."""
@@ -135,7 +152,8 @@ class GrpcCall:
                 raise self._transport.as_error(None) from None
             raise
         except Exception as error:
-            raise self._transport.as_error(error) from error
-        with suppress(Exception):
-            self._call.cancel()
+            typed = self._transport.as_error(error)
+            self._transport.heard(silent=isinstance(typed, DeadlineExceededError))
+            raise typed from error
+        self._transport.heard(silent=False)
         return decode(data)

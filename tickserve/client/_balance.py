@@ -18,6 +18,7 @@ from tickserve.errors import RequestError, UnavailableError
 
 NS_PER_MS = 1_000_000
 HEDGE_BURST = 10.0
+CONNECT_ANSWERS, CONNECT_FLOOR_NS = 4, 2 * NS_PER_MS
 # Below this a ratio of latencies is the machine's noise.
 SLOW_FLOOR_NS = 1 * NS_PER_MS
 
@@ -113,6 +114,13 @@ class Balance(Generic[T]):
         quantile = self._quantiles.get(model)
         usual = None if quantile is None else quantile.value
         return half if usual is None else min(half, now_ns + usual)
+
+    def connect_by_ns(self, model: str, now_ns: int, deadline_ns: int, share: int) -> int:
+        """Until when a replica may take to connect: some times a whole answer, at most `1 / share` of what is left."""
+        part = (deadline_ns - now_ns) // share
+        quantile = self._quantiles.get(model)
+        usual = None if quantile is None else quantile.value
+        return now_ns + (part if usual is None else min(part, max(CONNECT_FLOOR_NS, CONNECT_ANSWERS * usual)))
 
     def answered(self, replica: Replica[T], model: str, began_ns: int, started_ns: int) -> None:
         """`replica`, asked at `began_ns`, answered a call that started at `started_ns`."""

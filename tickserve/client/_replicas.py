@@ -116,10 +116,11 @@ class Replicas:
             raise
 
     def _begin(self, replica: Server, request: InferRequest, deadline_ns: int, share: int = 2) -> _Runner:
-        """Send to `replica`. It has a part of what is left to connect, so that a dead path leaves time for another."""
+        """Send to `replica`, which has little time to connect, so that a dead path leaves some for another."""
         began = monotonic_ns()
         try:
-            pending = begin(replica.transport, request, deadline_ns, began + (deadline_ns - began) // share)
+            by = self._balance.connect_by_ns(request.model, began, deadline_ns, share)
+            pending = begin(replica.transport, request, deadline_ns, by)
         except RequestError as error:
             self._balance.failed(replica, error)
             raise

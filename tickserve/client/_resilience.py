@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 from tickserve.client._arguments import shown
 from tickserve.errors import UsageError
+
+if TYPE_CHECKING:  # an engine that never reads a configuration file does not load what reads them
+    from tickserve.config import ClientSettings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,11 @@ class Resilience:
     backoff_ms: float = 100.0
     max_backoff_ms: float = 1_000.0
     slow_factor: float = 3.0
+
+    @classmethod
+    def of(cls, settings: ClientSettings) -> Resilience:
+        """What the configuration's section `[client]` says."""
+        return cls(**{field.name: getattr(settings, field.name) for field in fields(cls)})
 
     def __post_init__(self) -> None:
         _whole("attempts", self.attempts, 1, 100)
