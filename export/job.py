@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from onnx import ModelProto
 
@@ -15,10 +15,12 @@ from export.packed import feed
 from export.parity import Recorded, Rows, Served
 from export.repository.lock import locked
 from export.research import Research, load_research
+from export.runtimes.survey import Options, open_chosen, options_of, survey, without
 from export.stepping import state_gates
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError, GateRefusedError
 from tickserve.manifest import GOLDEN_NAME, ExportRecord, GateResult, Manifest, load_bundle, load_manifest
+from tickserve.runtimes import RuntimeRecord
 from tickserve.store import sha256_bytes
 
 PARITY_NAME = "parity.npz"
@@ -60,8 +62,11 @@ def export_bundle(
     settings: ExportSettings,
     progress: Progress | None = None,
     terms: publish.Terms = publish.NO_TERMS,
+    measure: Literal["off", "quick", "full"] = "off",
 ) -> Published:
     """Publish the model of `bundle` into `repository`, once every gate has passed.
+
+    Unless `measure` is off, runtimes are measured first, and the gates judge the one that is chosen.
 
     Raises ArtifactError and below (what is in the bundle), GateRefusedError with the smallest counterexample (nothing
     is published then), and ComponentError (the repository cannot be written).
@@ -81,13 +86,18 @@ def export_bundle(
     graph = served.SerializeToString(deterministic=True)
     say(f"{manifest.name}: {len(served.graph.node)} operators, {len(graph)} bytes; holding it against research")
     recorded = publish.read_pairs(bundle / PARITY_NAME, manifest, MIN_PARITY_ROWS).head(settings.parity_rows)
-    passed = (_graph_gate(served, graph), *_parity_gates(manifest, research, graph, recorded, settings))
+    surveyed = None if measure == "off" else survey(graph, manifest, recorded, research, settings, measure)
+    surveyed, passed = _judged(manifest, research, graph, recorded, settings, surveyed)
+    passed = (_graph_gate(served, graph, options_of(surveyed, settings).graph_level), *passed)
     golden = (bundle / GOLDEN_NAME).read_bytes()
-    exported = manifest.model_copy(update={"export": _record(manifest, served, graph, golden, passed, settings)})
+    record = _record(manifest, served, graph, golden, passed, settings)
+    if surveyed is not None:
+        record = record.model_copy(update={"runtime": surveyed})
+    exported = manifest.model_copy(update={"export": record})
     version, path = publish.publish(publish.Release(exported, graph, golden), repository, settings, terms)
     say(f"{manifest.name}: published version {version}")
     extra = {
-        "latency": _latency(bundle, manifest, graph, settings),
+        "latency": _latency(bundle, manifest, graph, surveyed, settings),
         "cross_check": gates.cross_check(research, recorded),
         "export_s": time.perf_counter() - started,
     }
@@ -120,10 +130,29 @@ def _again(repository: Path, manifest: Manifest, version: int, settings: ExportS
     return Published(manifest.name, version, path, published, passed, _report(manifest, version, passed), reused=True)
 
 
-def _graph_gate(served: ModelProto, graph: bytes) -> GateResult:
+def _judged(
+    manifest: Manifest,
+    research: Research,
+    graph: bytes,
+    recorded: Recorded,
+    settings: ExportSettings,
+    surveyed: RuntimeRecord | None,
+) -> tuple[RuntimeRecord | None, tuple[GateResult, ...]]:
+    """The parity gates on the chosen runtime, or, where they refuse that one, on the next best or the default."""
+    while True:
+        options = options_of(surveyed, settings)
+        try:
+            return surveyed, _parity_gates(manifest, research, graph, recorded, settings, options)
+        except GateRefusedError as error:
+            surveyed = without(surveyed, settings, str(error)) if surveyed else None
+            if surveyed is None:
+                raise
+
+
+def _graph_gate(served: ModelProto, graph: bytes, level: int) -> GateResult:
     """What `check_model` let through, and what ONNX Runtime makes of it when it loads it, for the record."""
     check_model.read_model(graph)
-    optimized = optimization.measure_optimization(graph)
+    optimized = optimization.measure_optimization(graph, level)
     measured: dict[str, float | int | str | None] = {
         "operators": len(served.graph.node),
         "bytes": len(graph),
@@ -142,9 +171,14 @@ def _opset(model: ModelProto) -> int:
 
 
 def _parity_gates(
-    manifest: Manifest, research: Research, graph: bytes, recorded: Recorded, settings: ExportSettings
+    manifest: Manifest,
+    research: Research,
+    graph: bytes,
+    recorded: Recorded,
+    settings: ExportSettings,
+    options: Options,
 ) -> tuple[GateResult, ...]:
-    session = runtime.open_session(graph, threads=settings.threads)
+    session = open_chosen(graph, options)
 
     def answer(inputs: dict[str, Rows]) -> Served:
         try:
@@ -160,7 +194,7 @@ def _parity_gates(
         return answer(feed(rows, manifest))
 
     batches = gates.served_batches(settings.preferred_batch_rows, settings.max_batch)
-    passed = gates.run_gates(score, recorded, research, manifest, batches, threads=settings.threads)
+    passed = gates.run_gates(score, recorded, research, manifest, batches, threads=options.threads)
     if research.answer is None:
         return passed
     return (*passed, *state_gates(answer, recorded.rows, research.answer, manifest))
@@ -186,9 +220,15 @@ def _record(
     )
 
 
-def _latency(bundle: Path, manifest: Manifest, graph: bytes, settings: ExportSettings) -> dict[str, float]:
-    row = publish.read_pairs(bundle / GOLDEN_NAME, manifest).rows[:1]
-    taken = runtime.measure_latency(graph, feed(row, manifest), calls=LATENCY_CALLS, threads=settings.threads)
+def _latency(
+    bundle: Path, manifest: Manifest, graph: bytes, surveyed: RuntimeRecord | None, settings: ExportSettings
+) -> dict[str, float]:
+    if surveyed is not None:
+        taken = surveyed.candidate(surveyed.chosen).timings[0]
+    else:
+        row = publish.read_pairs(bundle / GOLDEN_NAME, manifest).rows[:1]
+        threads = options_of(None, settings).threads
+        (taken,) = runtime.measure_latency(graph, feed(row, manifest), calls=LATENCY_CALLS, threads=threads)
     return {"calls": taken.calls, "rows": taken.rows, "p50_us": taken.p50_us, "p99_us": taken.p99_us}
 
 

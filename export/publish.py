@@ -238,7 +238,10 @@ def manifest_digests(folder: Path) -> dict[int, str]:
 def refresh_config(repository: Path, manifest: Manifest, settings: ExportSettings) -> None:
     """Bring config.pbtxt of a published model up to the settings in force; untouched when nothing changed."""
     folder = repository / manifest.name
-    _write_config(folder, manifest, settings, manifest_digests(folder), _in_force(folder, pin=False), set())
+    current = _in_force(folder, pin=False)
+    if manifest.export is None:  # a bundle: what was measured of it is in its published versions
+        manifest = load_manifest(folder / str(current.version if current else versions_of(folder)[-1]))
+    _write_config(folder, manifest, settings, manifest_digests(folder), current, set())
 
 
 def _write_config(

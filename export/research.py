@@ -28,9 +28,9 @@ NO_OPTIMIZATION = 2
 class Research:
     """`predict` takes rows [N, ...] and gives probabilities float32 [N, 3]; `to_onnx` converts the same model.
 
-    For a forest, `splits` holds every inner node of its `trees` trees, and `second` is another engine for it; a net has
-    neither. A stateful net's rows are packed (`export.packed`), and `answer` gives all its outputs by name, its state
-    too.
+    For a forest, `splits` holds every inner node of its `trees` trees, `second` is another engine for it, and `inplace`
+    XGBoost's own without its matrix; a net has none of them. A stateful net's rows are packed (`export.packed`), and
+    `answer` gives all its outputs by name, its state too.
     """
 
     predict: Callable[[Rows], Rows]
@@ -38,6 +38,7 @@ class Research:
     splits: tuple[Split, ...] | None = None
     trees: int = 0
     second: Callable[[], Callable[[Rows], Rows]] | None = None
+    inplace: Callable[[], Callable[[Rows], Rows]] | None = None
     answer: Callable[[dict[str, Rows]], dict[str, Rows]] | None = None
 
 
@@ -67,6 +68,7 @@ def _trees(folder: Path, manifest: Manifest) -> Research:
         splits=tuple(read_splits(forest)),
         trees=len(forest),
         second=lambda: trees.treelite_predictor(booster),
+        inplace=lambda: trees.inplace_predictor(booster),
     )
 
 

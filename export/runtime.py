@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +10,20 @@ import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
+from export.runtimes.measure import Effort, interleaved, picked, timing
 from tickserve.errors import ArtifactError
 from tickserve.model_config import GRAPH_LEVELS
+from tickserve.runtimes import Timing
 
 Arrays = dict[str, npt.NDArray[Any]]
 ONLY_ERRORS = 3
+CPU = "CPUExecutionProvider"
 
 
-def open_session(source: Path | bytes, *, threads: int = 1, graph_level: int = 0) -> Any:
-    """An ONNX Runtime session on the CPU. `graph_level` is Triton's (0 optimises all, 2 nothing).
+def open_session(
+    source: Path | bytes, *, threads: int = 1, graph_level: int = 0, providers: Sequence[str] = (CPU,)
+) -> Any:
+    """An ONNX Runtime session, by default on the CPU. `graph_level` is Triton's (0 optimises all, 2 nothing).
 
     Check the file with `export.check_model.read_model` first. Raises ArtifactError when it does not load.
     """
@@ -33,7 +36,7 @@ def open_session(source: Path | bytes, *, threads: int = 1, graph_level: int = 0
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     content = source if isinstance(source, bytes) else source.read_bytes()
     try:
-        return ort.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        return ort.InferenceSession(content, options, providers=list(providers))
     except Exception as error:  # onnxruntime raises a type of its own per cause, all from Exception
         reason = str(error).splitlines()[0][:200]
         raise ArtifactError(f"ONNX Runtime does not load this graph: {reason}", field="model.onnx") from error
@@ -50,28 +53,28 @@ def score_onnx(source: Path | bytes, inputs: Mapping[str, npt.NDArray[Any]], thr
     return run(open_session(source, threads=threads), inputs)
 
 
-@dataclass(frozen=True)
-class Latency:
-    """How long one call in this process took, in microseconds."""
-
-    calls: int
-    rows: int
-    p50_us: float
-    p99_us: float
-
-
 def measure_latency(
-    source: Path | bytes, inputs: Mapping[str, npt.NDArray[Any]], *, calls: int = 1_000, threads: int = 1
-) -> Latency:
-    """Time `calls` calls, one after the other, after a tenth as many that are not counted."""
-    session = open_session(source, threads=threads)
-    feed = dict(inputs)
-    for _ in range(max(1, calls // 10)):
-        session.run(None, feed)
-    taken = np.empty(calls, np.int64)
-    for call in range(calls):
-        start = time.perf_counter_ns()
-        session.run(None, feed)
-        taken[call] = time.perf_counter_ns() - start
-    p50, p99 = np.percentile(taken, [50, 99]) / 1_000
-    return Latency(calls, len(next(iter(feed.values()))), float(p50), float(p99))
+    source: Path | bytes,
+    inputs: Mapping[str, npt.NDArray[Any]],
+    batches: Sequence[int] = (1,),
+    *,
+    calls: int = 1_000,
+    threads: int = 1,
+    graph_level: int = 0,
+) -> tuple[Timing, ...]:
+    """How long a call takes for each of `batches`, warmed up, the sizes in turns: for a gate, and for reports.
+
+    `inputs` are real rows [N, ...] by name, of which every batch takes the same ones each time; `calls` are timed for
+    each size. Check the file with `export.check_model.read_model` first. Raises ArtifactError when it does not load.
+    """
+    session = open_session(source, threads=threads, graph_level=graph_level)
+    count = len(next(iter(inputs.values())))
+
+    def call_of(rows: int) -> Any:
+        chosen = picked(count, rows)
+        feed = {name: np.ascontiguousarray(array[chosen]) for name, array in inputs.items()}
+        return lambda: session.run(None, feed)
+
+    sizes = sorted(set(batches))
+    taken = interleaved({str(rows): call_of(rows) for rows in sizes}, Effort(0.0, calls, calls))
+    return tuple(timing(rows, taken[str(rows)]) for rows in sizes)

@@ -129,3 +129,14 @@ def treelite_predictor(booster: Any) -> Callable[[npt.NDArray[np.float32]], npt.
         return np.asarray(gtil.predict(model, rows, nthread=1), np.float32).reshape(-1, CLASSES)
 
     return predict
+
+
+def inplace_predictor(booster: Any) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+    """XGBoost without building its matrix, in one thread: probabilities [B, 3] of rows [B, F]."""
+    alone = booster.copy()
+    alone.set_param({"nthread": 1})
+
+    def predict(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        return np.asarray(alone.inplace_predict(rows, missing=np.nan), np.float32)
+
+    return predict

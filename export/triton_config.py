@@ -11,10 +11,12 @@ from onnx import ModelProto
 from tritonclient.grpc import model_config_pb2 as schema
 
 from export.check_model import check_signature
+from export.tensorrt.accelerator import accelerator_parameters, runs_on_tensorrt
 from tickserve import model_config
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError
 from tickserve.manifest import Manifest, TensorSpec
+from tickserve.runtimes import RuntimeRecord
 
 TRITON_TYPES = {"FP32": schema.TYPE_FP32, "INT64": schema.TYPE_INT64}
 HEADER = "# Written by tickserve export; a change here is overwritten by the next publish.\n"
@@ -37,12 +39,14 @@ def build_config(
         input=[_input(tensor) for tensor in manifest.inputs],
         output=[_output(tensor) for tensor in manifest.outputs],
         dynamic_batching=_batching(settings),
-        # KIND_AUTO: the GPU where there is one, else the CPU. One line for a laptop and for production.
-        instance_group=[schema.ModelInstanceGroup(count=settings.instances, kind=schema.ModelInstanceGroup.KIND_AUTO)],
-        optimization=schema.ModelOptimizationPolicy(graph={"level": 0}),
+        instance_group=[schema.ModelInstanceGroup(count=settings.instances, kind=_kind(manifest))],
+        optimization=_optimization(manifest, settings),
         response_cache=schema.ModelResponseCache(enable=False),
         model_warmup=[_warmup(manifest, rows) for rows in sorted({1, *settings.preferred_batch_rows})],
-        parameters={key: schema.ModelParameter(string_value=value) for key, value in _parameters(settings, manifests)},
+        parameters={
+            key: schema.ModelParameter(string_value=value)
+            for key, value in _parameters(_threads(manifest, settings), manifests)
+        },
     )
     text: str = HEADER + text_format.MessageToString(config)
     parse_config(text)
@@ -147,9 +151,38 @@ def _warmup(manifest: Manifest, rows: int) -> Any:
     return schema.ModelWarmup(name=f"rows_{rows}", batch_size=rows, inputs=inputs, count=1)
 
 
-def _parameters(settings: ExportSettings, manifests: Mapping[int, str]) -> list[tuple[str, str]]:
+def _measured(manifest: Manifest) -> RuntimeRecord | None:
+    return manifest.export.runtime if manifest.export else None
+
+
+def _threads(manifest: Manifest, settings: ExportSettings) -> int:
+    """Threads that the settings name; else what was measured for this model; else one."""
+    measured = _measured(manifest)
+    return settings.threads or (measured.threads if measured else 1)
+
+
+def _kind(manifest: Manifest) -> Any:
+    """KIND_AUTO, the GPU where there is one, else the CPU: one line for a laptop and for production.
+
+    KIND_CPU only where both were measured and the GPU was not better.
+    """
+    measured = _measured(manifest)
+    return schema.ModelInstanceGroup.Kind.Value(measured.kind if measured else "KIND_AUTO")
+
+
+def _optimization(manifest: Manifest, settings: ExportSettings) -> Any:
+    """The graph's level, as measured; and TensorRT in front of CUDA where the settings ask for it."""
+    measured = _measured(manifest)
+    optimization = schema.ModelOptimizationPolicy(graph={"level": measured.graph_level if measured else 0})
+    if settings.tensorrt == "accelerator" and runs_on_tensorrt(manifest):
+        accelerator = optimization.execution_accelerators.gpu_execution_accelerator.add(name=model_config.TENSORRT)
+        accelerator.parameters.update(accelerator_parameters(manifest, settings))
+    return optimization
+
+
+def _parameters(threads: int, manifests: Mapping[int, str]) -> list[tuple[str, str]]:
     fixed = [
-        (model_config.INTRA_OP_THREADS, str(settings.threads)),
+        (model_config.INTRA_OP_THREADS, str(threads)),
         (model_config.INTER_OP_THREADS, "1"),
         (model_config.EXECUTION_MODE, model_config.SEQUENTIAL),
     ]

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from tickserve.errors import ArtifactError, DigestMismatchError
+from tickserve.runtimes import RuntimeRecord
 from tickserve.store import canonical_json, sha256_bytes, sha256_file, write_json_atomic
 
 MANIFEST_NAME = "manifest.json"
@@ -138,7 +139,7 @@ class Provenance(Frozen):
 
 
 class ExportRecord(Frozen):
-    """What export adds to a published version."""
+    """What export adds to a published version. `runtime` is there where runtimes were measured."""
 
     bundle_digest: str
     bundle_id: int
@@ -148,6 +149,7 @@ class ExportRecord(Frozen):
     ir_version: int
     gates: tuple[GateResult, ...]
     max_batch: int
+    runtime: RuntimeRecord | None = None
 
 
 # The served contract: what every model answers, whatever its family, precision or runtime.

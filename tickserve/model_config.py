@@ -29,6 +29,23 @@ SINGLE_LANE, BULK_LANE = 1, 2
 
 # `optimization { graph { level } }` as NVIDIA's backend reads it, to the name ONNX Runtime gives it.
 GRAPH_LEVELS = {0: "ORT_ENABLE_ALL", -1: "ORT_ENABLE_BASIC", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}
+# ONNX Runtime's TensorRT provider, `optimization { execution_accelerators }`. It concerns GPU instances alone: on a CPU
+# instance NVIDIA's backend does not look at it, and neither does ours. Any other accelerator, parameter or a missing
+# one is refused, so that what a GPU server does is what export wrote.
+TENSORRT = "tensorrt"
+ACCELERATOR_PARAMETERS = frozenset(
+    {
+        "precision_mode",
+        "trt_engine_cache_enable",
+        "trt_engine_cache_path",
+        "trt_engine_cache_prefix",
+        "trt_timing_cache_enable",
+        "trt_timing_cache_path",
+        "trt_profile_min_shapes",
+        "trt_profile_opt_shapes",
+        "trt_profile_max_shapes",
+    }
+)
 KINDS = ("KIND_AUTO", "KIND_CPU", "KIND_GPU")
 DTYPES = {"TYPE_FP32": "FP32", "TYPE_INT64": "INT64"}
 
@@ -59,7 +76,10 @@ OPTIMIZATION_DEFAULTS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class BackendOptions:
-    """What a backend has to honour. `manifests` maps a version to the digest of its manifest.json."""
+    """What a backend has to honour. `manifests` maps a version to the digest of its manifest.json.
+
+    `tensorrt`: a GPU instance is to run on ONNX Runtime's TensorRT provider; a CPU instance ignores it.
+    """
 
     name: str
     max_batch: int
@@ -70,6 +90,7 @@ class BackendOptions:
     graph_level: int
     kinds: tuple[str, ...]
     manifests: Mapping[int, str]
+    tensorrt: bool = False
 
     @property
     def graph_optimization(self) -> str:
@@ -105,6 +126,7 @@ def read_options(config: Mapping[str, Any]) -> BackendOptions:
         graph_level=_graph_level(config.get("optimization") or {}),
         kinds=_kinds(config),
         manifests=_manifests(parameters),
+        tensorrt=_accelerated(config.get("optimization") or {}),
     )
 
 
@@ -147,11 +169,31 @@ def _manifests(parameters: Mapping[str, str]) -> dict[int, str]:
 
 def _graph_level(optimization: Mapping[str, Any]) -> int:
     for field, value in optimization.items():
-        honoured = field == "graph" or not _set(value) or value == OPTIMIZATION_DEFAULTS.get(field)
+        known = field in ("graph", "execution_accelerators")  # the latter is read by `_accelerated`
+        honoured = known or not _set(value) or value == OPTIMIZATION_DEFAULTS.get(field)
         if not honoured:
             raise ArtifactError("an optimization this backend does not honour", field=f"optimization.{field[:100]}")
     level = (optimization.get("graph") or {}).get("level", 0)
     return _whole(level, "optimization.graph.level", lambda number: number in GRAPH_LEVELS)
+
+
+def _accelerated(optimization: Mapping[str, Any]) -> bool:
+    asked = optimization.get("execution_accelerators") or {}
+    if not _set(asked):
+        return False
+    gpu = asked.get("gpu_execution_accelerator") or []
+    ours = [
+        each
+        for each in gpu
+        if each.get("name") == TENSORRT and set(each.get("parameters") or ()) == ACCELERATOR_PARAMETERS
+    ]
+    if len(ours) != 1 or len(gpu) != 1 or _set(asked.get("cpu_execution_accelerator")):
+        raise ArtifactError(
+            "an accelerator this backend does not honour",
+            field="optimization.execution_accelerators",
+            expected=f"{TENSORRT} for the GPU with its {len(ACCELERATOR_PARAMETERS)} parameters",
+        )
+    return True
 
 
 def _kinds(config: Mapping[str, Any]) -> tuple[str, ...]:

@@ -82,7 +82,8 @@ def export(bundle: Path, repository: Path, config: Config) -> Any:
     Raises GateRefusedError, ArtifactError and SignatureError; then nothing is published.
     """
     terms = stages.load("export.publish").Terms.of(config.repository)
-    return stages.load("export.job").export_bundle(bundle, repository, config.export, terms=terms)
+    job = stages.load("export.job")
+    return job.export_bundle(bundle, repository, config.export, terms=terms, measure=config.runtime.measure)
 
 
 def bundles_in(folder: Path) -> list[Path]:

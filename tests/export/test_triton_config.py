@@ -79,7 +79,7 @@ def test_the_config_reads_back_as_a_backend_reads_it(manifest: Manifest, setting
     assert options == read_options(as_triton_gives_it(text))
     assert (options.name, options.max_batch) == (manifest.name, settings.max_batch)
     assert (options.inputs, options.outputs) == (manifest.inputs, manifest.outputs)
-    assert (options.intra_op_threads, options.inter_op_threads) == (settings.threads, 1)
+    assert (options.intra_op_threads, options.inter_op_threads) == (1, 1)
     assert options.graph_optimization == "ORT_ENABLE_ALL"
     assert options.manifests == DIGESTS
 

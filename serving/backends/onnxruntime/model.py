@@ -129,6 +129,8 @@ def _verified_manifest(folder: Path, digest: str | None) -> dict[str, Any]:
 
 def _session(path: Path, options: BackendOptions, kind: str) -> ort.InferenceSession:
     provider = PROVIDERS.get(kind)
+    # A CPU instance ignores TensorRT, as NVIDIA's backend does; on a GPU it is that backend's to run.
+    _expect(kind == "CPU" or not options.tensorrt, "optimization.execution_accelerators", "NVIDIA's backend", "ours")
     # On a GPU host KIND_AUTO means the GPU; a silent fall back to the CPU would break the latency it was chosen for.
     _expect(provider in ort.get_available_providers(), f"instance kind {kind}", provider, ort.get_available_providers())
     settings = ort.SessionOptions()

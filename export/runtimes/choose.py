@@ -1,0 +1,66 @@
+"""The rule that names one runtime. It is slow to leave the default: a measurement is noisy, a configuration is not.
+
+A candidate takes the place of the default when config.pbtxt can ask for it, its decisions are research's, it is at
+least GAIN faster over all batch sizes (the geometric mean of the medians' ratios), and a lone row, the case an engine
+waits for, is not slower by more than ALONE at the median or TAIL at p99. Of those the fastest over all sizes is taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from tickserve.runtimes import RuntimeCandidate
+
+GAIN = 0.10
+ALONE = 0.02
+TAIL = 0.50
+
+
+def choose(candidates: Sequence[RuntimeCandidate], default: str) -> tuple[str, str]:
+    """The name of the chosen candidate, and why."""
+    by_name = {each.name: each for each in candidates}
+    base = by_name[default]
+    electable = [each for each in candidates if each.name != default and may_be_chosen(each)]
+    better = {each.name: share for each in electable if (share := _share(each, base)) is not None}
+    if not base.timings or not better:
+        name = default
+        words = f"none is {GAIN:.0%} faster over all batch sizes without slowing a lone row"
+    else:
+        name = min(better, key=lambda each: better[each])
+        words = f"{better[name]:.2f}x the time of {default!r} over all batch sizes, and no slower for a lone row"
+    return name, f"{words}; {_about_the_gpu(candidates, by_name[name])}"
+
+
+def may_be_chosen(candidate: RuntimeCandidate) -> bool:
+    """Whether nothing but its speed stands between a candidate and the configuration."""
+    return candidate.served and candidate.decisions == "same" and not candidate.reason and bool(candidate.timings)
+
+
+def _share(candidate: RuntimeCandidate, base: RuntimeCandidate) -> float | None:
+    """The candidate's time as a share of the default's over all batch sizes; None where it may not replace it."""
+    ratios, tails = _ratios(candidate, base, "p50_us"), _ratios(candidate, base, "p99_us")
+    alone = min(ratios, default=None)
+    if alone is None or ratios[alone] > 1 + ALONE or tails[alone] > 1 + TAIL:
+        return None
+    share = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
+    return share if share <= 1 - GAIN else None
+
+
+def _ratios(candidate: RuntimeCandidate, base: RuntimeCandidate, field: str) -> dict[int, float]:
+    """By batch size, the candidate's time over the default's."""
+    reference = {timing.rows: getattr(timing, field) for timing in base.timings}
+    return {
+        timing.rows: max(getattr(timing, field), 0.1) / max(reference[timing.rows], 0.1)
+        for timing in candidate.timings
+        if timing.rows in reference
+    }
+
+
+def _about_the_gpu(candidates: Sequence[RuntimeCandidate], chosen: RuntimeCandidate) -> str:
+    measured = [each for each in candidates if each.gpu and each.timings]
+    if chosen.gpu:
+        return "the GPU"
+    if measured:
+        return "not the GPU: measured, and no better for this model"
+    return "not the GPU: none was measured on this machine"

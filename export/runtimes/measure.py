@@ -1,0 +1,74 @@
+"""How long calls take: warmed up, in turns, so that a slow spell of the machine meets every contestant."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tickserve.runtimes import Timing
+
+Call = Callable[[], object]
+Times = npt.NDArray[np.int64]
+WARM_UP = 3
+BLOCK = 4
+SEED = 7
+
+
+@dataclass(frozen=True)
+class Effort:
+    """`budget_s` for one batch size of all contestants together; `least` and `most` are timed calls of each."""
+
+    budget_s: float
+    least: int
+    most: int
+
+
+EFFORTS = {"quick": Effort(0.06, 5, 100), "full": Effort(4.0, 50, 2_000)}
+
+
+def interleaved(calls: Mapping[str, Call], effort: Effort) -> dict[str, Times]:
+    """Nanoseconds of every timed call, by contestant, as many of each. Blocks take turns and their order rotates."""
+    if not calls:
+        return {}
+    round_s = sum(_warm(call) for call in calls.values()) / 1e9
+    wanted = int(np.clip(effort.budget_s / max(round_s, 1e-9), effort.least, effort.most))
+    block = BLOCK if wanted >= 4 * BLOCK else 1
+    times: dict[str, list[int]] = {name: [] for name in calls}
+    names = list(calls)
+    for turn in range(-(-wanted // block)):
+        first = turn % len(names)
+        for name in names[first:] + names[:first]:
+            times[name] += _block(calls[name], block)
+    return {name: np.array(taken, np.int64) for name, taken in times.items()}
+
+
+def _warm(call: Call) -> int:
+    """Pay for first-call work; the nanoseconds of the fastest of the calls."""
+    return min(_block(call, WARM_UP))
+
+
+def _block(call: Call, count: int) -> list[int]:
+    if count > 1:
+        call()  # the first of a block finds the caches that the contestant before it left
+    taken = []
+    for _ in range(count):
+        start = time.perf_counter_ns()
+        call()
+        taken.append(time.perf_counter_ns() - start)
+    return taken
+
+
+def timing(rows: int, taken: Times) -> Timing:
+    """The times of one batch size, in microseconds."""
+    p50, p99 = (round(float(value) / 1_000, 1) for value in np.percentile(taken, [50, 99]))
+    return Timing(rows=rows, calls=len(taken), p50_us=p50, p99_us=p99)
+
+
+def picked(count: int, rows: int) -> npt.NDArray[np.int64]:
+    """Which of `count` recorded rows make a batch of `rows`: the same at every measurement, spread over all of them."""
+    order = np.random.default_rng(SEED).permutation(count)
+    return np.resize(order, rows)
