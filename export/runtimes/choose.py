@@ -1,8 +1,10 @@
 """The rule that names one runtime. It is slow to leave the default: a measurement is noisy, a configuration is not.
 
 A candidate takes the place of the default when config.pbtxt can ask for it, its decisions are research's, it is at
-least GAIN faster over all batch sizes (the geometric mean of the medians' ratios), and a lone row, the case an engine
-waits for, is not slower by more than ALONE at the median or TAIL at p99. Of those the fastest over all sizes is taken.
+least GAIN faster over all batch sizes (the geometric mean of the ratios of p25, see `tickserve.runtimes.Timing`), and a
+lone row, the case an engine waits for, is not slower by more than ALONE at p25, or by more than TAIL at p99 where enough
+calls were timed to speak of one. Of those the fastest over all sizes is taken. The survey then times the two again, and
+both have to come out the same way.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from tickserve.runtimes import RuntimeCandidate
 GAIN = 0.10
 ALONE = 0.02
 TAIL = 0.50
+TAIL_CALLS = 1_000
 
 
 def choose(candidates: Sequence[RuntimeCandidate], default: str) -> tuple[str, str]:
@@ -39,9 +42,12 @@ def may_be_chosen(candidate: RuntimeCandidate) -> bool:
 
 def _share(candidate: RuntimeCandidate, base: RuntimeCandidate) -> float | None:
     """The candidate's time as a share of the default's over all batch sizes; None where it may not replace it."""
-    ratios, tails = _ratios(candidate, base, "p50_us"), _ratios(candidate, base, "p99_us")
+    ratios, tails = _ratios(candidate, base, "p25_us"), _ratios(candidate, base, "p99_us")
     alone = min(ratios, default=None)
-    if alone is None or ratios[alone] > 1 + ALONE or tails[alone] > 1 + TAIL:
+    if alone is None or ratios[alone] > 1 + ALONE:
+        return None
+    calls = min(timing.calls for timing in (*candidate.timings, *base.timings) if timing.rows == alone)
+    if calls >= TAIL_CALLS and tails[alone] > 1 + TAIL:
         return None
     share = math.exp(sum(map(math.log, ratios.values())) / len(ratios))
     return share if share <= 1 - GAIN else None
