@@ -2,7 +2,8 @@
 
     python -m benchmarks.faults --repository model_repository [--only sigkill] [--json]
 
-Every answer is held against its golden number. "overrun" is by how much the slowest call came back after its deadline;
+Every answer is held against its golden number. "overrun" is by how much the slowest call came back after its deadline,
+"stall" by how much a thread that only slept did, for which the machine is to blame;
 "recovery" is how long after the fault ended both replicas were believed alive again, without help.
 """
 
@@ -70,8 +71,8 @@ class Report:
 class Stage:
     """Two servers of one model, and where their requests can be interfered with."""
 
-    def __init__(self, repository: Path, model: str | None = None) -> None:
-        self.repository = repository
+    def __init__(self, repository: Path, model: str | None = None, deadline_ms: float = 100) -> None:
+        self.repository, self.deadline_ms = repository, deadline_ms
         self._idle: list[EmbeddedTriton] = []
         versions = newest_versions(repository)
         self.model = model or next(iter(versions))
@@ -106,11 +107,12 @@ class Stage:
 
     def client(self, addresses: list[str], resilience: Resilience | None = None) -> Client:
         """A client of all of them."""
-        return Client(addresses, manifest=self.manifest, deadline_ms=100, resilience=resilience)
+        return Client(addresses, manifest=self.manifest, deadline_ms=self.deadline_ms, resilience=resilience)
 
     def load(self, client: Client, **options: Any) -> PacedLoad:
         """A load on `client`."""
-        return PacedLoad(client, self.model, self.rows, self.golden, self.manifest.bundle_id(), **options)
+        bundle_id = self.manifest.bundle_id()
+        return PacedLoad(client, self.model, self.rows, self.golden, bundle_id, deadline_ms=self.deadline_ms, **options)
 
 
 def closed(client: Client) -> bool:
@@ -148,9 +150,9 @@ def observe(
         ended = time.monotonic_ns()
         return Report(
             name,
-            figures(load.outcomes, began, struck),
-            figures(load.outcomes, struck, healed),
-            figures(load.outcomes, recovered, ended),
+            figures(load, began, struck),
+            figures(load, struck, healed),
+            figures(load, recovered, ended),
             recovery,
             Held(*(after - first for after, first in zip(asdict(now).values(), asdict(held).values(), strict=True))),
             client.statistics(),
@@ -262,7 +264,7 @@ def show(report: Report) -> None:
     recovery = "never" if report.recovery_s is None else f"{report.recovery_s:.2f} s"
     wrong = report.before.wrong + during.wrong + report.after.wrong
     print(
-        f"{report.fault:<13}{during.calls:>6}{during.failed:>8}{wrong:>7}{during.overrun_ms:>11.1f}"
+        f"{report.fault:<13}{during.calls:>6}{during.failed:>8}{wrong:>7}{during.overrun_ms:>9.1f}{during.stall_ms:>7.1f}"
         f"{report.before.p50_ms:>9.2f}{report.before.p99_ms:>8.2f}{during.p50_ms:>9.2f}{during.p99_ms:>8.2f}"
         f"{recovery:>10}   {kinds or 'no failure'}"
     )
@@ -283,7 +285,9 @@ def main(arguments: list[str]) -> int:
     wanted = [chosen.only] if chosen.only else list(FAULTS)
     if not chosen.json:
         print(f"{machine()}\n200 calls/s of {stage.model}, 4 threads, deadline 100 ms, two replicas; times in ms\n")
-        print(f"{'fault':<13}{'calls':>6}{'failed':>8}{'wrong':>7}{'overrun':>11}{'p50':>9}{'p99':>8}", end="")
+        print(
+            f"{'fault':<13}{'calls':>6}{'failed':>8}{'wrong':>7}{'overrun':>9}{'stall':>7}{'p50':>9}{'p99':>8}", end=""
+        )
         print(f"{'p50 then':>9}{'p99':>8}{'recovery':>10}   during the fault")
     logging.getLogger("tickserve.client").addHandler(logging.NullHandler())  # its lines would cut the table
     reports = []

@@ -41,6 +41,7 @@ class PacedLoad:
     deadline_ms: float = 100.0
     threads: int = 4
     outcomes: list[Outcome] = field(default_factory=list)
+    stalls: list[tuple[int, int]] = field(default_factory=list)  # (when, how late a 1 ms sleep came back), in ns
 
     def __enter__(self) -> PacedLoad:
         self._stop = threading.Event()
@@ -48,6 +49,7 @@ class PacedLoad:
         self._workers = [
             threading.Thread(target=self._work, args=(start, number), daemon=True) for number in range(self.threads)
         ]
+        self._workers.append(threading.Thread(target=self._pulse, daemon=True))
         for worker in self._workers:
             worker.start()
         return self
@@ -68,6 +70,13 @@ class PacedLoad:
             self.outcomes.append(self._call(turn % len(self.rows)))
             behind = (time.monotonic_ns() - start_ns) // step - turn
             turn += self.threads * max(1, behind // self.threads)  # a call that took long is followed by the next due
+
+    def _pulse(self) -> None:
+        """How long this machine keeps a thread waiting that only wants to run: no client is to blame for that."""
+        while not self._stop.is_set():
+            began = time.monotonic_ns()
+            time.sleep(0.001)
+            self.stalls.append((began, time.monotonic_ns() - began - 1_000_000))
 
     def _call(self, place: int) -> Outcome:
         began = time.monotonic_ns()
@@ -95,6 +104,7 @@ class Figures:
     p50_ms: float
     p99_ms: float
     overrun_ms: float  # the worst by which a call came back after its deadline; 0 when none did
+    stall_ms: float  # the worst by which a thread that only slept came back late
 
     @property
     def failed(self) -> int:
@@ -102,9 +112,9 @@ class Figures:
         return self.calls - self.statuses.get("OK", 0)
 
 
-def figures(outcomes: list[Outcome], since_ns: int, until_ns: int) -> Figures:
+def figures(load: PacedLoad, since_ns: int, until_ns: int) -> Figures:
     """Of the calls that began in [since_ns, until_ns)."""
-    chosen = [outcome for outcome in outcomes if since_ns <= outcome.began_ns < until_ns]
+    chosen = [outcome for outcome in load.outcomes if since_ns <= outcome.began_ns < until_ns]
     taken = np.array([outcome.taken_ns for outcome in chosen] or [0]) / 1e6
     over = max((outcome.taken_ns - outcome.deadline_ns for outcome in chosen), default=0) / 1e6
     return Figures(
@@ -114,6 +124,7 @@ def figures(outcomes: list[Outcome], since_ns: int, until_ns: int) -> Figures:
         float(np.percentile(taken, 50)),
         float(np.percentile(taken, 99)),
         max(0.0, over),
+        max((late for when, late in load.stalls if since_ns <= when < until_ns), default=0) / 1e6,
     )
 
 

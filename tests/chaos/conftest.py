@@ -17,7 +17,8 @@ def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
     """Two servers at a time are on it; a fault that ends one has another started."""
     repository = tmp_path_factory.mktemp("chaos") / "model_repository"
     publish(repository, build_manifest())
-    opened = Stage(repository)
+    # Long enough for a machine that is shared: what is held against it is in the same proportion.
+    opened = Stage(repository, deadline_ms=500)
     yield opened
     opened.close()
 

@@ -20,17 +20,16 @@ from tickserve.client import Client, Resilience
 
 pytestmark = pytest.mark.system
 
-DEADLINE_MS = 100
-# Deadline + 10 %, and what a machine that also runs two servers and a relay may need to schedule a thread.
-SLACK_MS = DEADLINE_MS / 10 + 60
+# What a machine that also runs two servers and a relay may need to schedule a thread, beside what was measured.
+SLACK_MS = 30
 FREE_DESCRIPTORS, FREE_MB = 16, 48
 
 
-def hold_invariants(report: Report) -> None:
+def hold_invariants(report: Report, deadline_ms: float) -> None:
     for span in (report.before, report.during, report.after):
         assert span.calls > 0
         assert span.wrong == 0
-        assert span.overrun_ms < SLACK_MS, span
+        assert span.overrun_ms < deadline_ms / 10 + 3 * span.stall_ms + SLACK_MS, span
     assert report.recovery_s is not None, "the replica does not come back by itself"
     assert report.grown.descriptors <= FREE_DESCRIPTORS
     assert report.grown.threads <= 2
@@ -41,7 +40,7 @@ def hold_invariants(report: Report) -> None:
 @pytest.mark.parametrize("fault", [faults.sigkill, faults.sigterm, faults.reset], ids=lambda fault: fault.__name__)
 def test_no_request_fails_when_one_of_two_goes(stage: Stage, fault: Callable[[Stage], Report]) -> None:
     report = fault(stage)
-    hold_invariants(report)
+    hold_invariants(report, stage.deadline_ms)
     assert report.during.failed == 0, report.during.statuses
     assert report.statistics["retries"] > 0
 
@@ -49,31 +48,31 @@ def test_no_request_fails_when_one_of_two_goes(stage: Stage, fault: Callable[[St
 @pytest.mark.parametrize("fault", [faults.sigstop, faults.half_open], ids=lambda fault: fault.__name__)
 def test_one_that_hangs_is_hedged_and_comes_back(stage: Stage, fault: Callable[[Stage], Report]) -> None:
     report = fault(stage)
-    hold_invariants(report)
+    hold_invariants(report, stage.deadline_ms)
     assert report.during.failed <= report.during.calls * 0.02, report.during.statuses
     assert report.statistics["hedges_won"] > 0
 
 
 def test_one_ten_times_slower_hardly_shows(stage: Stage) -> None:
     report = faults.slow(stage)
-    hold_invariants(report)
+    hold_invariants(report, stage.deadline_ms)
     assert report.during.failed == 0
     # The target is p99 <= 1.5x of a healthy pair (benchmarks/faults.py prints both); here the machine's noise is in it.
-    assert report.during.p50_ms < 3 * report.before.p50_ms
+    assert report.during.p50_ms < 3 * report.before.p50_ms + report.during.stall_ms
 
 
 def test_all_down_is_told_at_once_and_heals(stage: Stage) -> None:
     report = faults.all_down(stage)
-    hold_invariants(report)
+    hold_invariants(report, stage.deadline_ms)
     assert set(report.during.statuses) <= {"UnavailableError", "TransportError", "DeadlineExceededError", "OK"}
     assert report.during.statuses["UnavailableError"] > report.during.calls * 0.7
-    assert report.during.p50_ms < 1.0
+    assert report.during.p50_ms < 1.0 + report.during.stall_ms
 
 
 @pytest.mark.usefixtures("namespaces")
 def test_a_link_that_drops_is_left_and_found_again(stage: Stage) -> None:
     report = faults.dropped_link(stage)
-    hold_invariants(report)
+    hold_invariants(report, stage.deadline_ms)
     assert report.during.failed <= report.during.calls * 0.02, report.during.statuses
 
 
@@ -111,7 +110,7 @@ def test_without_retries_the_same_fault_costs_answers(stage: Stage) -> None:
             began = time.monotonic_ns()
             bad.order("cut 120")
             time.sleep(1)
-        seen = figures(load.outcomes, began, time.monotonic_ns())
+        seen = figures(load, began, time.monotonic_ns())
     assert seen.failed > seen.calls * 0.2
     assert seen.wrong == 0
 

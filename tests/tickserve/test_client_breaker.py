@@ -38,7 +38,7 @@ def breaker(threshold: int = 3, wait_ns: int = SOON_NS) -> Breaker:
 
 
 def test_failures_in_a_row_open_it_and_a_success_between_does_not() -> None:
-    one = breaker()
+    one = breaker(wait_ns=10**12)
     for _ in range(10):
         one.failed("x")
         one.failed("x")

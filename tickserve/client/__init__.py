@@ -3,7 +3,10 @@
 Importing this loads numpy and pydantic, nothing heavier; gRPC is loaded when a client first asks for it.
 """
 
-from tickserve.client._async import AsyncClient
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
 from tickserve.client._client import Client
 from tickserve.client._fallback import FallbackPolicy, Hold, Local
 from tickserve.client._manifests import load_manifests, newest_versions
@@ -11,6 +14,9 @@ from tickserve.client._observer import Decision, Observer
 from tickserve.client._resilience import Resilience
 from tickserve.client._tls import Tls
 from tickserve.client._transport import InferRequest, InferResponse, Tensor, Transport
+
+if TYPE_CHECKING:
+    from tickserve.client._async import AsyncClient
 
 __all__ = [
     "AsyncClient",
@@ -29,3 +35,12 @@ __all__ = [
     "load_manifests",
     "newest_versions",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `AsyncClient` when it is first asked for: asyncio takes longer to load than all else here."""
+    if name == "AsyncClient":
+        from tickserve.client._async import AsyncClient
+
+        return AsyncClient
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
