@@ -39,9 +39,11 @@ QUICK = SwapSettings(drain_quiet_ms=150, memory_requests=64)
 ROWS = np.random.default_rng(7).normal(size=(1, FEATURES)).astype(np.float32)
 LEAKS, DRIFTS = 666, 667
 
-# The real backend, except that the models trained with two certain seeds misbehave once they serve.
+# The real backend, except that models trained with two certain seeds misbehave once they serve, and a row of sevens
+# takes its time.
 SPOILT = """
 import json
+import time
 from pathlib import Path
 exec(compile(Path({real!r}).read_text(), {real!r}, "exec"), globals())
 Honest = TritonPythonModel
@@ -59,6 +61,8 @@ class TritonPythonModel(Honest):
         return super().execute(requests)
 
     def run(self, inputs):
+        if (inputs[0] == 7).all():
+            time.sleep(1.5)
         outputs = super().run(inputs)
         if self._seed == {drifts}:
             outputs = [o + 0.01 if o.dtype.kind == "f" else o for o in outputs]
@@ -92,7 +96,7 @@ def in_force(repository: Path, model: str) -> int | None:
     return current and current.version
 
 
-MODELS = ("good", "again", "bad", "unsigned", "config", "paced", "stuck")
+MODELS = ("good", "again", "bad", "unsigned", "config", "paced", "slow", "stuck")
 
 
 @pytest.fixture(scope="module")
@@ -323,6 +327,19 @@ def test_a_version_that_is_still_asked_for_stays(served: Served) -> None:
     assert served.server.versions["stuck"] == (1, 2)
     assert served.swap("stuck").drained
     assert served.server.versions["stuck"] == (2,)
+
+
+def test_a_request_in_flight_is_answered_by_the_version_it_asked(served: Served) -> None:
+    """Fault 18, with a request that takes longer than the drain waits for another one."""
+    publish_next(served.repository, "slow", 2)
+    hasty, answers = QUICK.model_copy(update={"drain_quiet_ms": 20}), []
+    with Client(served.server.http_url, manifest=served.repository / "slow" / "1", deadline_ms=10_000) as client:
+        sevens = np.full((1, FEATURES), 7, np.float32)
+        asking = threading.Thread(target=lambda: answers.append(client.score("slow", sevens)))
+        served.swap("slow", 2, settings=hasty, flipped=lambda *_: (asking.start(), time.sleep(0.3)))
+        asking.join()
+    assert [(signal.ok, signal.version) for signal in answers] == [(True, 1)]
+    assert served.server.versions["slow"] == (2,)
 
 
 def test_one_swap_of_a_model_at_a_time(served: Served) -> None:
