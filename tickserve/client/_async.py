@@ -19,7 +19,7 @@ from tickserve.client._resilience import Resilience
 from tickserve.client._tls import Tls
 from tickserve.client._transport import InferRequest, InferResponse
 from tickserve.client._url import Endpoint, TransportName
-from tickserve.errors import RequestError
+from tickserve.errors import RequestError, UsageError
 from tickserve.manifest import Manifest
 from tickserve.signal import Signal
 
@@ -152,6 +152,8 @@ def _open(
 
 
 def _connected(endpoint: Endpoint) -> AsyncTransport:
+    if endpoint.transport == "shm":
+        raise UsageError("not over asyncio", field="transport", expected="'http' or 'grpc'", was="'shm'")
     if endpoint.transport == "grpc":
         from tickserve.client._async_grpc import AsyncGrpcTransport  # gRPC is loaded only where it is used
 

@@ -19,6 +19,7 @@ from tickserve.client._observer import Observer
 from tickserve.client._open import addresses, open_servers
 from tickserve.client._replicas import Guarded, Replicas
 from tickserve.client._resilience import Resilience
+from tickserve.client._shm import Credential
 from tickserve.client._tls import Tls
 from tickserve.client._url import TransportName
 from tickserve.errors import RequestError
@@ -40,8 +41,9 @@ class Client:
       server for exactly that version.
     - `follow_ms`: with a repository folder, notice its version in force changing (a swap, a rollback) at most so late.
     - `tls`: with `https://` or `grpcs://`, whom to trust and what to show (`Tls`); the system's authorities without it.
-    - `deadline_ms`: for a call that names none; it covers connecting, sending and waiting. gRPC keeps its own time: it
-      gives up 2 ms (at most a fifth) early so as not to be late, and below 10 ms is late nevertheless: there use http.
+    - `transport="shm"` shares memory with a server on this machine, `credential=(header, value)` being what opens its
+      shared-memory API (`EmbeddedTriton.credential`): worth it from some ten kilobytes a request.
+    - `deadline_ms`: for a call that names none; it covers connecting, sending and waiting.
     - `max_age_ms`: signals from older market events are `STALE`; `newest_event_ns` is then required.
 
     - `resilience`: retries, hedges and the breaker (`Resilience`); a lone server has the breaker only.
@@ -49,8 +51,8 @@ class Client:
       a status without a number.
     - `observer`: told of each decision.
 
-    Safe for threads. After a fork the http transport reconnects; over gRPC the child opens a client of its own. A host
-    name is looked up once; a connection that cannot be made has it looked up again.
+    Safe for threads. A forked child connects anew. A lone call looks for its answer for up to 0.4 ms before it sleeps.
+    A host name is looked up once; a connection that cannot be made has it looked up again.
     Raises UsageError for wrong arguments and ArtifactError for a manifest that cannot be trusted.
     """
 
@@ -64,12 +66,13 @@ class Client:
         max_age_ms: float | None = None,
         follow_ms: float | None = None,
         tls: Tls | None = None,
+        credential: Credential | None = None,
         resilience: Resilience | None = None,
         fallback: FallbackName | FallbackPolicy | None = None,
         observer: Observer | None = None,
     ) -> None:
         urls = addresses(url)
-        self._transport, replica = open_servers(urls, transport, resilience, tls)
+        self._transport, replica = open_servers(urls, transport, resilience, tls, credential)
         try:
             self._core = Core(
                 local_path(urls[0]) if manifest is None else manifest,

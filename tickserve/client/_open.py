@@ -11,6 +11,7 @@ from tickserve.client._http import HttpTransport
 from tickserve.client._local import LocalTransport, local_path, trusted_keys
 from tickserve.client._replicas import Guarded, Replicas
 from tickserve.client._resilience import Resilience
+from tickserve.client._shm import Credential, ShmTransport
 from tickserve.client._tls import Tls
 from tickserve.client._transport import Transport
 from tickserve.client._url import Endpoint, TransportName, parse_endpoint
@@ -62,14 +63,20 @@ def check_servers(
 
 
 def open_servers(
-    urls: Sequence[str], transport: TransportName | None, resilience: Resilience | None, tls: Tls | None = None
+    urls: Sequence[str],
+    transport: TransportName | None,
+    resilience: Resilience | None,
+    tls: Tls | None = None,
+    credential: Credential | None = None,
 ) -> tuple[Transport, str | None]:
     """The transport over all of `urls`, and the name of a lone server. Raises UsageError."""
+    if credential is not None and transport != "shm":
+        raise UsageError("goes with shared memory alone", field="credential", expected="transport='shm'", was="given")
     local = open_local(urls, transport, resilience, tls)
     if local is not None:
         return local, None
     endpoints = check_servers(urls, transport, resilience, tls)
-    servers = [(endpoint.authority, _connected(endpoint)) for endpoint in endpoints]
+    servers = [(endpoint.authority, _connected(endpoint, credential)) for endpoint in endpoints]
     settings = Resilience() if resilience is None else resilience
     if len(servers) == 1:
         return Guarded(*servers[0], settings), servers[0][0]
@@ -81,5 +88,7 @@ def open_transport(url: str, transport: TransportName | None) -> Transport:
     return open_local((url,), transport, None) or _connected(parse_endpoint(url, transport))
 
 
-def _connected(endpoint: Endpoint) -> Transport:
+def _connected(endpoint: Endpoint, credential: Credential | None = None) -> Transport:
+    if endpoint.transport == "shm":
+        return ShmTransport(endpoint, credential)
     return GrpcTransport(endpoint) if endpoint.transport == "grpc" else HttpTransport(endpoint)

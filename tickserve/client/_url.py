@@ -10,7 +10,7 @@ from tickserve.client._arguments import shown
 from tickserve.client._tls import Tls
 from tickserve.errors import UsageError
 
-TransportName = Literal["http", "grpc"]
+TransportName = Literal["http", "grpc", "shm"]
 
 _AUTHORITY = re.compile(r"(?P<host>\[[A-Za-z0-9:.%_-]+\]|[A-Za-z0-9._-]+)(?::(?P<port>[0-9]{1,5}))?/?")
 _LABEL = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
@@ -37,8 +37,12 @@ def parse_endpoint(url: str, transport: str | None, tls: Tls | None = None) -> E
 
     Raises UsageError naming `url`, `transport` or `tls`, which goes with https:// and grpcs:// alone.
     """
-    if transport not in (None, "http", "grpc"):
-        raise UsageError("unknown transport", field="transport", expected="'http' or 'grpc'", was=shown(transport))
+    if transport not in (None, "http", "grpc", "shm"):
+        raise UsageError(
+            "unknown transport", field="transport", expected="'http', 'grpc' or 'shm'", was=shown(transport)
+        )
+    if transport == "shm":
+        return _shared(url, tls)
     if not isinstance(url, str):
         raise UsageError("not text", field="url", expected=_EXPECTED, was=type(url).__name__)
     scheme, separator, rest = url.partition("://")
@@ -52,6 +56,14 @@ def parse_endpoint(url: str, transport: str | None, tls: Tls | None = None) -> E
         raise UsageError("goes with TLS alone", field="tls", expected="https:// or grpcs://", was=shown(url, 80))
     endpoint = _parse(url, scheme.removesuffix("s") if secure else scheme, rest, transport)
     return endpoint._replace(tls=tls or Tls()) if secure else endpoint
+
+
+def _shared(url: str, tls: Tls | None) -> Endpoint:
+    """Memory is shared with a server on this machine, which is told of it over plain HTTP."""
+    endpoint = parse_endpoint(url, "http", tls)
+    if endpoint.tls is not None:
+        raise UsageError("shared memory takes plain HTTP", field="transport", expected="http://", was=shown(url, 80))
+    return endpoint._replace(transport="shm")
 
 
 def _is_host(text: str) -> bool:
