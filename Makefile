@@ -60,6 +60,7 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.features $(if $(DATA),--data "$(DATA)")
 	$(BIN)/python -m benchmarks.client
+	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.journal
 
 loadtest: $(INSTALLED)
