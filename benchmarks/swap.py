@@ -134,6 +134,17 @@ def within(due: npt.NDArray[np.float64], spans: list[tuple[int, int]]) -> npt.ND
     return inside
 
 
+def by_step(
+    due: npt.NDArray[np.float64], spans: list[tuple[int, int]], steps: list[dict[str, float]]
+) -> dict[str, Any]:
+    """The calls that were due in each step of the swaps, in the steps' order."""
+    ends: dict[str, list[tuple[int, int]]] = {step: [] for step in steps[0]}
+    for (begin, _), taken in zip(spans, steps, strict=True):
+        for step, spent in taken.items():
+            ends[step].append((begin, begin := begin + int(spent * 1e6)))
+    return {step: within(due, windows) for step, windows in ends.items()}
+
+
 def quantiles(taken: npt.NDArray[np.float64]) -> dict[str, float]:
     named = {f"p{q:g}_ms": float(np.percentile(taken, q)) for q in (50, 99, 99.9)} if len(taken) else {}
     return {"calls": len(taken)} | {name: round(value, 3) for name, value in named.items()}
@@ -197,6 +208,10 @@ def run(repository: Path, model: str | None, swaps: int, rate: float, rest_s: fl
         "wrong_version": int(every[:, 3].sum()),
         "at_rest": quantiles(every[rest, 1]),
         "during_swaps": quantiles(every[inside, 1]),
+        "p99_ms_by_step": {
+            step: quantiles(every[chosen, 1]).get("p99_ms")
+            for step, chosen in by_step(every[:, 0], spans, steps).items()
+        },
         "before": before,
         "after": after,
         "step_ms": {step: round(float(np.median([taken[step] for taken in steps])), 1) for step in steps[0]},
@@ -224,6 +239,7 @@ def show(result: dict[str, Any]) -> None:
         print(f"  {name.replace('_', ' '):14s} {row}")
     for name in ("before", "after"):
         print(f"  {name:14s} " + "  ".join(f"{key} {value:g}" for key, value in result[name].items()))
+    print("  p99 by step    " + "  ".join(f"{key} {value} ms" for key, value in result["p99_ms_by_step"].items()))
     print("  median step    " + "  ".join(f"{key} {value:g} ms" for key, value in result["step_ms"].items()))
     print(f"  {result['machine']}")
 

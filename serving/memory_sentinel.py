@@ -24,6 +24,8 @@ from tickserve.errors import GateRefusedError
 from tickserve.manifest import Manifest
 
 ROUNDS = 8
+# How long it rests after each request, in times of the request: the cores belong to the version that serves meanwhile.
+REST = 3
 # Growth of one round that is no growth: a few pages, which the allocator and Python's own caches take now and then.
 STILL_BYTES = 32 * 1024
 MB = 2**20
@@ -78,8 +80,7 @@ def _rounds(
             for _ in range(each):
                 began = time.monotonic()
                 infer(connection, manifest.name, version, rows, target.control.headers)
-                # Half of the time belongs to the version that serves meanwhile.
-                time.sleep(time.monotonic() - began)
+                time.sleep(REST * (time.monotonic() - began))
             sizes.append(size())
     finally:
         connection.close()
