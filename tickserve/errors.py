@@ -11,6 +11,7 @@
     |-- ArtifactError                   3   a bundle, model file or repository version that cannot be trusted
     |   |-- DigestMismatchError         3   bytes are not the bytes that the manifest names
     |   |-- SignatureError              3   unsigned, or signed by a key that is not trusted
+    |   |-- ForeignPlanError            3   an engine for another GPU, driver, TensorRT or graph
     |   `-- UnsafeModelError            3   pickle, external data, custom domain, NaN weights, dynamic dims
     |-- GateRefusedError                1   a parity, quality or latency gate said no
     |-- ComponentError                  4   something this needs is missing or unreachable
@@ -105,6 +106,10 @@ class DigestMismatchError(ArtifactError):
 
 class SignatureError(ArtifactError):
     """Unsigned, or signed by a key that is not trusted."""
+
+
+class ForeignPlanError(ArtifactError):
+    """A TensorRT plan that was built for another GPU, driver, TensorRT release or graph."""
 
 
 class UnsafeModelError(ArtifactError):

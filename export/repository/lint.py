@@ -18,6 +18,7 @@ from export.repository.force import in_force
 from export.repository.listing import loaded
 from export.repository.lock import LOCK_NAME
 from export.repository.places import Repository, require_model
+from export.tensorrt.plan import PLAN_FILE, PLANS, RECORD_FILE, TIMINGS
 from export.triton_config import read_config
 from export.verify import named_files
 from tickserve.current import CURRENT_NAME, folder_in_force
@@ -150,7 +151,9 @@ def _files(repository: Repository, model: str) -> Iterator[Finding]:
 
 def _known(folder: Path, parts: list[str], published: set[str]) -> bool:
     if len(parts) == 1:
-        return parts[0] in (CONFIG_NAME, CURRENT_NAME)
+        return parts[0] in (CONFIG_NAME, CURRENT_NAME, TIMINGS)
+    if len(parts) == 4 and parts[0] in published and parts[1] == PLANS:
+        return parts[3] in (PLAN_FILE, RECORD_FILE)
     if len(parts) > 2 or parts[0] not in published:
         return False
     try:

@@ -34,7 +34,10 @@ LEVEL_WORDS = {0: "all", 1: "extended", -1: "basic", 2: "none"}
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something that runs the model here. `answer` gives its outputs; `prepare` a call on given rows, to be timed."""
+    """Something that runs the model here. `answer` gives its outputs; `prepare` a call on given rows, to be timed.
+
+    A `sibling` is another model, in another precision: its numbers are its own and are not judged here.
+    """
 
     name: str
     answer: Callable[[Rows], Served]
@@ -43,6 +46,7 @@ class Contestant:
     gpu: bool = False
     threads: int | None = None
     graph_level: int | None = None
+    sibling: bool = False
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,7 @@ def _cpu(graph: bytes, manifest: Manifest, threads: int, level: int) -> Found:
         session = runtime.open_session(graph, threads=threads, graph_level=level)
     except TickserveError as error:
         return Absent(name, str(error)[:200], served=True)
-    return _session(name, session, manifest, threads=threads, graph_level=level)
+    return session_contestant(name, session, manifest, served=True, threads=threads, graph_level=level)
 
 
 def _gpu(graph: bytes, manifest: Manifest, word: str, provider: str) -> Found:
@@ -124,15 +128,17 @@ def _gpu(graph: bytes, manifest: Manifest, word: str, provider: str) -> Found:
         return Absent(name, str(error)[:200], served=True, gpu=True)
     if session.get_providers()[0] != provider:
         return Absent(name, f"{provider} did not start: no usable GPU", served=True, gpu=True)
-    return _session(name, session, manifest, gpu=True, threads=1, graph_level=ALL_OPTIMISATIONS)
+    return session_contestant(name, session, manifest, served=True, gpu=True, threads=1, graph_level=ALL_OPTIMISATIONS)
 
 
-def _session(name: str, session: Any, manifest: Manifest, **options: Any) -> Contestant:
+def session_contestant(name: str, session: Any, manifest: Manifest, **options: Any) -> Contestant:
+    """A session of ONNX Runtime as a contestant; `options` are its other fields."""
+
     def prepare(rows: Rows) -> Callable[[], object]:
         inputs = feed(rows, manifest)
         return lambda: session.run(None, inputs)
 
-    return Contestant(name, lambda rows: runtime.run(session, feed(rows, manifest)), prepare, served=True, **options)
+    return Contestant(name, lambda rows: runtime.run(session, feed(rows, manifest)), prepare, **options)
 
 
 def _bound(graph: bytes, manifest: Manifest, threads: int) -> Found:

@@ -2,9 +2,9 @@
 
 A candidate takes the place of the default when config.pbtxt can ask for it, its decisions are research's, it is at
 least GAIN faster over all batch sizes (the geometric mean of the ratios of p25, see `tickserve.runtimes.Timing`), and a
-lone row, the case an engine waits for, is not slower by more than ALONE at p25, or by more than TAIL at p99 where enough
-calls were timed to speak of one. Of those the fastest over all sizes is taken. The survey then times the two again, and
-both have to come out the same way.
+lone row, the case an engine waits for, is not slower by more than ALONE at p25, or by more than TAIL at p99 where
+enough calls were timed to speak of one. Of those the fastest over all sizes is taken. The survey then times the two
+again, and both have to come out the same way.
 """
 
 from __future__ import annotations

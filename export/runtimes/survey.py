@@ -58,10 +58,14 @@ def survey(
     research: Research | None,
     settings: ExportSettings,
     effort: Literal["quick", "full"],
+    beside: Sequence[Contestant] = (),
 ) -> RuntimeRecord:
-    """Judge and time every candidate on recorded rows, and choose. `graph` is a checked one."""
+    """Judge and time every candidate on recorded rows, and choose. `graph` is a checked one.
+
+    `beside` are timed in the same run and never chosen.
+    """
     threads = settings.threads or DEFAULT_THREADS
-    found = find(graph, manifest, research, threads=threads, instances=settings.instances)
+    found = [*find(graph, manifest, research, threads=threads, instances=settings.instances), *beside]
     here = [each for each in found if isinstance(each, Contestant)]
     verdicts = {each.name: judge(each, recorded.head(JUDGED_ROWS), manifest) for each in here}
     runs = [each for each in here if not verdicts[each.name].startswith("cannot")]
@@ -121,6 +125,10 @@ def _row(
     if not isinstance(found, Contestant):
         reason = f"not here: {found.reason}"
         return RuntimeCandidate(name=found.name, served=found.served, gpu=found.gpu, decisions="not run", reason=reason)
+    if found.sibling:
+        reason = "another artefact, with gates and a table of its own"
+        timed = timings.get(found.name, ())
+        return RuntimeCandidate(name=found.name, served=False, decisions="not run", reason=reason, timings=timed)
     wrong = verdicts[found.name]
     reason = wrong or _ruled_out(found, settings)
     return RuntimeCandidate(

@@ -27,7 +27,9 @@ from tickserve.cli import (
     predict,
     replay,
     repo,
+    runtime,
     serve,
+    tensorrt,
     train,
 )
 from tickserve.cli.output import fail
@@ -46,6 +48,8 @@ app.add_typer(features.app, name="features")
 app.command("train")(train.train)
 app.command("export")(export.export)
 app.add_typer(repo.app, name="repo")
+app.add_typer(runtime.app, name="runtime")
+app.add_typer(tensorrt.app, name="tensorrt")
 app.command("serve")(serve.serve)
 app.add_typer(models.app, name="models")
 app.command("predict")(predict.predict)
