@@ -60,6 +60,11 @@ lint: $(INSTALLED)
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.features $(if $(DATA),--data "$(DATA)")
 	$(BIN)/python -m benchmarks.client
+	$(BIN)/python -m benchmarks.inprocess
+	$(BIN)/python -m benchmarks.asyncio_clients
+	$(BIN)/python -m benchmarks.shared_memory
+	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.fixed_rate
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.journal
 
