@@ -71,6 +71,17 @@ def test_bad_input_never_gets_a_number(triton: Any, rows: np.ndarray, policy: An
         assert counted["replicas"][triton.http]["breaker"] == "closed"
 
 
+@pytest.mark.parametrize("policy", ["flat", Hold(ttl_ms=60_000)])
+def test_a_time_that_cannot_be_never_gets_a_number(triton: Any, rows: np.ndarray, policy: Any) -> None:
+    with Client(
+        triton.http, manifest=triton.folder, deadline_ms=SECONDS_MS, max_age_ms=SECONDS_MS, fallback=policy
+    ) as client:
+        assert client.score(MODEL, rows, newest_event_ns=time.time_ns()).ok
+        ahead = time.time_ns() + 3_600 * 10**9  # the rows are good, their time is not
+        signal = client.score(MODEL, rows, newest_event_ns=ahead)
+        assert (signal.status, signal.score) == ("REJECTED_INPUT", None)
+
+
 def test_a_signal_in_place_of_every_error(triton: Any, relay: Relay, rows: np.ndarray) -> None:
     with Client(relay.address, manifest=triton.folder, deadline_ms=SECONDS_MS, fallback="signal") as client:
         assert client.score(MODEL, rows).ok

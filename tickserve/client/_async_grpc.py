@@ -80,17 +80,37 @@ class AsyncGrpcTransport:
 
     async def infer(self, request: InferRequest, deadline_ns: int) -> InferResponse:
         """One request, one response. Raises RequestError."""
-        pending = await self.begin(request, deadline_ns, deadline_ns)
-        return await pending.receive()
+        call = self._send(request, deadline_ns)
+        try:
+            data = await call  # no task of its own: that is for calls that are waited for beside others
+        except asyncio.CancelledError:
+            call.cancel()
+            task = asyncio.current_task()
+            if task is None or not task.cancelling():  # not the caller: the channel was closed under the call
+                raise self.as_error(None) from None
+            raise
+        except Exception as error:
+            raise self.failed(error) from error
+        self.heard(silent=False)
+        return decode(data)
 
     async def begin(self, request: InferRequest, deadline_ns: int, connect_by_ns: int) -> GrpcCall:
         """Send; the channel connects in the background. Raises RequestError."""
+        call = self._send(request, deadline_ns)
+        return GrpcCall(self, asyncio.ensure_future(_answer(call)), call)
+
+    def failed(self, error: Exception) -> RequestError:
+        """The typed error of a call that ended with what gRPC raised."""
+        typed = self.as_error(error)
+        self.heard(silent=isinstance(typed, DeadlineExceededError))
+        return typed
+
+    def _send(self, request: InferRequest, deadline_ns: int) -> Any:
         remaining_s = (deadline_ns - monotonic_ns()) / 1e9
         remaining_s -= min(LATE_S, remaining_s / 5)
         if remaining_s <= 0:
             raise DeadlineExceededError("the deadline passed before the request was sent")
-        call = self._method()(encode(request), timeout=remaining_s)
-        return GrpcCall(self, asyncio.ensure_future(_answer(call)), call)
+        return self._method()(encode(request), timeout=remaining_s)
 
     def as_error(self, error: Any) -> RequestError:
         """The typed error of what gRPC raised."""
@@ -152,8 +172,6 @@ class GrpcCall:
                 raise self._transport.as_error(None) from None
             raise
         except Exception as error:
-            typed = self._transport.as_error(error)
-            self._transport.heard(silent=isinstance(typed, DeadlineExceededError))
-            raise typed from error
+            raise self._transport.failed(error) from error
         self._transport.heard(silent=False)
         return decode(data)

@@ -12,7 +12,6 @@ from time import monotonic_ns
 from typing import Any, NamedTuple, Protocol
 
 from tickserve.client._balance import Balance, Replica
-from tickserve.client._replicas import HEDGE_SHARE
 from tickserve.client._resilience import Resilience
 from tickserve.client._retry import harmful
 from tickserve.client._transport import InferRequest, InferResponse
@@ -68,6 +67,7 @@ class AsyncGuarded:
         breaker = self._breaker
         if breaker.state != "closed":
             self._balance.check_trial()
+        self._replica.requests += 1
         try:
             response = await self._transport.infer(request, deadline_ns)
         except RequestError as error:
@@ -136,7 +136,7 @@ class AsyncReplicas:
         self, tried: list[Server], request: InferRequest, deadline_ns: int, started_ns: int
     ) -> InferResponse:
         """Ask the last of `tried`, and after its usual time another one beside it."""
-        runners = [await self._begin(tried[-1], request, deadline_ns)]
+        runners = [await self._begin(tried[-1], request, deadline_ns, hurry=len(tried) == 1)]
         first = runners[0]
         try:
             until = self._balance.patience_ns(request.model, first.began_ns, deadline_ns)
@@ -151,11 +151,13 @@ class AsyncReplicas:
                 self._balance.dropped(other.replica)
             raise
 
-    async def _begin(self, replica: Server, request: InferRequest, deadline_ns: int, share: int = 2) -> _Runner:
-        """Send to `replica`, which has little time to connect, so that a dead path leaves some for another."""
+    async def _begin(self, replica: Server, request: InferRequest, deadline_ns: int, *, hurry: bool) -> _Runner:
+        """Send to `replica`. In a `hurry` it has little time to connect: another can be asked instead."""
         began = monotonic_ns()
         try:
-            by = self._balance.connect_by_ns(request.model, began, deadline_ns, share)
+            by = began + (deadline_ns - began) // 2
+            if hurry:
+                by = self._balance.connect_by_ns(replica, request.model, began, deadline_ns)
             pending = await replica.transport.begin(request, deadline_ns, by)
         except RequestError as error:
             self._balance.failed(replica, error)
@@ -168,7 +170,7 @@ class AsyncReplicas:
     async def _join(self, runners: list[_Runner], second: Server, request: InferRequest, deadline_ns: int) -> None:
         """Send to `second` as well; when that fails, the first runs on alone."""
         try:
-            runners.append(await self._begin(second, request, deadline_ns, HEDGE_SHARE))
+            runners.append(await self._begin(second, request, deadline_ns, hurry=True))
         except RequestError:
             return
 

@@ -18,7 +18,7 @@ from tickserve.errors import RequestError, UnavailableError
 
 NS_PER_MS = 1_000_000
 HEDGE_BURST = 10.0
-CONNECT_ANSWERS, CONNECT_FLOOR_NS = 4, 2 * NS_PER_MS
+CONNECT_ANSWERS, CONNECT_FLOOR_NS = 4, 20 * NS_PER_MS
 # Below this a ratio of latencies is the machine's noise.
 SLOW_FLOOR_NS = 1 * NS_PER_MS
 
@@ -115,12 +115,17 @@ class Balance(Generic[T]):
         usual = None if quantile is None else quantile.value
         return half if usual is None else min(half, now_ns + usual)
 
-    def connect_by_ns(self, model: str, now_ns: int, deadline_ns: int, share: int) -> int:
-        """Until when a replica may take to connect: some times a whole answer, at most `1 / share` of what is left."""
-        part = (deadline_ns - now_ns) // share
+    def connect_by_ns(self, replica: Replica[T], model: str, now_ns: int, deadline_ns: int) -> int:
+        """Until when `replica` may take to connect: half of what is left, so that a dead path leaves some for another.
+
+        No longer than some times a whole answer, when another one is believed alive and can be asked instead.
+        """
+        half = (deadline_ns - now_ns) // 2
         quantile = self._quantiles.get(model)
         usual = None if quantile is None else quantile.value
-        return now_ns + (part if usual is None else min(part, max(CONNECT_FLOOR_NS, CONNECT_ANSWERS * usual)))
+        if usual is None or not any(other.breaker.closed for other in self.replicas if other is not replica):
+            return now_ns + half
+        return now_ns + min(half, max(CONNECT_FLOOR_NS, CONNECT_ANSWERS * usual))
 
     def answered(self, replica: Replica[T], model: str, began_ns: int, started_ns: int) -> None:
         """`replica`, asked at `began_ns`, answered a call that started at `started_ns`."""

@@ -18,7 +18,6 @@ from tickserve.client._transport import InferRequest, InferResponse, Transport
 from tickserve.errors import DeadlineExceededError, RequestError
 
 Server = Replica[Transport]
-HEDGE_SHARE = 8  # of what is left of the deadline, for a hedge to connect
 
 
 class Guarded:
@@ -35,6 +34,7 @@ class Guarded:
         breaker = self._breaker
         if breaker.state != "closed":
             self._balance.check_trial()
+        self._replica.requests += 1
         try:
             response = self._infer(request, deadline_ns)
         except RequestError as error:
@@ -101,7 +101,7 @@ class Replicas:
 
     def _attempt(self, tried: list[Server], request: InferRequest, deadline_ns: int, started_ns: int) -> InferResponse:
         """Ask the last of `tried`, and after its usual time another one beside it."""
-        runner = self._begin(tried[-1], request, deadline_ns)
+        runner = self._begin(tried[-1], request, deadline_ns, hurry=len(tried) == 1)
         runners = [runner]
         try:
             until = self._balance.patience_ns(request.model, runner.began_ns, deadline_ns)
@@ -115,11 +115,13 @@ class Replicas:
                 self._balance.dropped(other.replica)
             raise
 
-    def _begin(self, replica: Server, request: InferRequest, deadline_ns: int, share: int = 2) -> _Runner:
-        """Send to `replica`, which has little time to connect, so that a dead path leaves some for another."""
+    def _begin(self, replica: Server, request: InferRequest, deadline_ns: int, *, hurry: bool) -> _Runner:
+        """Send to `replica`. In a `hurry` it has little time to connect: another can be asked instead."""
         began = monotonic_ns()
         try:
-            by = self._balance.connect_by_ns(request.model, began, deadline_ns, share)
+            by = began + (deadline_ns - began) // 2
+            if hurry:
+                by = self._balance.connect_by_ns(replica, request.model, began, deadline_ns)
             pending = begin(replica.transport, request, deadline_ns, by)
         except RequestError as error:
             self._balance.failed(replica, error)
@@ -132,8 +134,8 @@ class Replicas:
     def _join(self, runners: list[_Runner], second: Server, request: InferRequest, deadline_ns: int) -> None:
         """Send to `second` as well; when that fails, the first runs on alone."""
         try:
-            # While it connects nobody listens to the first, so it has little time.
-            runners.append(self._begin(second, request, deadline_ns, share=HEDGE_SHARE))
+            # While it connects nobody listens to the first.
+            runners.append(self._begin(second, request, deadline_ns, hurry=True))
         except RequestError:
             return
 
