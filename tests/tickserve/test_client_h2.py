@@ -1,0 +1,412 @@
+"""HTTP/2 that no good server speaks: a raw socket that says what the test tells it to, frame by frame."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tritonclient.grpc import service_pb2
+
+from tickserve.client import InferRequest, InferResponse, Tensor
+from tickserve.client import _h2 as h2
+from tickserve.client._grpc import GrpcTransport
+from tickserve.client._hpack import decode_block, huffman, literal
+from tickserve.client._socket import MalformedError
+from tickserve.client._url import parse_endpoint
+from tickserve.errors import DeadlineExceededError, ProtocolError, RequestError, ServerRejectedError, TransportError
+
+Script = Callable[["Peer", socket.socket, int], None]
+VALUES = np.array([[0.25, 0.25, 0.5]], np.float32)
+HEAD = b"\x88" + literal("content-type", "application/grpc")
+GOOD_END = literal("grpc-status", "0") + literal("grpc-message", "")
+BEGIN = h2.frame(h2.SETTINGS, 0, 0)
+
+
+def message() -> bytes:
+    answer = service_pb2.ModelInferResponse(model_name="m", model_version="2", id="abc")
+    answer.outputs.add(name="p", datatype="FP32", shape=(1, 3))
+    answer.raw_output_contents.append(VALUES.tobytes())
+    data: bytes = answer.SerializeToString()
+    return b"\0" + len(data).to_bytes(4, "big") + data
+
+
+def answer(stream: int, data: bytes | None = None) -> bytes:
+    data = message() if data is None else data
+    return (
+        h2.frame(h2.HEADERS, h2.END_HEADERS, stream, HEAD)
+        + h2.frame(h2.DATA, 0, stream, data)
+        + h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, stream, GOOD_END)
+    )
+
+
+class Peer:
+    """Reads requests on each connection, and runs the script once for each, with its stream."""
+
+    def __init__(self, script: Script) -> None:
+        self.script, self.connections, self.requests = script, 0, 0
+        self.frames: list[tuple[int, int, int, bytes]] = []
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._open: list[socket.socket] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                sock, _ = self._listener.accept()
+                self.connections += 1
+                self._open.append(sock)
+                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
+
+    def _serve(self, sock: socket.socket) -> None:
+        with suppress(OSError), sock:
+            assert self.read(sock, 24) == h2.PREFACE[:24]
+            while True:
+                kind, flags, stream, _ = self.frame(sock)
+                if kind == h2.DATA and flags & h2.END_STREAM:
+                    self.requests += 1
+                    self.script(self, sock, stream)
+
+    def read(self, sock: socket.socket, size: int) -> bytes:
+        data = b""
+        while len(data) < size:
+            chunk = sock.recv(size - len(data))
+            if not chunk:
+                raise OSError("the client went away")
+            data += chunk
+        return data
+
+    def frame(self, sock: socket.socket) -> tuple[int, int, int, bytes]:
+        head = self.read(sock, 9)
+        payload = self.read(sock, int.from_bytes(head[:3], "big"))
+        self.frames.append((head[3], head[4], int.from_bytes(head[5:], "big"), payload))
+        return self.frames[-1]
+
+    def close(self) -> None:
+        with suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for sock in self._open:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def peer() -> Iterator[Callable[[Script], tuple[Peer, GrpcTransport]]]:
+    opened: list[Any] = []
+
+    def start(script: Script) -> tuple[Peer, GrpcTransport]:
+        server = Peer(script)
+        transport = GrpcTransport(parse_endpoint(server.url, "grpc"))
+        opened.extend((transport, server))
+        return server, transport
+
+    yield start
+    for item in opened:
+        item.close()
+
+
+def ask(transport: GrpcTransport, ms: float = 2_000) -> InferResponse:
+    request = InferRequest("m", None, "abc", 2_000_000, (Tensor("x", "FP32", (1, 4), bytes(16)),))
+    return transport.infer(request, time.monotonic_ns() + int(ms * 1e6))
+
+
+def good(response: InferResponse) -> bool:
+    return response.request_id == "abc" and np.array_equal(response.outputs["p"], VALUES)
+
+
+def says(*parts: bytes) -> Script:
+    return lambda peer, sock, stream: sock.sendall((BEGIN if stream == 1 else b"") + b"".join(parts))
+
+
+@pytest.mark.parametrize("size", [1, 7, 100, 10_000])
+def test_a_good_answer_in_any_pieces(peer: Any, size: int) -> None:
+    def drip(peer: Peer, sock: socket.socket, stream: int) -> None:
+        data = (BEGIN if stream == 1 else b"") + answer(stream)
+        for at in range(0, len(data), size):
+            sock.sendall(data[at : at + size])
+            time.sleep(0.0005)
+
+    server, transport = peer(drip)
+    for _ in range(3):
+        assert good(ask(transport))
+    assert (server.connections, server.requests) == (1, 3)
+
+
+def test_what_else_may_come_between_changes_nothing(peer: Any) -> None:
+    def chatty(peer: Peer, sock: socket.socket, stream: int) -> None:
+        data = message()
+        sock.sendall(
+            (BEGIN if stream == 1 else b"")
+            + h2.frame(h2.PING, 0, 0, b"12345678")
+            + h2.frame(h2.WINDOW_UPDATE, 0, 0, (100).to_bytes(4, "big"))
+            + h2.frame(0xEE, 0xFF, stream, b"of a later protocol")
+            + h2.frame(h2.HEADERS, h2.END_HEADERS, stream, literal(":status", "103"))
+            + h2.frame(h2.HEADERS, h2.PADDED | h2.WITH_PRIORITY, stream, b"\x02" + bytes(5) + HEAD[:3] + b"\0\0")
+            + h2.frame(h2.CONTINUATION, h2.END_HEADERS, stream, HEAD[3:])
+            + h2.frame(h2.DATA, h2.PADDED, stream, b"\x03" + data[:10] + bytes(3))
+            + h2.frame(h2.SETTINGS, 0, 0, h2.settings({h2.MAX_FRAME_SIZE: 2**20, 0xFF: 1}))
+            + h2.frame(h2.DATA, 0, stream, data[10:])
+            + h2.frame(h2.DATA, 0, stream)
+            + h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, stream, b"\x20" + GOOD_END)
+        )
+
+    server, transport = peer(chatty)
+    for _ in range(3):
+        assert good(ask(transport))
+    assert server.connections == 1
+    pings = [each for each in server.frames if each[0] == h2.PING]
+    assert pings[:2] == [(h2.PING, h2.ACK, 0, b"12345678")] * 2
+
+
+MALFORMED = {
+    "http/1": b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\n\r\n",
+    "no settings": h2.frame(h2.HEADERS, h2.END_HEADERS, 1, HEAD),
+    "huge frame": BEGIN + b"\xff\xff\xff\x00\x00\x00\x00\x00\x01",
+    "data first": BEGIN + h2.frame(h2.DATA, 0, 1, message()),
+    "another stream": BEGIN + answer(3),
+    "push": BEGIN + h2.frame(h2.PUSH_PROMISE, h2.END_HEADERS, 1, bytes(4) + HEAD),
+    "interrupted": BEGIN + h2.frame(h2.HEADERS, 0, 1, HEAD) + h2.frame(h2.PING, 0, 0, bytes(8)),
+    "continuation of nothing": BEGIN + h2.frame(h2.CONTINUATION, h2.END_HEADERS, 1, HEAD),
+    "two heads": BEGIN + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, HEAD) * 2,
+    "trailers that do not end": BEGIN
+    + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, HEAD)
+    + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, GOOD_END),
+    "no status": BEGIN + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, GOOD_END),
+    "dynamic table": BEGIN + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, b"\xbe"),
+    "table asked for": BEGIN + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, b"\x3f\xe1\x1f" + HEAD),
+    "cut block": BEGIN + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, HEAD[:-3]),
+    "endless length": BEGIN + h2.frame(h2.HEADERS, h2.END_HEADERS, 1, b"\x00\x7f" + b"\xff" * 9),
+    "large block": BEGIN + h2.frame(h2.HEADERS, 0, 1, bytes(10_000)) + h2.frame(h2.CONTINUATION, 0, 1, bytes(10_000)),
+    "padding": BEGIN + h2.frame(h2.HEADERS, h2.END_HEADERS | h2.PADDED, 1, b"\xff" + HEAD),
+    "ping of seven": BEGIN + h2.frame(h2.PING, 0, 0, bytes(7)),
+    "settings of seven": h2.frame(h2.SETTINGS, 0, 0, bytes(7)),
+    "window": h2.frame(h2.SETTINGS, 0, 0, h2.settings({h2.INITIAL_WINDOW_SIZE: 2**31})),
+    "window of nothing": BEGIN + h2.frame(h2.WINDOW_UPDATE, 0, 0, bytes(4)),
+    "window overflow": BEGIN + h2.frame(h2.WINDOW_UPDATE, 0, 0, (2**31 - 1).to_bytes(4, "big")) * 2,
+    "frame size": h2.frame(h2.SETTINGS, 0, 0, h2.settings({h2.MAX_FRAME_SIZE: 100})),
+    "flood": BEGIN * (h2.MAX_FRAMES + 10),
+}
+
+
+@pytest.mark.parametrize("data", MALFORMED.values(), ids=list(MALFORMED))
+def test_what_is_no_http2_is_a_protocol_error_at_once(peer: Any, data: bytes) -> None:
+    server, transport = peer(lambda peer, sock, stream: sock.sendall(data))
+    began = time.monotonic()
+    with pytest.raises(ProtocolError):
+        ask(transport, ms=5_000)
+    assert time.monotonic() - began < 4
+    assert not transport._pool._idle
+    assert server.requests == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"),
+    [
+        (b"", ProtocolError),
+        (message()[:-1], ProtocolError),
+        (message() * 2, ProtocolError),
+        (b"\1" + message()[1:], ProtocolError),
+        (message()[:5] + bytes(len(message()) - 5), ProtocolError),
+    ],
+    ids=["none", "cut", "two", "compressed", "zeros"],
+)
+def test_what_is_no_grpc_message(peer: Any, data: bytes, kind: type) -> None:
+    _, transport = peer(lambda peer, sock, stream: sock.sendall(BEGIN + answer(stream, data)))
+    with pytest.raises(kind):
+        ask(transport)
+
+
+@pytest.mark.parametrize(
+    ("trailers", "kind"),
+    [
+        (b"\x88" + literal("grpc-status", "4"), DeadlineExceededError),
+        (b"\x88" + literal("grpc-status", "13") + literal("grpc-message", "b%C3%B6se%0a x"), ServerRejectedError),
+        (b"\x88" + literal("grpc-status", "99"), ServerRejectedError),
+        (b"\x88" + literal("grpc-status", "-1"), ServerRejectedError),
+        (b"\x88", ProtocolError),
+        (literal(":status", "502"), RequestError),
+    ],
+)
+def test_answers_that_are_only_a_status(peer: Any, trailers: bytes, kind: type) -> None:
+    whole = h2.END_HEADERS | h2.END_STREAM
+    _, transport = peer(lambda peer, sock, stream: sock.sendall(BEGIN + h2.frame(h2.HEADERS, whole, stream, trailers)))
+    with pytest.raises(kind):
+        ask(transport)
+
+
+def test_a_connection_the_server_leaves_is_replaced_and_the_call_made_once_more(peer: Any) -> None:
+    """The server's goodbye may lie unread in an idle connection: it says that it has not looked at the call."""
+
+    def leave(peer: Peer, sock: socket.socket, stream: int) -> None:
+        if stream == 1:
+            goodbye = h2.frame(h2.PING, 0, 0, bytes(8)) + h2.frame(h2.GOAWAY, 0, 0, (1).to_bytes(4, "big") + bytes(4))
+            sock.sendall(BEGIN + answer(stream))
+            time.sleep(0.05)
+            with suppress(OSError):
+                sock.sendall(goodbye)
+                sock.shutdown(socket.SHUT_RDWR)
+
+    server, transport = peer(leave)
+    for _ in range(3):
+        assert good(ask(transport))
+        time.sleep(0.1)
+    assert (server.connections, server.requests) == (3, 3)
+
+
+def test_a_goodbye_behind_an_answer_ends_the_connection(peer: Any) -> None:
+    goodbye = h2.frame(h2.GOAWAY, 0, 0, (1).to_bytes(4, "big") + bytes(4))
+    server, transport = peer(lambda peer, sock, stream: sock.sendall(BEGIN + answer(stream) + goodbye))
+    for calls in range(1, 4):
+        assert good(ask(transport))
+        assert (server.connections, len(transport._pool._idle)) == (calls, 0)
+
+
+@pytest.mark.parametrize(
+    ("data", "requests"),
+    [
+        (h2.frame(h2.RST_STREAM, 0, 3, (2).to_bytes(4, "big")), 2),  # in the middle of it: not sent twice
+        (h2.frame(h2.HEADERS, h2.END_HEADERS, 3, HEAD), 2),
+        (h2.frame(h2.RST_STREAM, 0, 3, (7).to_bytes(4, "big")), 3),  # refused before it was looked at
+        (h2.frame(h2.GOAWAY, 0, 0, (1).to_bytes(4, "big") + bytes(4)), 3),
+        (b"", 3),
+    ],
+    ids=["reset", "cut", "refused", "goodbye", "closed"],
+)
+def test_what_may_have_been_scored_is_not_sent_again(peer: Any, data: bytes, requests: int) -> None:
+    def script(peer: Peer, sock: socket.socket, stream: int) -> None:
+        if stream == 1 and peer.connections == 1:
+            sock.sendall(BEGIN + answer(stream))
+        elif peer.connections == 1:
+            sock.sendall(data)
+            sock.shutdown(socket.SHUT_RDWR)
+        else:
+            sock.sendall(BEGIN + answer(stream))
+
+    server, transport = peer(script)
+    assert good(ask(transport))
+    if requests == 2:
+        with pytest.raises(TransportError):
+            ask(transport)
+    else:
+        assert good(ask(transport))
+    assert server.requests == requests
+
+
+def test_the_deadline_holds_against_a_peer_that_drips_frames(peer: Any) -> None:
+    def drip(peer: Peer, sock: socket.socket, stream: int) -> None:
+        sock.sendall(BEGIN)
+        for _ in range(1_000):
+            sock.sendall(h2.frame(h2.PING, 0, 0, bytes(8)))
+            time.sleep(0.005)
+
+    _, transport = peer(drip)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceededError):
+        ask(transport, ms=200)
+    assert 0.2 <= time.monotonic() - began < 1
+
+
+def test_a_small_window_is_kept_to(peer: Any) -> None:
+    """The peer takes 1000 bytes at a time; a request larger than that goes out as its windows open."""
+    received: list[int] = []
+
+    def small(peer: Peer, sock: socket.socket, stream: int) -> None:
+        sock.sendall(answer(stream))
+
+    server, transport = peer(small)
+
+    def serve(sock: socket.socket) -> None:
+        with suppress(OSError), sock:
+            server.read(sock, 24)
+            sock.sendall(h2.frame(h2.SETTINGS, 0, 0, h2.settings({h2.INITIAL_WINDOW_SIZE: 1_000})))
+            while True:
+                kind, flags, stream, payload = server.frame(sock)
+                if kind != h2.DATA:
+                    continue
+                received.append(len(payload))
+                if flags & h2.END_STREAM:
+                    sock.sendall(answer(stream))
+                else:
+                    sock.sendall(h2.frame(h2.WINDOW_UPDATE, 0, stream, (1_000).to_bytes(4, "big")))
+
+    server._serve = serve
+    assert good(ask(transport))  # learns the settings
+    received.clear()
+    tensors = (Tensor("x", "FP32", (1, 2_500), bytes(10_000)),)
+    assert good(transport.infer(InferRequest("m", None, "abc", 10**6, tensors), time.monotonic_ns() + 2 * 10**9))
+    assert len(received) > 10
+    assert max(received) <= 1_000
+    assert sum(received) > 10_000
+
+
+# Examples of RFC 7541, appendix C.
+@pytest.mark.parametrize(
+    ("coded", "text"),
+    [
+        ("f1e3c2e5f23a6ba0ab90f4ff", "www.example.com"),
+        ("a8eb10649cbf", "no-cache"),
+        ("25a849e95ba97d7f", "custom-key"),
+        ("25a849e95bb8e8b4bf", "custom-value"),
+        ("9d29ad171863c78f0b97c8e9ae82ae43d3", "https://www.example.com"),
+        ("d07abe941054d444a8200595040b8166e082a62d1bff", "Mon, 21 Oct 2013 20:13:21 GMT"),
+        (
+            "94e7821dd7f2e6c7b335dfdfcd5b3960d5af27087f3672c1ab270fb5291f9587316065c003ed4ee5b1063d5007",
+            "foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1",
+        ),
+    ],
+)
+def test_huffmans_code_is_the_standards(coded: str, text: str) -> None:
+    assert huffman(bytes.fromhex(coded)).decode() == text
+
+
+def test_every_byte_has_a_code_and_the_codes_are_complete() -> None:
+    from tickserve.client._hpack import END_MARK, _codes
+
+    codes = _codes()
+    assert sorted(codes.values()) == [*range(256), END_MARK]
+    assert sum(2.0**-length for length, _ in codes) == 1
+    for byte in range(256):
+        length, code = next(key for key, value in codes.items() if value == byte)
+        padding = -length % 8
+        data = (code << padding | (1 << padding) - 1).to_bytes((length + padding) // 8, "big")
+        assert huffman(data) == bytes((byte,))
+
+
+@pytest.mark.parametrize("coded", ["00", "f1e3c2e5f23a6ba0ab90f400", "ffffffff", "ff"])
+def test_what_is_no_huffman_code(coded: str) -> None:
+    with pytest.raises(MalformedError):
+        huffman(bytes.fromhex(coded))
+
+
+def test_a_block_of_the_standard() -> None:
+    block = (
+        "488264025885aec3771a4b6196d07abe941054d444a8200595040b8166e082a62d1bff6e919d29ad171863c78f0b97c8e9ae82ae43d3"
+    )
+    assert decode_block(bytes.fromhex(block)) == {
+        ":status": "302",
+        "cache-control": "private",
+        "date": "Mon, 21 Oct 2013 20:13:21 GMT",
+        "location": "https://www.example.com",
+    }
+
+
+@given(st.dictionaries(st.text("abcdefghij-", min_size=1, max_size=200), st.text("abc %09~", max_size=500), max_size=5))
+@settings(max_examples=100, deadline=None)
+def test_what_is_written_is_read(headers: dict[str, str]) -> None:
+    assert decode_block(b"".join(literal(name, value) for name, value in headers.items())) == headers
+
+
+@given(st.binary(max_size=100))
+@settings(max_examples=500, deadline=None)
+def test_any_block_is_headers_or_a_typed_error(block: bytes) -> None:
+    with suppress(MalformedError):
+        decode_block(block)
