@@ -64,7 +64,7 @@ def watch(target: Target, version: int, manifest: Manifest, rows: Arrays, settin
     sizes, done = _rounds(target, version, manifest, rows, settings, lambda: stubs.resident_bytes(scoring))
     after = stubs.resident_bytes([pid, *stubs.stubs_of(pid)])
     growth = sizes[-1] - sizes[0]
-    _hold(sizes, done, settings)
+    hold(sizes, done, settings)
     return Memory(done, *(round(size / MB, 2) for size in (sizes[-1], growth, before, after)))
 
 
@@ -87,7 +87,7 @@ def _rounds(
     return sizes, ROUNDS * each
 
 
-def _hold(sizes: list[int], requests: int, settings: SwapSettings) -> None:
+def hold(sizes: list[int], requests: int, settings: SwapSettings) -> None:
     """Raises GateRefusedError for sizes of a leak."""
     growth, steps = sizes[-1] - sizes[0], np.diff(sizes)
     counted = requests - requests // len(sizes)

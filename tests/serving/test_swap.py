@@ -7,7 +7,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,7 +186,8 @@ def test_a_swap_serves_the_new_version_and_frees_the_old(served: Served) -> None
     flips: list[tuple[int, set[int]]] = []
 
     def flipped(version: int, _: object) -> None:
-        flips.append((version, {pid for pid in stubs.stubs_of(served.server.pid) if pid in before}))
+        both = stubs.stubs_of(served.server.pid).values()
+        flips.append((version, {stub.pid for stub in both if (stub.model, stub.version) == ("good", 1)}))
 
     done = served.swap("good", flipped=flipped)
     assert (done.model, done.version, done.previous, done.drained) == ("good", 2, 1, True)
@@ -378,6 +379,28 @@ def test_what_is_not_there_is_refused(served: Served, model: str, version: int, 
 def test_a_rollback_without_a_version_before_is_refused(served: Served) -> None:
     with pytest.raises(ArtifactError, match="no version before"):
         rollback(served.target, "bad", settings=QUICK)
+
+
+STEADY = [0.0] * 8
+GROWTH: dict[str, tuple[list[float], bool]] = {
+    "none": (STEADY, False),
+    "the first round's": ([5.0, *STEADY[1:]], False),
+    "once, within the limit": ([0.0, 0.0, 0.0, 7.0, 0.0, 0.0, 0.0, 0.0], False),
+    "a page now and then": ([0.0, 0.01, 0.0, 0.02, 0.0, 0.01, 0.0, 0.0], False),
+    "beyond the limit": ([0.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 0.0], True),
+    "a little in every round": ([0.0, *[0.1] * 7], True),
+    "freed and taken again": ([0.0, 9.0, -9.0, 9.0, -9.0, 9.0, -9.0, 0.0], False),
+}
+
+
+@pytest.mark.parametrize("case", GROWTH)
+def test_what_is_a_leak(case: str) -> None:
+    """Megabytes more after each round of 8 batches; the default limit is 8 MB."""
+    steps, leaks = GROWTH[case]
+    sizes = [int(size * memory_sentinel.MB) for size in 100 + np.cumsum(steps)]
+    refused = pytest.raises(GateRefusedError, match="memory grows") if leaks else nullcontext()
+    with refused:
+        memory_sentinel.hold(sizes, 64, SwapSettings())
 
 
 def test_the_sentinel_measures_no_process_it_cannot_see(served: Served) -> None:

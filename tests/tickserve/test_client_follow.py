@@ -17,7 +17,7 @@ from tickserve.client import AsyncClient, Client
 from tickserve.client._follow import Follower
 from tickserve.current import CURRENT_NAME, write_current
 from tickserve.errors import RequestError, TransportError, UsageError
-from tickserve.manifest import Manifest, write_manifest
+from tickserve.manifest import Manifest, load_manifest, write_manifest
 
 ROWS = np.zeros((1, 4), np.float32)
 NOWHERE = "127.0.0.1:1"
@@ -98,11 +98,18 @@ def damage_version(model: Path) -> None:
     (model / "2" / "manifest.json").write_text("{}")
 
 
+def exchange_version(model: Path) -> None:
+    """A manifest that is good in itself, and not the one that was put in force."""
+    write_current(model, 2)
+    good = load_manifest(model / "2")
+    write_manifest(model / "2", good.model_copy(update={"provenance": good.provenance.model_copy(update={"seed": 3})}))
+
+
 def remove_file(model: Path) -> None:
     (model / CURRENT_NAME).unlink()
 
 
-@pytest.mark.parametrize("damage", [damage_file, damage_version])
+@pytest.mark.parametrize("damage", [damage_file, damage_version, exchange_version])
 def test_what_cannot_be_trusted_is_not_taken(
     repository: Path, damage: Callable[[Path], None], caplog: pytest.LogCaptureFixture
 ) -> None:
