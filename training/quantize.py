@@ -173,6 +173,8 @@ def _child(
     session = open_session(content, graph_level=NO_OPTIMIZATION)
 
     def predict(inputs: Rows) -> Rows:
+        if not len(inputs):  # ONNX Runtime's LSTM aborts the process over an empty batch
+            return np.empty((0, teacher.expected.shape[1]), np.float32)
         return np.asarray(run(session, {teacher.tensor.name: inputs})["probabilities"], np.float32)
 
     teacher_file = teacher.bundle.path / teacher.bundle.manifest.model_file
@@ -222,12 +224,19 @@ def inherited(parent: Manifest) -> dict[str, Any]:
 
 
 def hold(teacher: Teacher, answered: Rows, size: int, teacher_size: int) -> GateResult:
-    """The child's probabilities [R, 3] against its teacher's, as a gate: decisions and information coefficient."""
+    """The child's probabilities [R, 3] against its teacher's, as a gate: decisions and information coefficient.
+
+    No rows, or the same one over and over, prove nothing: refused.
+    """
     said, wanted = Prediction.of(answered), Prediction.of(teacher.expected)
-    agreement = float((said.classes == wanted.classes).mean())
+    agreement = float((said.classes == wanted.classes).mean()) if len(answered) else 0.0
     ic, teacher_ic = rank_correlation(said.score, teacher.ret), rank_correlation(wanted.score, teacher.ret)
     lost = (teacher_ic or 0.0) - (ic or 0.0)
     reasons = []
+    if not len(answered):
+        reasons.append("there are no rows to judge it on")
+    elif np.array_equal(teacher.inputs, np.broadcast_to(teacher.inputs[:1], teacher.inputs.shape), equal_nan=True):
+        reasons.append("the rows to judge it on are all the same")
     if not np.isfinite(answered).all():
         reasons.append("its probabilities are not finite")
     if agreement < MIN_DECISION_AGREEMENT:
