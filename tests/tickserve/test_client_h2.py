@@ -271,23 +271,23 @@ def test_a_goodbye_behind_an_answer_ends_the_connection(peer: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "requests"),
+    ("data", "closes", "requests"),
     [
-        (h2.frame(h2.RST_STREAM, 0, 3, (2).to_bytes(4, "big")), 2),  # in the middle of it: not sent twice
-        (h2.frame(h2.HEADERS, h2.END_HEADERS, 3, HEAD), 2),
-        (h2.frame(h2.RST_STREAM, 0, 3, (7).to_bytes(4, "big")), 3),  # refused before it was looked at
-        (h2.frame(h2.GOAWAY, 0, 0, (1).to_bytes(4, "big") + bytes(4)), 3),
-        (b"", 3),
+        (h2.frame(h2.RST_STREAM, 0, 3, (2).to_bytes(4, "big")), False, 2),  # in the middle of it: not sent twice
+        (h2.frame(h2.HEADERS, h2.END_HEADERS, 3, HEAD), True, 2),
+        (h2.frame(h2.RST_STREAM, 0, 3, (7).to_bytes(4, "big")), False, 3),  # refused before it was looked at
+        (h2.frame(h2.GOAWAY, 0, 0, (1).to_bytes(4, "big") + bytes(4)), False, 3),
+        (h2.frame(h2.PING, 0, 0, bytes(8)), True, 3),
+        (b"", True, 3),
     ],
-    ids=["reset", "cut", "refused", "goodbye", "closed"],
+    ids=["reset", "cut", "refused", "goodbye", "closed after a ping", "closed"],
 )
-def test_what_may_have_been_scored_is_not_sent_again(peer: Any, data: bytes, requests: int) -> None:
+def test_what_may_have_been_scored_is_not_sent_again(peer: Any, data: bytes, closes: bool, requests: int) -> None:
     def script(peer: Peer, sock: socket.socket, stream: int) -> None:
-        if stream == 1 and peer.connections == 1:
-            sock.sendall(BEGIN + answer(stream))
-        elif peer.connections == 1:
+        if peer.connections == 1 and stream > 1:
             sock.sendall(data)
-            sock.shutdown(socket.SHUT_RDWR)
+            if closes:
+                sock.shutdown(socket.SHUT_RDWR)
         else:
             sock.sendall(BEGIN + answer(stream))
 
