@@ -118,14 +118,16 @@ class Balance(Generic[T]):
     def connect_by_ns(self, replica: Replica[T], model: str, now_ns: int, deadline_ns: int) -> int:
         """Until when `replica` may take to connect: half of what is left, so that a dead path leaves some for another.
 
-        No longer than some times a whole answer, when another one is believed alive and can be asked instead.
+        Less where another one is believed alive and can be asked instead: some times a whole answer, or an eighth. (An
+        engine that opens many connections at once is slow itself, and must not hold that against a replica.)
         """
-        half = (deadline_ns - now_ns) // 2
+        left = deadline_ns - now_ns
+        half = left // 2
         quantile = self._quantiles.get(model)
         usual = None if quantile is None else quantile.value
         if usual is None or not any(other.breaker.closed for other in self.replicas if other is not replica):
             return now_ns + half
-        return now_ns + min(half, max(CONNECT_FLOOR_NS, CONNECT_ANSWERS * usual))
+        return now_ns + min(half, max(CONNECT_FLOOR_NS, CONNECT_ANSWERS * usual, left // 8))
 
     def answered(self, replica: Replica[T], model: str, began_ns: int, started_ns: int) -> None:
         """`replica`, asked at `began_ns`, answered a call that started at `started_ns`."""
