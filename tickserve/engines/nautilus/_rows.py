@@ -121,7 +121,9 @@ class BookRows(_Arrivals):
         """Any of the messages below. Raises InputRejectedError for another."""
         make = self._makers.get(type(data))
         if make is None:
-            raise InputRejectedError("not a message of a book", field="data", was=type(data).__name__)
+            raise InputRejectedError(
+                "not of a book", field="data", expected="a quote, book or trade", was=type(data).__name__
+            )
         return make(data)
 
     def quote(self, tick: QuoteTick) -> Event | None:
@@ -218,7 +220,7 @@ class BarRows(_Arrivals):
     def take(self, data: Any) -> Event | None:
         """A bar: open, high, low, close, volume. Raises InputRejectedError for another message."""
         if not isinstance(data, Bar):
-            raise InputRejectedError("not a bar", field="data", was=type(data).__name__)
+            raise InputRejectedError("not of bars", field="data", expected="Bar", was=type(data).__name__)
         return self._bar(data)
 
     def _bar(self, bar: Bar) -> Event | None:
