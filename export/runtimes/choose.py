@@ -3,8 +3,8 @@
 A candidate takes the place of the default when config.pbtxt can ask for it, its decisions are research's, it is at
 least GAIN faster over all batch sizes (the geometric mean of the ratios of p25, see `tickserve.runtimes.Timing`), and a
 lone row, the case an engine waits for, is not slower by more than ALONE at p25, or by more than TAIL at p99 where
-enough calls were timed to speak of one. Of those the fastest over all sizes is taken. The survey then times the two
-again, and both have to come out the same way.
+enough calls were timed to speak of one. Batch sizes with fewer than FEW calls are shown and not compared. Of those the
+fastest over all sizes is taken. The survey then times the two again, and both have to come out the same way.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ GAIN = 0.10
 ALONE = 0.02
 TAIL = 0.50
 TAIL_CALLS = 1_000
+FEW = 20
 
 
 def choose(candidates: Sequence[RuntimeCandidate], default: str) -> tuple[str, str]:
@@ -54,12 +55,12 @@ def _share(candidate: RuntimeCandidate, base: RuntimeCandidate) -> float | None:
 
 
 def _ratios(candidate: RuntimeCandidate, base: RuntimeCandidate, field: str) -> dict[int, float]:
-    """By batch size, the candidate's time over the default's."""
-    reference = {timing.rows: getattr(timing, field) for timing in base.timings}
+    """By batch size, the candidate's time over the default's, where both were timed often enough."""
+    reference = {timing.rows: getattr(timing, field) for timing in base.timings if timing.calls >= FEW}
     return {
         timing.rows: max(getattr(timing, field), 0.1) / max(reference[timing.rows], 0.1)
         for timing in candidate.timings
-        if timing.rows in reference
+        if timing.calls >= FEW and timing.rows in reference
     }
 
 

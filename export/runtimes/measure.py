@@ -29,7 +29,7 @@ class Effort:
 
 EFFORTS = {"quick": Effort(0.04, 5, 100), "full": Effort(4.0, 50, 2_000)}
 # The winner and the default alone, once more: noise seldom wins twice.
-AGAIN = {"quick": Effort(0.02, 10, 100), "full": Effort(2.0, 100, 2_000)}
+AGAIN = {"quick": Effort(0.02, 20, 100), "full": Effort(2.0, 100, 2_000)}
 
 
 def interleaved(calls: Mapping[str, Call], effort: Effort) -> dict[str, Times]:
@@ -45,7 +45,7 @@ def interleaved(calls: Mapping[str, Call], effort: Effort) -> dict[str, Times]:
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             times[name] += _block(calls[name], block)
-    return {name: np.array(taken, np.int64) for name, taken in times.items()}
+    return {name: np.array(taken[:wanted], np.int64) for name, taken in times.items()}
 
 
 def _warm(call: Call) -> int:

@@ -43,10 +43,11 @@ def show(record: dict[str, Any]) -> None:
     rows = []
     for each in record["candidates"]:
         medians = {timing["rows"]: f"{timing['p50_us']:.1f}" for timing in each["timings"]}
-        said = each.get("reason") or ("" if each["served"] else "measured beside")
-        said = "chosen" if each["name"] == record["chosen"] else said
-        rows.append((each["name"], *(medians.get(size, "") for size in sizes), each["decisions"], said))
-    columns = ("runtime", *(f"{size} rows, p50 us" for size in sizes), "decisions", "")
-    table("one call in this process", columns, rows)
-    out.print(f"{record['chosen']}: {record['reason']}")
-    out.print(record["machine"])
+        state = "chosen" if each["name"] == record["chosen"] else "" if each["served"] else "beside"
+        rows.append((each["name"], *(medians.get(size, "-") for size in sizes), state))
+    table("median microseconds of one call in this process, by rows", ("runtime", *map(str, sizes), ""), rows)
+    for each in record["candidates"]:
+        if each.get("reason"):
+            out.print(f"{each['name']}: {each['reason']}", markup=False)
+    out.print(f"chosen: {record['chosen']}: {record['reason']}", markup=False)
+    out.print(record["machine"], markup=False)
