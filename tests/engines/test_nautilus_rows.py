@@ -332,3 +332,9 @@ def test_without_nautilus_the_extra_is_named() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.startswith("MissingExtraError 'nautilus_trader' is not installed")
     assert "tickserve[engines]" in done.stdout
+
+
+def test_importing_the_package_alone_loads_no_engine() -> None:
+    code = "import sys, tickserve.engines; print('nautilus_trader' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

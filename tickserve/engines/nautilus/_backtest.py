@@ -50,8 +50,11 @@ def nautilus_data(events: Events, instrument: Instrument, bar_type: BarType | No
     """`events` as nautilus data of `instrument`, in their order; `ts_event` and `ts_init` are the events' time.
 
     One level gives QuoteTick, up to ten OrderBookDepth10, with a TradeTick for each trade; bars give Bar of `bar_type`.
-    Add it with `engine.add_data(data, sort=False)`, which keeps the order of one nanosecond. Raises UsageError.
+    Add it with `engine.add_data(data, sort=False)`, which keeps the order of one nanosecond. Raises UsageError, and
+    DataError for events out of order: over those nautilus' clock ends the process.
     """
+    if np.any(np.diff(events.ts_ns) < 0):
+        raise DataError("events out of order", field="ts_ns", expected="times that never decrease")
     if events.kind == "bars":
         if bar_type is None:
             raise UsageError("bars need a type", field="bar_type", expected="a BarType", was="None")
