@@ -24,6 +24,7 @@ REQUESTS = st.builds(
     TEXT,
     st.integers(1, 2**63 - 1),
     st.lists(TENSOR, max_size=3).map(tuple),
+    st.none() | st.sampled_from([1, 2]),
 )
 RNG = np.random.default_rng(7)
 
@@ -34,7 +35,9 @@ def test_protobuf_reads_every_request(request: InferRequest) -> None:
     message = service_pb2.ModelInferRequest.FromString(encode(request))
     version = "" if request.version is None else str(request.version)
     assert (message.model_name, message.model_version, message.id) == (request.model, version, request.request_id)
-    assert {key: value.int64_param for key, value in message.parameters.items()} == {"timeout": request.timeout_us}
+    lane = {} if request.priority is None else {"priority": request.priority}
+    found = {key: getattr(value, value.WhichOneof("parameter_choice")) for key, value in message.parameters.items()}
+    assert found == {"timeout": request.timeout_us} | lane
     tensors = [
         Tensor(part.name, part.datatype, tuple(part.shape), raw)
         for part, raw in zip(message.inputs, message.raw_input_contents, strict=True)

@@ -14,6 +14,7 @@ from tickserve.errors import InputRejectedError, UsageError
 MAX_INT64 = 2**63 - 1
 MAX_REQUEST_ID = 256
 MAX_DEADLINE_MS = 3_600_000.0
+LANES = (1, 2)  # as `tickserve.model_config` names them
 
 
 def shown(value: object, limit: int = 60) -> str:
@@ -43,6 +44,18 @@ def whole_number(field: str, value: object, message: str, expected: str) -> int:
             number = operator.index(value)  # type: ignore[arg-type]
     if not 1 <= number <= MAX_INT64:
         raise InputRejectedError(message, field=field, expected=expected, was=shown(value))
+    return number
+
+
+def check_lane(value: object) -> int:
+    """The lane of a request, of any integer type. Raises InputRejectedError."""
+    number = 0
+    if not isinstance(value, bool | np.bool_):
+        with suppress(TypeError):
+            number = operator.index(value)  # type: ignore[arg-type]
+    if number not in LANES:
+        expected = "1 (single decisions) or 2 (bulk scoring)"
+        raise InputRejectedError("not a lane", field="priority", expected=expected, was=shown(value))
     return number
 
 

@@ -113,6 +113,7 @@ class AsyncClient:
         newest_event_ns: int | None = None,
         feature_digest: str | None = None,
         columns: Sequence[str] | None = None,
+        priority: int | None = None,
     ) -> Signal:
         """Score `inputs`, as `Client.score` does; the deadline counts from when the call is first awaited."""
         core = self._core
@@ -128,6 +129,7 @@ class AsyncClient:
                 newest_event_ns=newest_event_ns,
                 feature_digest=feature_digest,
                 columns=columns,
+                priority=priority,
             )
             request = prepared.request
             response = None if request is None else await self._transport.infer(request, call.deadline_ns)

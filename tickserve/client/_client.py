@@ -133,11 +133,14 @@ class Client:
         newest_event_ns: int | None = None,
         feature_digest: str | None = None,
         columns: Sequence[str] | None = None,
+        priority: int | None = None,
     ) -> Signal:
         """Score `inputs`: float32 [B, F] (windows: [B, T, F]), or a mapping from tensor name to array.
 
         `newest_event_ns` is the time of the newest market event behind the features (UTC, nanoseconds since 1970).
         `feature_digest` and `columns` prove that the features are the model's and in its order.
+        `priority` names a lane where the served model has lanes (docs/batching.md): 1, which is also that of a request
+        that names none, is scored before 2, bulk scoring. Without lanes, and in process, it changes nothing.
 
         Raises InputRejectedError (refused before it was sent), DeadlineExceededError, ModelNotFoundError,
         ServerRejectedError, TransportError, ProtocolError (the answer is not the pinned model's), all of them
@@ -157,6 +160,7 @@ class Client:
                 newest_event_ns=newest_event_ns,
                 feature_digest=feature_digest,
                 columns=columns,
+                priority=priority,
             )
             request = prepared.request
             return core.finish(prepared, request and self._infer(request, call.deadline_ns))

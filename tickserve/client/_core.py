@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from tickserve.client._arguments import MAX_REQUEST_ID, check_request_id, positive_ms, shown, whole_number
+from tickserve.client._arguments import MAX_REQUEST_ID, check_lane, check_request_id, positive_ms, shown, whole_number
 from tickserve.client._call import NS_PER_US, Call, RequestIds
 from tickserve.client._check import Checked, Inputs
 from tickserve.client._fallback import FallbackName, FallbackPolicy, choose_fallback
@@ -104,12 +104,14 @@ class Core:
         newest_event_ns: int | None,
         feature_digest: str | None,
         columns: Sequence[str] | None,
+        priority: int | None,
     ) -> Prepared:
         """Check everything that can be checked before sending. Raises RequestError and UsageError."""
         check_request_id(call.request_id)
         call.bound(
             self._deadline_ms if deadline_ms is None else positive_ms("deadline_ms", deadline_ms, InputRejectedError)
         )
+        lane = None if priority is None else check_lane(priority)
         pinned = self._pin_of(model, version)
         pinned.contract.check_features(columns, feature_digest)
         call.checked = checked = pinned.contract.check_inputs(inputs)
@@ -118,7 +120,7 @@ class Core:
         if self._too_old(call.age_us):
             return Prepared(call, pinned, checked, None)
         contract, asked = pinned
-        request = InferRequest(contract.name, asked, call.request_id, call.timeout_us, checked.tensors)
+        request = InferRequest(contract.name, asked, call.request_id, call.timeout_us, checked.tensors, lane)
         if call.reached("check") >= call.deadline_ns:
             raise DeadlineExceededError("the deadline passed before the request was sent")
         return Prepared(call, pinned, checked, request)

@@ -88,9 +88,10 @@ def encode(request: InferRequest, authority: str) -> tuple[bytes, bytes]:
     signature = tuple([(tensor.name, tensor.dtype, tensor.shape, len(tensor.data)) for tensor in tensors])
     head, inputs = _template(authority, request.model, request.version, signature)
     payload = tensors[0].data if len(tensors) == 1 else b"".join(tensor.data for tensor in tensors)
-    text = b'{"id":%b,"parameters":{"timeout":%d,"binary_data_output":true},"inputs":%b}' % (
+    text = b'{"id":%b,"parameters":{"timeout":%d%b,"binary_data_output":true},"inputs":%b}' % (
         json_string(request.request_id),
         request.timeout_us,
+        b"" if request.priority is None else b',"priority":%d' % request.priority,
         inputs,
     )
     size = len(text)

@@ -23,6 +23,8 @@ PARAMETER_TAG = b"\x22"  # parameters = 4, a map: an entry has key = 1 and value
 RAW_INPUT_TAG = b"\x3a"  # raw_input_contents = 7
 TIMEOUT_KEY = b"\x0a\x07timeout\x12"
 INT64_TAG = b"\x10"  # InferParameter.int64_param = 2
+# The whole entry: key, and InferParameter.uint64_param = 5, which is what Triton reads a priority from.
+PRIORITY_ENTRY = b"\x22\x0e\x0a\x08priority\x12\x02\x28%c"
 # Fields of ModelInferResponse, and of its outputs.
 MODEL, VERSION, IDENTITY, PARAMETERS, OUTPUTS, RAW_OUTPUTS = 1, 2, 3, 4, 5, 6
 NAME, DATATYPE, SHAPE, CONTENTS = 1, 2, 3, 5
@@ -65,6 +67,8 @@ def encode(request: InferRequest) -> bytes:
     entry = TIMEOUT_KEY + varint(len(timeout) + 1) + INT64_TAG + timeout
     parts = [template(request.model, request.version, signature), ID_TAG, varint(len(identity)), identity]
     parts += (PARAMETER_TAG, varint(len(entry)), entry)
+    if request.priority is not None:
+        parts.append(PRIORITY_ENTRY % request.priority)
     for tensor in request.tensors:
         parts += (RAW_INPUT_TAG, varint(len(tensor.data)), tensor.data)
     return b"".join(parts)

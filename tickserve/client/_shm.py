@@ -121,9 +121,10 @@ class ShmTransport:
         return response
 
     def _ask(self, request: InferRequest, constant: bytes, deadline_ns: int) -> Reply:
-        text = b'{"id":%b,"parameters":{"timeout":%d%b' % (
+        text = b'{"id":%b,"parameters":{"timeout":%d%b%b' % (
             json_string(request.request_id),
             request.timeout_us,
+            b"" if request.priority is None else b',"priority":%d' % request.priority,
             constant,
         )
         head = _head(self._authority, request.model, request.version)

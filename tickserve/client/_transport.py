@@ -57,13 +57,14 @@ class Tensor(NamedTuple):
 
 
 class InferRequest(NamedTuple):
-    """One request. `timeout_us` tells the server how long the request may wait in its queue."""
+    """One request. `timeout_us` tells the server how long it may wait in its queue, `priority` in which lane."""
 
     model: str
     version: int | None
     request_id: str
     timeout_us: int
     tensors: tuple[Tensor, ...]
+    priority: int | None = None
 
 
 class InferResponse(NamedTuple):
