@@ -25,7 +25,7 @@ from serving.embedded import EmbeddedTriton
 from tickserve.config import ServeSettings
 from tickserve.manifest import load_manifest
 from tickserve.model_config import CONFIG_NAME
-from tickserve.pipeline import golden_rows, newest_version
+from tickserve.pipeline import golden_inputs, newest_version
 
 STALL_MS = 100.0
 CALLERS = (1, 2, 4, 8)
@@ -99,7 +99,7 @@ def main() -> None:
     options = parser.parse_args()
     version = newest_version(options.repository, options.model)
     manifest = load_manifest(version)
-    rows = golden_rows(version, manifest)[0]
+    inputs = golden_inputs(version, manifest)[0]
     print("policy  lanes  delay_us  instances  callers   calls  p50_ms  p99_ms  max_ms  stalls  refused")
     for setting in SETTINGS:
         with tempfile.TemporaryDirectory() as folder:
@@ -107,7 +107,7 @@ def main() -> None:
             shutil.copytree(options.repository / options.model, copy / options.model)
             configure(copy / options.model / CONFIG_NAME, *setting)
             with EmbeddedTriton(copy, FREE) as server:
-                feed = Feed(server.http_url, options.model, manifest.inputs[0].name, rows[:1], 200.0)
+                feed = Feed(server.http_url, options.model, inputs, 200.0)
                 for callers in CALLERS:
                     taken, refused = closed_loop(feed, callers, options.seconds)
                     p50, p99 = np.percentile(taken, [50, 99])

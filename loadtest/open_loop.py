@@ -11,6 +11,7 @@ import asyncio
 import json
 import time
 from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -18,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from export.batching import Arrivals
+from export.batching.arrivals import of_times
+from tickserve.client._transport import DTYPES
 from tickserve.errors import ComponentError
 from tickserve.model_config import BULK_LANE, SINGLE_LANE
 
@@ -29,12 +32,11 @@ COARSE_S = 0.002
 
 @dataclass(frozen=True)
 class Feed:
-    """What to send: `model` on `authority` (host:port), rows taken from the front of `features` float32 [B, ...]."""
+    """What to send: `model` on `authority` (host:port), rows taken from the front of each of its `inputs`, [B, ...]."""
 
     authority: str
     model: str
-    input_name: str
-    features: npt.NDArray[np.float32]
+    inputs: Mapping[str, npt.NDArray[Any]]
     deadline_ms: float
     lanes: bool = False
 
@@ -153,6 +155,20 @@ class _Driver:
             connection.close()
         return self.result
 
+    async def run_lone(self, gap_s: float, after: Callable[[], None]) -> OpenLoop:
+        """Send each request `gap_s` after all before are answered."""
+        self.idle.append(await self._connect())
+        for index in range(len(self._arrivals)):
+            self._intended.append(time.perf_counter() + gap_s)
+            await _until(self._intended[index])
+            self._send(index, self.idle.pop() if self.idle else await self._connect())
+            while self._left > len(self._arrivals) - index - 1:
+                await asyncio.sleep(0)
+            after()
+        for connection in list(self.idle):
+            connection.close()
+        return self.result
+
     def finished(self, index: int, outcome: str) -> None:
         """Note how request `index` ended."""
         if outcome == "answered":
@@ -214,19 +230,26 @@ def _refusal(status: int, text: bytes) -> str:
 
 def message(feed: Feed, rows: int, lane: int) -> bytes:
     """One binary request over HTTP with `rows` rows, the deadline as its queue timeout, and its lane."""
-    repeats = -(-rows // len(feed.features))
-    values = np.ascontiguousarray(np.concatenate([feed.features] * repeats)[:rows], "<f4")
     parameters: dict[str, Any] = {"timeout": int(feed.deadline_ms * 1e3), "binary_data_output": True}
     if feed.lanes:
         parameters["priority"] = lane
-    tensor = {"name": feed.input_name, "shape": list(values.shape), "datatype": "FP32"}
-    head = json.dumps(
-        {"parameters": parameters, "inputs": [tensor | {"parameters": {"binary_data_size": values.nbytes}}]}
-    ).encode()
+    tensors, contents = [], []
+    for name, values in take(feed.inputs, rows).items():
+        dtype = next(kind for kind, code in DTYPES.items() if code.kind == values.dtype.kind)
+        contents.append(np.ascontiguousarray(values, DTYPES[dtype]).tobytes())
+        size = {"binary_data_size": len(contents[-1])}
+        tensors.append({"name": name, "shape": list(values.shape), "datatype": dtype, "parameters": size})
+    head = json.dumps({"parameters": parameters, "inputs": tensors}).encode()
+    body = b"".join([head, *contents])
     return (
         f"POST /v2/models/{feed.model}/infer HTTP/1.1\r\nHost: {feed.authority}\r\n"
-        f"Content-Length: {len(head) + values.nbytes}\r\nInference-Header-Content-Length: {len(head)}\r\n\r\n"
-    ).encode() + head + values.tobytes()  # fmt: skip
+        f"Content-Length: {len(body)}\r\nInference-Header-Content-Length: {len(head)}\r\n\r\n"
+    ).encode() + body
+
+
+def take(inputs: Mapping[str, npt.NDArray[Any]], rows: int) -> dict[str, npt.NDArray[Any]]:
+    """The first `rows` rows of every input, repeated where there are fewer."""
+    return {name: np.concatenate([values] * -(-rows // len(values)))[:rows] for name, values in inputs.items()}
 
 
 def drive(feed: Feed, arrivals: Arrivals) -> OpenLoop:
@@ -236,3 +259,15 @@ def drive(feed: Feed, arrivals: Arrivals) -> OpenLoop:
 
 async def _run(feed: Feed, arrivals: Arrivals) -> OpenLoop:
     return await _Driver(feed, arrivals).run()
+
+
+def drive_lone(feed: Feed, calls: int, gap_s: float, after: Callable[[], None]) -> OpenLoop:
+    """`calls` requests of one row, each `gap_s` after the one before was answered and `after` was called.
+
+    The same sender on the same path as `drive`, with nothing waiting before any request.
+    """
+    return asyncio.run(_run_lone(feed, calls, gap_s, after))
+
+
+async def _run_lone(feed: Feed, calls: int, gap_s: float, after: Callable[[], None]) -> OpenLoop:
+    return await _Driver(feed, of_times(np.arange(calls, dtype=np.int64))).run_lone(gap_s, after)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -47,6 +47,11 @@ def of_times(times_ns: npt.NDArray[np.int64]) -> Arrivals:
     ordered = np.sort(times_ns.astype(np.int64))
     ones = np.ones(len(ordered), np.int64)
     return Arrivals(ordered - ordered[0], ones, ones * SINGLE_LANE)
+
+
+def of_requests(times_ns: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> Arrivals:
+    """Requests of `rows` rows (int64 [N]) at `times_ns`, in the single lane. Raises InsufficientDataError."""
+    return replace(of_times(times_ns), rows=rows.astype(np.int64)[np.argsort(times_ns, kind="stable")])
 
 
 def decisions(events: Arrivals, every_us: int) -> Arrivals:

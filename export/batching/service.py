@@ -21,18 +21,20 @@ Samples = Mapping[int, npt.NDArray[np.float64]]
 class ServiceTimes:
     """`samples_us` maps rows of a lone request to measured microseconds an instance was busy with it.
 
-    `per_request_us` is what each further request in a batch adds at equal rows; `overhead_us` is what a caller waits
-    beside that (network stack, parsing, answer), off the instance. `source` says what was measured.
+    `per_request_us` is what each further request in a batch adds at equal rows; `overhead_us` is what a caller
+    typically waits beside that (network stack, parsing, answer), off the instance, and `path_us` how that varies from
+    request to request (none: it does not). `source` says what was measured.
     """
 
     samples_us: Samples
     per_request_us: float
     overhead_us: float
     source: str
+    path_us: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         bad = not self.samples_us or any(not len(s) or not np.all(s > 0) for s in self.samples_us.values())
-        if bad or self.per_request_us < 0 or self.overhead_us < 0:
+        if bad or self.per_request_us < 0 or self.overhead_us < 0 or any(not path >= 0 for path in self.path_us):
             raise UsageError("expected positive microseconds for each batch size", field="service times")
 
     @property
@@ -54,11 +56,16 @@ class ServiceTimes:
         """Every sample over its size's mean: how an execution varies around `mean_us`. float64 [samples]."""
         return np.concatenate([s / np.mean(s) for s in self.samples_us.values()])
 
+    def paths(self) -> npt.NDArray[np.float64]:
+        """What callers waited off the instance, as it was seen. float64 [samples]."""
+        return np.array(self.path_us or (self.overhead_us,))
+
     def to_json(self) -> dict[str, Any]:
-        """Mean, p50 and p99 by size."""
+        """Mean, p50 and p99 by size; the path's p99 too."""
         return {
             "source": self.source,
             "overhead_us": round(self.overhead_us, 1),
+            "overhead_p99_us": round(float(np.percentile(self.paths(), 99)), 1),
             "per_request_us": round(self.per_request_us, 1),
             "rows": {
                 str(size): {

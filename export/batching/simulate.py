@@ -13,7 +13,8 @@ The rules it follows, for one model with N instances:
    `export/batching/rules.py`, so the missed wake-up of few instances is not modelled either.
 
 An execution takes its measured mean for its rows and requests, times a factor drawn from the measured samples (seeded),
-times the busy instances over the cores when there are more of them. Letters: N requests.
+times the busy instances over the cores when there are more of them. To what a request waits and executes comes its path
+(network stack, parsing, answer), drawn from the measured ones. Letters: N requests.
 """
 
 from __future__ import annotations
@@ -80,7 +81,9 @@ class _Batcher:
         self._queues: dict[int, deque[int]] = {lane: deque() for lane in LANES}
         self._waiting_rows = 0
         self._idle = setting.instances
-        self._factors = np.random.default_rng(seed).choice(service.spread(), max(1, len(arrivals))).tolist()
+        random = np.random.default_rng(seed)
+        self._factors = random.choice(service.spread(), max(1, len(arrivals))).tolist()
+        self._paths = random.choice(service.paths(), max(1, len(arrivals)))
         self._means: dict[tuple[int, int], float] = {}
         self._ends: list[tuple[float, list[int]]] = []
         self.latency = np.full(len(arrivals), np.nan)
@@ -163,7 +166,7 @@ class _Batcher:
     def _finish(self, ended: float, taken: list[int]) -> None:
         self._idle += 1
         for request in taken:
-            self.latency[request] = ended - self._times[request] + self._service.overhead_us
+            self.latency[request] = ended - self._times[request] + self._paths[request]
 
 
 def simulate(arrivals: Arrivals, service: ServiceTimes, setting: Setting, *, cores: int, seed: int = 7) -> Outcome:

@@ -113,7 +113,7 @@ def overload(server: EmbeddedTriton, model: str, per_second: float) -> tuple[Ope
     watcher = threading.Thread(target=watch)
     watcher.start()
     try:
-        seen = drive(Feed(server.http_url, model, "features", rows(1), DEADLINE_MS), arrivals)
+        seen = drive(Feed(server.http_url, model, {"features": rows(1)}, DEADLINE_MS), arrivals)
     finally:
         over.set()
         watcher.join()

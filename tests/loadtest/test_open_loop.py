@@ -66,7 +66,7 @@ def answering(stall_s: float = 0.0, status: str = "200 OK", body: bytes = b"{}")
 
 
 def feed(authority: str, deadline_ms: float = 5_000, *, lanes: bool = False) -> Feed:
-    return Feed(authority, "m", "features", ROWS, deadline_ms, lanes)
+    return Feed(authority, "m", {"features": ROWS}, deadline_ms, lanes)
 
 
 def test_a_stall_is_seen_by_everyone_who_was_due_meanwhile() -> None:

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from tickserve import pipeline, stages
+from tickserve import pipeline, signing, stages
 from tickserve.cli import options
 from tickserve.cli.output import emit, out, says, table
-from tickserve.config import Config, ExportSettings, ServeSettings
+from tickserve.config import Config, ExportSettings
 from tickserve.errors import ArtifactError, GateRefusedError, UsageError
 from tickserve.manifest import Manifest, load_manifest
 from tickserve.model_config import CONFIG_NAME
@@ -60,9 +60,9 @@ def derive(
     version = pipeline.newest_version(repository, model)
     manifest = load_manifest(version)
     batching = stages.load("export.batching")
-    peak = _peak(settings, data, symbol, arrivals, bulk_rows, bulk_per_s)
+    peak = _peak(settings, model, data, symbol, arrivals, bulk_rows, bulk_per_s)
     says(f"peak: {len(peak)} requests in {peak.seconds:.2f} s; measuring the model on the embedded Triton")
-    with _served(repository, model, settings.serve) as server:
+    with _served(repository, model, settings) as server:
         service = _service(server, model, version, manifest, settings)
     found = batching.derive(
         peak,
@@ -108,17 +108,17 @@ def verify(
     settings = options.settings_of(config, profile).config
     derived = _derived(out_folder / f"{model}.json")
     batching = stages.load("export.batching")
-    peak = _peak(settings, data, symbol, arrivals, bulk_rows, bulk_per_s)
+    peak = _peak(settings, model, data, symbol, arrivals, bulk_rows, bulk_per_s)
     version = pipeline.newest_version(repository, model)
     manifest = load_manifest(version)
     setting = batching.Setting(
         **(derived["chosen"]["setting"] | {"preferred": tuple(derived["chosen"]["setting"]["preferred"])})
     )
-    rows, _ = pipeline.golden_rows(version, manifest)
+    inputs, _ = pipeline.golden_inputs(version, manifest)
     driver = stages.load("loadtest.open_loop")
     deadline_us = float(derived["deadline_us"])
-    with _applied(repository, model, setting) as copy, _served(copy, model, settings.serve) as server:
-        feed = driver.Feed(server.http_url, model, manifest.inputs[0].name, rows, deadline_us / 1e3, setting.lanes)
+    with _applied(repository, model, setting) as copy, _served(copy, model, settings) as server:
+        feed = driver.Feed(server.http_url, model, inputs, deadline_us / 1e3, setting.lanes)
         says(f"sending {len(peak)} requests over {peak.seconds:.2f} s, at the recorded times")
         measured = driver.drive(feed, peak).to_json()
     result = {
@@ -179,17 +179,20 @@ def _max_batch(manifest: Manifest) -> int:
 
 
 def _peak(
-    config: Config, data: Any, symbol: str | None, arrivals: Path | None, bulk_rows: int, bulk_per_s: float
+    config: Config,
+    model: str,
+    data: Any,
+    symbol: str | None,
+    arrivals: Path | None,
+    bulk_rows: int,
+    bulk_per_s: float,
 ) -> Any:
     """The busiest recorded stretch, with bulk requests where they are asked for."""
     module = stages.load("export.batching.arrivals")
     if (arrivals is None) == (not data):
         raise UsageError("expected one of --data and --arrivals", field="--data, --arrivals")
     if arrivals is not None and arrivals.is_dir():
-        journal = stages.load_core("tickserve.journal")
-        records = journal.read_journal(arrivals, tolerant=True)
-        walls = [record.wall_ns for record in records if isinstance(record, journal.DecisionRecord)]
-        recorded = module.of_times(np.array(walls, np.int64))
+        recorded = _journalled(arrivals, model)
     elif arrivals is not None:
         recorded = module.read_arrivals(arrivals)
     else:
@@ -200,10 +203,23 @@ def _peak(
     return module.with_bulk(peak, bulk_rows, bulk_per_s) if bulk_rows else peak
 
 
+def _journalled(folder: Path, model: str) -> Any:
+    """The requests for `model` in a journal, with their rows; what was refused before it was sent is none."""
+    journal = stages.load_core("tickserve.journal")
+    sent = [
+        (record.wall_ns, record.tensors[0].shape[0])
+        for record in journal.read_journal(folder, tolerant=True)
+        if isinstance(record, journal.DecisionRecord) and record.model == model and record.tensors
+    ]
+    times, rows = np.array(sent, np.int64).reshape(-1, 2).T
+    return stages.load("export.batching.arrivals").of_requests(times, rows)
+
+
 @contextmanager
-def _served(repository: Path, model: str, serve: ServeSettings) -> Iterator[Any]:
-    free = serve.model_copy(update={"http_port": 0, "grpc_port": 0, "metrics_port": 0})
-    with stages.load("serving.embedded").EmbeddedTriton(repository, free, models=[model]) as server:
+def _served(repository: Path, model: str, config: Config) -> Iterator[Any]:
+    free = config.serve.model_copy(update={"http_port": 0, "grpc_port": 0, "metrics_port": 0})
+    embedded, trusted = stages.load("serving.embedded"), signing.trusted_keys(config.repository)
+    with embedded.EmbeddedTriton(repository, free, models=[model], trusted=trusted) as server:
         yield server
 
 
@@ -219,10 +235,10 @@ def _applied(repository: Path, model: str, setting: Any) -> Iterator[Path]:
 def _service(server: Any, model: str, version: Path, manifest: Manifest, config: Config) -> Any:
     from tickserve.client import Client
 
-    rows, _ = pipeline.golden_rows(version, manifest)
+    inputs, _ = pipeline.golden_inputs(version, manifest)
     measure = stages.load("loadtest.service_times").measure_service
     with Client(server.http_url, manifest=manifest) as client:
-        return measure(server.http_url, client, model, rows, _max_batch(manifest), config.batching.service_calls)
+        return measure(server.http_url, client, model, inputs, _max_batch(manifest), config.batching.service_calls)
 
 
 def _derived(path: Path) -> dict[str, Any]:
