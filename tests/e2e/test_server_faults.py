@@ -158,10 +158,10 @@ def test_every_refusal_is_typed_counted_once_and_forgotten(served: Served, trans
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_an_answer_that_comes_when_its_event_is_too_old_is_stale(served: Served, transport: str) -> None:
     """Row 17: fresh when it was sent, too old when the server, held for a while, answered."""
-    with served.client(transport, max_age_ms=250) as client:
+    with served.client(transport, max_age_ms=1_000) as client:
         assert client.score("tiny", ROWS, newest_event_ns=time.time_ns()).ok
         os.kill(served.server.pid, signals.SIGSTOP)
-        waking = threading.Timer(0.6, os.kill, (served.server.pid, signals.SIGCONT))
+        waking = threading.Timer(1.6, os.kill, (served.server.pid, signals.SIGCONT))
         waking.start()
         try:
             signal = client.score("tiny", ROWS, newest_event_ns=time.time_ns())
@@ -169,8 +169,8 @@ def test_an_answer_that_comes_when_its_event_is_too_old_is_stale(served: Served,
             waking.join()
         assert (signal.status, signal.score, signal.probabilities, signal.decision) == ("STALE", None, None, None)
         assert signal.event_age_us is not None
-        assert signal.event_age_us > 250_000
-        assert client.score("tiny", ROWS, newest_event_ns=time.time_ns(), deadline_ms=SECONDS_MS).status == "OK"
+        assert signal.event_age_us > 1_000_000
+        assert client.score("tiny", ROWS, newest_event_ns=time.time_ns()).ok
 
 
 def test_a_value_far_outside_is_answered_and_flagged_on_every_transport(client: Client, served: Served) -> None:
