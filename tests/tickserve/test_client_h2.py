@@ -214,10 +214,11 @@ def test_what_is_no_http2_is_a_protocol_error_at_once(peer: Any, data: bytes) ->
         (b"", ProtocolError),
         (message()[:-1], ProtocolError),
         (message() * 2, ProtocolError),
+        (message() + b"\xa0\x01\x05", ProtocolError),  # a field of a later schema, beyond the length
         (b"\1" + message()[1:], ProtocolError),
         (message()[:5] + bytes(len(message()) - 5), ProtocolError),
     ],
-    ids=["none", "cut", "two", "compressed", "zeros"],
+    ids=["none", "cut", "two", "more", "compressed", "zeros"],
 )
 def test_what_is_no_grpc_message(peer: Any, data: bytes, kind: type) -> None:
     _, transport = peer(lambda peer, sock, stream: sock.sendall(BEGIN + answer(stream, data)))
