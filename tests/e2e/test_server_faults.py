@@ -251,3 +251,36 @@ def test_many_more_bytes_than_a_request_has(served: Served, transport: str) -> N
         wire.close()
     with served.client(transport) as client:
         right(client, served)
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_a_burst_of_nan_moves_nobody_elses_number(served: Served, transport: str) -> None:
+    """Fault 34: rows of nothing but NaN, refused by one client and scored for another, beside good rows."""
+    nothing = np.full((8, FEATURES), NAN, np.float32)
+    wrong: list[Any] = []
+    good: list[Any] = []
+    strict = served.tiny.manifest.model_copy(update={"nan_policy": "reject", "export": None})
+    burst_over = threading.Event()
+
+    def ask() -> None:
+        with served.client(transport) as client:
+            while not burst_over.is_set():
+                answer = client.score("tiny", ROWS).probabilities
+                (good if np.allclose(answer, served.tiny.research(ROWS), atol=1e-5) else wrong).append(answer)
+
+    callers = [threading.Thread(target=ask) for _ in range(2)]
+    for caller in callers:
+        caller.start()
+    try:
+        with served.client(transport, manifest=strict, fallback="flat") as refusing, served.client(transport) as native:
+            for _ in range(500):
+                refused = refusing.score("tiny", nothing)
+                assert (refused.status, refused.score, refused.probabilities) == ("REJECTED_INPUT", None, None)
+                right(native, served, nothing)
+            assert refusing.statistics()["signals"] == {"REJECTED_INPUT": 500}
+            assert native.statistics()["failures"] == {}
+    finally:
+        burst_over.set()
+        for caller in callers:
+            caller.join()
+    assert (wrong, len(good) > 10) == ([], True)
