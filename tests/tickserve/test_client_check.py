@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tickserve.client import Client
+from tickserve.client import Client, InferRequest, Tensor
 from tickserve.client._check import Contract
+from tickserve.client._http import encode
 from tickserve.errors import (
     ArtifactError,
     DeadlineExceededError,
@@ -386,3 +387,23 @@ def test_a_manifest_whose_columns_are_none(make_manifest: Any, changes: dict[str
     good = make_manifest()
     with pytest.raises(ArtifactError, match=says):
         Contract(broken(good, export=None, features=broken(good.features, **changes)))
+
+
+@pytest.mark.parametrize("lane", [0, 3, -1, 2**70, 1.0, "1", True, float("nan"), b"1", [1]], ids=kind)
+def test_a_lane_is_1_or_2(client: Client, rows: np.ndarray, lane: Any) -> None:
+    error = refused(client, rows, priority=lane)
+    assert error.field == "priority"
+
+
+@pytest.mark.parametrize("lane", [None, 1, 2, np.int64(2)])
+def test_a_lane_gets_as_far_as_the_wire(client: Client, rows: np.ndarray, lane: Any) -> None:
+    with pytest.raises(TransportError):
+        client.score(MODEL, rows, priority=lane)
+
+
+def test_a_lane_is_a_parameter_and_no_lane_is_not_a_byte() -> None:
+    plain = InferRequest("m", None, "abc", 1_000, (Tensor("x", "FP32", (1, 1), bytes(4)),))
+    (head, data), (laned, same) = (encode(request, "h:1") for request in (plain, plain._replace(priority=2)))
+    assert data == same
+    assert b'{"id":"abc","parameters":{"timeout":1000,"binary_data_output":true},' in head
+    assert b'{"id":"abc","parameters":{"timeout":1000,"priority":2,"binary_data_output":true},' in laned
