@@ -29,6 +29,7 @@ from tickserve.store import sha256_bytes, sha256_file
 
 SHAPES = {"4 B": (1,), "1 MB": (4096, 64)}
 MAX_BATCH = 16
+WIDTH = 512
 GOLDEN_ROWS = 4
 
 
@@ -50,8 +51,8 @@ def research(inputs: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     return probabilities
 
 
-def graph(shape: tuple[int, ...]) -> ModelProto:
-    """`x [B, *shape] -> p [B, 3]`."""
+def graph(shape: tuple[int, ...], layers: int = 0) -> ModelProto:
+    """`x [B, *shape] -> p [B, 3]`; beside it `layers` matrix products that add nothing to the number but time."""
     ends = len(shape)
     constants = [
         numpy_helper.from_array(np.zeros(ends, np.int64), "starts"),
@@ -66,12 +67,27 @@ def graph(shape: tuple[int, ...]) -> ModelProto:
         helper.make_node("MatMul", ["number", "weights"], ["logits"]),
         helper.make_node("Softmax", ["logits"], ["p"], axis=1),
     ]
+    if layers:
+        constants += _ballast()
+        nodes[2].output[0] = "quick"
+        nodes.insert(3, helper.make_node("MatMul", ["number", "widen"], ["h0"]))
+        for layer in range(layers):
+            product = helper.make_node("MatMul", [f"h{layer}", "square"], [f"g{layer}"])
+            nodes[-1:-1] = [product, helper.make_node("Tanh", [f"g{layer}"], [f"h{layer + 1}"])]
+        nodes.insert(-1, helper.make_node("MatMul", [f"h{layers}", "nought"], ["nothing"]))
+        nodes.insert(-1, helper.make_node("Add", ["quick", "nothing"], ["logits"]))
     values = [
         helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", *shape]),
         helper.make_tensor_value_info("p", TensorProto.FLOAT, ["batch", 3]),
     ]
     drawn = helper.make_graph(nodes, "nil", values[:1], values[1:], constants)
     return helper.make_model(drawn, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+
+
+def _ballast() -> list[TensorProto]:
+    square = np.random.default_rng(7).standard_normal((WIDTH, WIDTH)) / np.sqrt(WIDTH)
+    named = {"widen": np.full((1, WIDTH), 0.1), "square": square, "nought": np.zeros((WIDTH, 3))}
+    return [numpy_helper.from_array(value.astype(np.float32), name) for name, value in named.items()]
 
 
 def manifest_of(size: str) -> Manifest:
@@ -103,12 +119,13 @@ def manifest_of(size: str) -> Manifest:
     )
 
 
-def publish(repository: Path, size: str) -> Path:
-    """A version directory as export writes it."""
+def publish(repository: Path, size: str, layers: int = 0) -> Path:
+    """A version directory as export writes it; `layers` make the model slow."""
     manifest, inputs = manifest_of(size), example(size, GOLDEN_ROWS)
     folder = repository / manifest.name / "1"
     folder.mkdir(parents=True)
-    served = serve_graph(graph(SHAPES[size]), manifest.bundle_id(), input_name="x", bundle_digest=manifest.digest())
+    drawn = graph(SHAPES[size], layers)
+    served = serve_graph(drawn, manifest.bundle_id(), input_name="x", bundle_digest=manifest.digest())
     (folder / "model.onnx").write_bytes(served.SerializeToString())
     expected = research(inputs)
     np.savez(folder / "golden.npz", x=inputs, probabilities=expected, score=expected[:, 2:] - expected[:, :1])
