@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -61,8 +62,9 @@ def test_contestants_take_turns_and_are_called_as_often() -> None:
     taken = interleaved(calls, Effort(0.0, 40, 40))
     assert {name: len(times) for name, times in taken.items()} == dict.fromkeys("abc", 40)
     firsts = [order[index] for index in range(len(order)) if index == 0 or order[index] != order[index - 1]]
-    assert len(firsts) >= 3 * 10, "blocks alternate instead of one contestant after the other"
-    assert {"".join(firsts[index : index + 3]) for index in range(3, 30, 3)} > {"abc"}, "and the order rotates"
+    assert len(firsts) >= 20, "blocks alternate instead of one contestant after the other"
+    before = set(itertools.pairwise(firsts))
+    assert len(before) == 6, "and each follows each: a contestant leaves its caches to a different one every time"
     assert interleaved({}, EFFORTS["quick"]) == {}
 
 

@@ -46,6 +46,7 @@ def published_json(item: Any) -> dict[str, Any]:
         "bundle_id": item.manifest.export.bundle_id,
         "gates": [gate.model_dump(mode="json") for gate in item.gates],
         "parity": item.parity,
+        "runtime": _runtime(item.manifest.export),
     }
 
 
@@ -53,6 +54,10 @@ def _show(published: list[Any], repository: Path) -> None:
     rows = [(item.model, item.version, item.manifest.export.bundle_id, _gates(item)) for item in published]
     table("published", ("model", "version", "bundle_id", "gates"), rows)
     out.print(f"next: tickserve serve --repository {repository}")
+
+
+def _runtime(record: Any) -> Any:
+    return None if record is None or record.runtime is None else record.runtime.model_dump(mode="json")
 
 
 def _gates(item: Any) -> str:
