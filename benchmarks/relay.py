@@ -22,6 +22,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 CHUNK = 65_536
+LONGEST_S = 1.0
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -84,9 +85,10 @@ class _Relay:
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: list[float]) -> None:
         while data := await reader.read(CHUNK):
-            if self.order == "slow":
+            if self.order == "slow" and asked[0]:  # what a server says unasked is not an answer
                 taken = asyncio.get_running_loop().time() - asked[0]
-                await asyncio.sleep(taken * (self.number - 1))
+                asked[0] = 0.0
+                await asyncio.sleep(min(LONGEST_S, taken * (self.number - 1)))
             if self.order == "cut":
                 writer.write(data[: int(self.number)])
                 await asyncio.sleep(0.001)

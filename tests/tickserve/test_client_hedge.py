@@ -112,6 +112,6 @@ def test_both_silent_is_the_deadline(triton: Any, relays: tuple[str, list[Relay]
         with pytest.raises(DeadlineExceededError) as caught:
             client.score(MODEL, rows, deadline_ms=300)
         taken = time.monotonic() - began
-        assert caught.value.attempts == 2
+        assert caught.value.attempts in (1, 2)  # one, when the other was just left alone for being slow
         assert 0.28 < taken < 0.6  # deadline + 10 % on an idle machine; these share theirs
         assert {one["in_flight"] for one in client.statistics()["replicas"].values()} == {0}
