@@ -66,6 +66,17 @@ def transport_of(client: Client) -> Any:
     return client._transport._transport  # type: ignore[union-attr]
 
 
+@pytest.fixture(autouse=True)
+def no_file_is_left() -> Iterator[None]:
+    """Other processes of this machine may have regions too: only one that stays is left behind."""
+    before = files()
+    yield
+    until = time.monotonic() + 2
+    while (left := files() - before) and time.monotonic() < until:
+        time.sleep(0.05)
+    assert not left
+
+
 def files() -> set[str]:
     return {path.name for path in SHARED.iterdir() if path.name.startswith("tickserve-") and len(path.name) == 42}
 
@@ -111,8 +122,7 @@ def test_nothing_is_left_after_close_and_no_name_while_open(
     with opened(server, triton) as client:
         assert client.score(MODEL, rows).ok
         assert len(regions(server) - before) == 1
-        assert not files()
-    assert regions(server) == before
+        assert regions(server) == before
 
 
 def test_a_late_call_keeps_its_region_from_all_others(server: EmbeddedTriton, triton: Any, rows: np.ndarray) -> None:
@@ -207,7 +217,6 @@ def test_a_fork_and_a_killed_process_leave_no_file(
     )
     assert done.returncode == code, done.stderr
     assert len(regions(server) - before) == left  # the server alone still knows what a killed client never took back
-    assert not files()
 
 
 def test_the_wrong_credential_and_no_credential_are_refused(
@@ -218,7 +227,6 @@ def test_the_wrong_credential_and_no_credential_are_refused(
             with pytest.raises(ServerRejectedError, match="shared memory") as caught:
                 client.score(MODEL, rows)
             assert "credential" in str(caught.value.hint)
-    assert not files()
 
 
 @pytest.mark.parametrize(
@@ -268,4 +276,3 @@ def test_no_memory_left_is_a_typed_error_and_no_file(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(os, "posix_fallocate", full)
     with pytest.raises(TransportError, match="No space left"):
         Region(100, lambda name, key, size: None)
-    assert not files()
