@@ -284,6 +284,17 @@ def test_calls_cancelled_in_the_queue_are_not_scored_and_are_counted(wired: Wire
     check_golden(wired.server.http_url, "patient", 1, wired.models[1].path)
 
 
+def test_what_triton_counts_of_a_refusal(wired: Wired) -> None:
+    """Nothing before the queue, and what this backend refuses as a success: watch the clients' counters too."""
+    before = scrape(wired.server.metrics_url)["tiny", "1"]
+    for shape in ((1, FEATURES + 1), (FEATURES,), (65, FEATURES), (-1, FEATURES)):
+        assert wired.infer(message(shape))[0] == "INVALID_ARGUMENT"
+    assert scrape(wired.server.metrics_url)["tiny", "1"] == before
+    assert wired.infer(message(OVERFLOWING[0]))[0] == "INTERNAL"
+    after = scrape(wired.server.metrics_url)["tiny", "1"]
+    assert (after.requests_ok, after.requests_failed) == (before.requests_ok + 1, before.requests_failed)
+
+
 def test_a_call_that_was_not_cancelled_among_those_that_were(wired: Wired) -> None:
     """Row 47: the one that stays in the queue with them gets its own answer."""
     patient = wired.models[1]
