@@ -22,6 +22,7 @@ from export.runtimes.choose import FEW, GAIN, choose
 from export.runtimes.measure import EFFORTS, Effort, interleaved, picked
 from export.runtimes.survey import batches_of, judge, options_of, survey, without
 from export.triton_config import build_config, parse_config, read_config
+from loadtest.report import write_report
 from tickserve.config import ExportSettings, load_settings
 from tickserve.errors import ConfigError, GateRefusedError
 from tickserve.manifest import Manifest, load_bundle, load_manifest, parse_manifest
@@ -280,3 +281,17 @@ def test_measuring_is_a_setting() -> None:
     assert load_settings(environ={"TICKSERVE_RUNTIME__MEASURE": "off"}).config.runtime.measure == "off"
     with pytest.raises(ConfigError, match=r"runtime\.measure"):
         load_settings(environ={"TICKSERVE_RUNTIME__MEASURE": "sometimes"})
+
+
+def test_the_report_shows_the_table_and_marks_the_choice(tmp_path: Path) -> None:
+    beside = candidate("<treelite>", 300, 300, 300, served=False)
+    record = record_of(*TWO.candidates, beside).model_dump(mode="json")
+    item = {"model": "net", "version": 1, "gates": [], "runtime": record}
+    (tmp_path / "export.json").write_text(json.dumps([item, item | {"runtime": None}]))
+    page = write_report(tmp_path).read_text()
+    section = page.partition('<section id="runtimes">')[2].partition("</section>")[0]
+    assert f'<tr class="ours"><th scope="row">{cpu_name(2)}</th>' in section
+    assert "&lt;treelite&gt;" in section
+    assert "measured beside" in section
+    (tmp_path / "export.json").write_text(json.dumps([item | {"runtime": None}]))
+    assert 'id="runtimes"' not in write_report(tmp_path).read_text()

@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 
 from export import export_bundle
 from export.check_model import read_model
+from export.publish import publish
 from export.runtime import open_session, run
 from export.tensorrt import accept
 from export.tensorrt.accelerator import accelerator_parameters, runs_on_tensorrt
@@ -30,9 +31,11 @@ from export.tensorrt.plan import PlanKey, check_native, plan_folder, read_plan, 
 from export.tensorrt.profiles import Profile, profile_for, profiles_of
 from export.tensorrt.target import Target, missing
 from export.triton_config import build_config, parse_config
+from serving.embedded import EmbeddedTriton
 from tests.export import tiny
 from tickserve.cli import app
-from tickserve.config import Config, ExportSettings, TensorrtSettings
+from tickserve.client import Client
+from tickserve.config import Config, ExportSettings, ServeSettings, TensorrtSettings
 from tickserve.errors import (
     ArtifactError,
     ComponentError,
@@ -496,3 +499,18 @@ def test_a_plan_that_does_not_load_or_has_other_tensors_is_refused() -> None:
         Engine(PLAN, net(), profiles_of((), 1), RecordedDevice(), recorded_runtime(NAMES, loads=False)[0])
     with pytest.raises(ArtifactError, match="other tensors"):
         Engine(PLAN, net(), profiles_of((), 1), RecordedDevice(), recorded_runtime(NAMES[:-1])[0])
+
+
+def test_the_embedded_server_reads_past_the_accelerator_on_the_cpu(tmp_path: Path) -> None:
+    settings = tiny.SETTINGS.model_copy(update={"tensorrt": "accelerator"})
+    repository = tmp_path / "repository"
+    _, folder = publish(tiny.release(1, name="net", family="lstm", nan_policy="impute_mean"), repository, settings)
+    assert "trt_profile_max_shapes" in (repository / "net" / "config.pbtxt").read_text()
+    ports = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
+    with (
+        EmbeddedTriton(repository, ports) as server,
+        Client(server.http_url, manifest=repository, deadline_ms=5_000) as client,
+        np.load(folder / "golden.npz") as golden,
+    ):
+        served = client.score("net", golden["features"]).probabilities
+        assert np.allclose(served, golden["probabilities"], atol=1e-6)
