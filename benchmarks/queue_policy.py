@@ -96,12 +96,13 @@ def main() -> None:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"))
     parser.add_argument("--model", required=True)
     parser.add_argument("--seconds", type=float, default=3.0)
+    parser.add_argument("--instances-from", type=int, default=1, help="only settings with so many instances or more")
     options = parser.parse_args()
     version = newest_version(options.repository, options.model)
     manifest = load_manifest(version)
     inputs = golden_inputs(version, manifest)[0]
     print("policy  lanes  delay_us  instances  callers   calls  p50_ms  p99_ms  max_ms  stalls  refused")
-    for setting in SETTINGS:
+    for setting in [row for row in SETTINGS if row[3] >= options.instances_from]:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "models"
             shutil.copytree(options.repository / options.model, copy / options.model)
