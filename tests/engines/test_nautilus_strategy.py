@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,15 +14,23 @@ from nautilus_trader.backtest.engine import BacktestEngine, BacktestEngineConfig
 from nautilus_trader.common.actor import Actor
 from nautilus_trader.config import LoggingConfig
 from nautilus_trader.model.currencies import USD
-from nautilus_trader.model.data import DataType, InstrumentStatus, QuoteTick
-from nautilus_trader.model.enums import AccountType, MarketStatusAction, OmsType, OrderSide
+from nautilus_trader.model.data import (
+    BarType,
+    BookOrder,
+    DataType,
+    InstrumentStatus,
+    OrderBookDelta,
+    OrderBookDeltas,
+    QuoteTick,
+)
+from nautilus_trader.model.enums import AccountType, BookAction, MarketStatusAction, OmsType, OrderSide, RecordFlag
 from nautilus_trader.model.objects import Money
 
 from tests.engines.conftest import instrument
 from tickserve.engines.nautilus import ModelSignal, SignalStrategy, SignalStrategyConfig, nautilus_data
 from tickserve.errors import DataError, TickserveError, TransportError, UsageError
 from tickserve.events import Events
-from tickserve.features.spec import FeatureSpec, default_book_spec
+from tickserve.features.spec import FeatureSpec, default_bars_spec, default_book_spec
 from tickserve.journal import ActionRecord, DecisionRecord, Journal, read_journal
 from tickserve.signal import Signal
 from tickserve.testing import FLAT_ANSWER, UP_ANSWER, Entry, MockClient, make_manifest, mock_client
@@ -215,6 +224,46 @@ def test_recorded_events_out_of_order_never_reach_the_backtests_clock() -> None:
     events = Events("book", 1, np.array([START, START - 1]), np.ones((2, 8)))
     with pytest.raises(DataError, match="out of order"):
         nautilus_data(events, ONE)
+
+
+def test_bars_and_book_changes_are_fed_too() -> None:
+    """The feeds that the backtest on a recording does not take: their subscriptions and their rows."""
+    minute = BarType.from_str(f"{ONE.id}-1-MINUTE-LAST-EXTERNAL")
+    values = np.column_stack([np.full((9, 4), 100.0), np.full(9, 7.0)])
+    times = START + np.arange(1, 10) * 60 * SECOND
+    short = FeatureSpec("short", "bars", 0, default_bars_spec().features[:2], 3_600 * SECOND, WARMUP)
+    client = mock_client(make_manifest(spec=short))
+    strategy = Buyer(config(feed="bars", bar_type=minute), client=client)
+    with ran(strategy, nautilus_data(Events("bars", 0, times, values), ONE, minute)):
+        pass
+    assert [ts_ns for ts_ns, _ in strategy.seen] == times[WARMUP:].tolist()
+
+    def change(step: int) -> OrderBookDeltas:
+        sides = ((OrderSide.BUY, 100.0, 1 + step), (OrderSide.SELL, 100.01, 2))
+        orders = [BookOrder(side, ONE.make_price(price), ONE.make_qty(size), 0) for side, price, size in sides]
+        flags, ts_ns = (0, RecordFlag.F_LAST), START + step * MS
+        return OrderBookDeltas(
+            ONE.id,
+            [
+                OrderBookDelta(ONE.id, BookAction.UPDATE, order, flag, 0, ts_ns, ts_ns)
+                for order, flag in zip(orders, flags, strict=True)
+            ],
+        )
+
+    strategy = Buyer(config(feed="deltas"), client=scripted())
+    with ran(strategy, [change(step) for step in range(WARMUP + 3)]):
+        pass
+    assert [ts_ns for ts_ns, _ in strategy.seen] == [START + step * MS for step in range(WARMUP, WARMUP + 3)]
+
+
+def test_what_the_page_shows_is_a_strategy(root: Path) -> None:
+    (shown,) = re.findall(r"```python\n(.*?)```", (root / "docs" / "engines.md").read_text(), re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(shown, names)
+    strategy = names["Follow"](config(), client=scripted())
+    with ran(strategy, quotes(range(WARMUP + 3))):
+        pass
+    assert strategy.counts == {"OK": 3}
 
 
 @pytest.mark.parametrize(
