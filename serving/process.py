@@ -101,7 +101,9 @@ class ServerProcess:
             self._started.set()
         pid = self._process.pid
         # Not reaped yet: until then the group's id cannot be another's, and killing the group hits stubs only.
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
+        # Unless the program reaps its children wholesale: then the server is gone, and how it ended is not known.
+        with suppress(ChildProcessError):
+            os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
         with suppress(ProcessLookupError):
             os.killpg(pid, signal.SIGKILL)
         self._process.wait()

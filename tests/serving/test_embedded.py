@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -140,6 +141,24 @@ def test_stubs_that_outlive_a_killed_server_are_ended(repository: Path) -> None:
         while server.running and time.monotonic() < deadline:
             time.sleep(0.01)
         assert not server.running
+
+
+def test_a_program_that_reaps_its_children_itself_sees_the_end_too(repository: Path) -> None:
+    with EmbeddedTriton(repository, ANY_PORTS) as server:
+        processes = family(server.pid)
+        for process in processes:
+            process.suspend()
+        os.kill(server.pid, signal.SIGKILL)
+        with suppress(ChildProcessError):  # whoever comes first, the keeper or this
+            os.waitpid(server.pid, 0)
+        assert all_gone(processes[1:], within_s=10)
+        deadline = time.monotonic() + 5
+        while server.running and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert not server.running
+        assert str(server.problem).startswith("the server ended by itself")
+    assert server.log is not None
+    server.log.unlink()
 
 
 def test_a_server_that_ignores_its_end_is_killed(repository: Path) -> None:

@@ -89,8 +89,14 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedTrit
             yield server, repository
 
 
-@pytest.mark.parametrize("harm", [signal.SIGKILL, signal.SIGSEGV, signal.SIGSTOP])
-@pytest.mark.parametrize(("model", "version", "well"), [("tiny", 2, ("tiny/1", "other/1")), ("other", 1, ("tiny/2",))])
+@pytest.mark.parametrize(
+    ("harm", "model", "version", "well"),
+    [
+        (signal.SIGKILL, "tiny", 2, ("tiny/1", "other/1")),
+        (signal.SIGSEGV, "other", 1, ("tiny/2",)),
+        (signal.SIGSTOP, "other", 1, ("tiny/2",)),
+    ],
+)
 def test_a_process_that_is_gone_or_stopped_comes_back(
     ill: tuple[EmbeddedTriton, Path],
     caplog: pytest.LogCaptureFixture,
@@ -131,6 +137,7 @@ def test_a_process_that_hangs_comes_back(ill: tuple[EmbeddedTriton, Path]) -> No
     assert server.healthy
 
 
+@pytest.mark.system
 def test_a_version_that_does_not_come_back_is_a_problem(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_WAIT_S", 0.01)
     publish_tiny(repository, "other", 2)

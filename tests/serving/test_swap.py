@@ -299,6 +299,7 @@ def test_an_unsigned_version_never_serves_and_the_same_one_signed_does(served: S
     assert served.swap("unsigned", trusted=trusted).version == 2
 
 
+@pytest.mark.system
 def test_a_changed_configuration_comes_with_the_new_version(served: Served) -> None:
     """Then Triton loads the old version anew as well, beside itself: nobody notices that either."""
     other = publish_next(served.repository, "config", 2)
@@ -411,6 +412,7 @@ def test_the_sentinel_measures_no_process_it_cannot_see(served: Served) -> None:
     assert "another machine" in str(memory_sentinel.watch(away, 1, manifest, rows, QUICK))
 
 
+@pytest.mark.system
 def test_a_server_elsewhere_swaps_by_the_list_in_the_load_request(repository: Path, tmp_path: Path) -> None:
     """As production's Triton with explicit control: its own repository, no view, the credential from outside."""
     publish_next(repository, "tiny", 2)
