@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from tickserve.client import _socket
-from tickserve.client._socket import SPIN_AGAIN, DeadlinePassedError, DisconnectedError, Line
+from tickserve.client._socket import LEAST_RESTS, MOST_RESTS, DeadlinePassedError, DisconnectedError, Line
 
 SECOND = 10**9
 
@@ -33,19 +33,37 @@ def test_what_is_there_is_received_at_once(pair: tuple[Line, socket.socket]) -> 
     far.sendall(b"answer")
     assert line.more(soon()) == b"answer"
     assert line.heard
-    assert line._missed == 0
+    assert line._rest == 0
 
 
-def test_after_a_slow_answer_it_sleeps_for_a_while_and_then_looks_again(pair: tuple[Line, socket.socket]) -> None:
+def test_after_looking_in_vain_it_sleeps_for_a_while_and_then_looks_again(pair: tuple[Line, socket.socket]) -> None:
     line, far = pair
     began = time.monotonic_ns()
     assert not line._spin(began + SECOND)
     assert time.monotonic_ns() - began < SECOND // 2  # its own limit, not the deadline's
-    assert line._missed == SPIN_AGAIN
     far.sendall(b"x")
-    for _ in range(SPIN_AGAIN):
+    rests = line._rest
+    assert rests == 2 * LEAST_RESTS
+    for _ in range(rests):
         assert not line._spin(began + SECOND)
     assert line._spin(began + SECOND)
+
+
+def test_who_looks_in_vain_again_and_again_looks_ever_less(pair: tuple[Line, socket.socket]) -> None:
+    line, far = pair
+    rests = []
+    for _ in range(12):
+        line._rest = 0
+        assert not line._spin(soon())
+        rests.append(line._rest)
+    assert rests[:3] == [2 * LEAST_RESTS, 4 * LEAST_RESTS, 8 * LEAST_RESTS]
+    assert max(rests) == MOST_RESTS
+    far.sendall(b"x")
+    line._rest = 0
+    assert line._spin(soon())
+    line.more(soon())
+    assert not line._spin(soon())
+    assert line._rest == 2 * LEAST_RESTS
 
 
 def test_it_does_not_look_past_the_deadline(pair: tuple[Line, socket.socket], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,7 +85,7 @@ def test_it_gives_way_to_whoever_takes_the_processor(
 
     def taken() -> None:
         calls.append(1)
-        time.sleep(0.005)
+        time.sleep(0.02)
 
     monkeypatch.setattr(_socket, "_give_way", taken)
     assert not line._spin(soon())
@@ -79,7 +97,7 @@ def test_beside_another_call_it_sleeps(pair: tuple[Line, socket.socket], monkeyp
     line._busy.update((line, Line(socket.socket(), line._busy)))
     monkeypatch.setattr(_socket, "_give_way", lambda: pytest.fail("it looked again"))
     assert not line._spin(soon())
-    assert line._missed == 0  # the others may be gone by the next call
+    assert line._rest == 0  # the others may be gone by the next call
     for other in line._busy - {line}:
         other.close()
 

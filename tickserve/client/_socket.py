@@ -21,8 +21,8 @@ JOIN_BYTES = 64 * 1024
 FD_SETSIZE = 1024
 NS_PER_MS = 1_000_000
 SPIN_NS = 400_000
-SPIN_AGAIN = 64
-TAKEN_NS = 20_000
+TAKEN_NS = 200_000
+LEAST_RESTS, MOST_RESTS = 8, 4_096  # calls without looking after one that looked in vain, doubled each time
 KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 1), ("TCP_USER_TIMEOUT", 13_000))
 
 Address = tuple[Any, ...]  # (host, port), and two numbers more for IPv6
@@ -107,10 +107,11 @@ class Line:
     `busy` holds every line of one client that is in use; whoever uses a line puts it in.
     """
 
-    __slots__ = ("_busy", "_missed", "_poll", "_sock", "heard", "reusable", "used")
+    __slots__ = ("_busy", "_in_vain", "_poll", "_rest", "_sock", "heard", "reusable", "used")
 
     def __init__(self, sock: socket.socket, busy: set[Line]) -> None:
-        self._sock, self._busy, self._missed = sock, busy, 0
+        self._sock, self._busy = sock, busy
+        self._rest, self._in_vain = 0, LEAST_RESTS
         self.used = False  # whether an exchange has gone well on it
         self.heard = False  # whether a byte has come in the exchange that goes on
         self.reusable = True  # whether another exchange may follow
@@ -197,8 +198,8 @@ class Line:
 
     def _spin(self, deadline_ns: int) -> bool:
         """Whether something has come while this looked for it without sleeping."""
-        if self._missed:
-            self._missed -= 1
+        if self._rest:
+            self._rest -= 1
             return False
         poll, busy, last = self._poll.poll, self._busy, monotonic_ns()
         until = min(last + SPIN_NS, deadline_ns)
@@ -209,9 +210,10 @@ class Line:
             now = monotonic_ns()
             # Somebody else wanted the processor: who sleeps is given it back sooner than who keeps on asking.
             if now >= until or now - last > TAKEN_NS:
-                self._missed = SPIN_AGAIN
+                self._rest = self._in_vain = min(2 * self._in_vain, MOST_RESTS)
                 return False
             last = now
+        self._in_vain = LEAST_RESTS
         return True
 
 
