@@ -28,6 +28,7 @@ from tickserve.errors import (
     UsageError,
 )
 from tickserve.manifest import load_manifest, write_manifest
+from tickserve.runtimes import RuntimeRecord
 from tickserve.signing import generate_key, sign_version, write_key
 from tickserve.store import sha256_file
 
@@ -151,6 +152,28 @@ def test_a_graph_that_gives_other_numbers_is_refused(repository: Path) -> None:
     redo_digests(folder)
     with pytest.raises(GateRefusedError, match=r"row 2.*not research's"):
         Client(f"local://{repository}")
+
+
+@pytest.mark.parametrize(("threads", "level", "expected"), [(1, 0, "ORT_ENABLE_ALL"), (2, 2, "ORT_DISABLE_ALL")])
+def test_it_runs_as_the_server_was_configured(repository: Path, threads: int, level: int, expected: str) -> None:
+    folder = repository / MODEL / "1"
+    manifest = load_manifest(folder)
+    assert manifest.export
+    runtime = RuntimeRecord(
+        effort="quick",
+        chosen="measured",
+        threads=threads,
+        graph_level=level,
+        kind="KIND_CPU",
+        reason="a test",
+        machine="",
+        candidates=(),
+    )
+    export = manifest.export.model_copy(update={"runtime": runtime})
+    write_manifest(folder, manifest.model_copy(update={"export": export}))
+    options = LocalModel(folder)._session.get_session_options()
+    assert options.intra_op_num_threads == threads
+    assert options.graph_optimization_level.name == expected
 
 
 def test_what_is_no_graph_is_refused(repository: Path) -> None:

@@ -26,7 +26,7 @@ from tickserve.errors import (
 )
 from tickserve.golden import compare, read_golden
 from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, TensorSpec, load_manifest, verify_file
-from tickserve.model_config import MODEL_FILE
+from tickserve.model_config import GRAPH_LEVELS, MODEL_FILE
 from tickserve.signing import TrustedKeys, read_trusted_keys, verify_signature
 
 SCHEME = "local"
@@ -118,7 +118,10 @@ class LocalModel:
             folder = folder.resolve()
         self.manifest = _verified(folder, trusted)
         self.version = int(folder.name) if folder.name.isdigit() else 1
-        self._session = open_session((folder / MODEL_FILE).read_bytes())
+        record = self.manifest.export.runtime if self.manifest.export else None
+        # As the server is configured: another level of optimisation, or other threads, may give another last digit.
+        options = (record.threads, record.graph_level) if record else ()
+        self._session = open_session((folder / MODEL_FILE).read_bytes(), *options)
         _check_signature(self._session, self.manifest)
         self._inputs, self._outputs = self.manifest.inputs, self.manifest.outputs
         self._names = [spec.name for spec in self._outputs]
@@ -206,14 +209,23 @@ class _Bound:
         return answer
 
 
-def open_session(graph: bytes, threads: int = 1) -> Any:
-    """An ONNX Runtime session on the CPU. Raises MissingExtraError, and ArtifactError for what does not load."""
+def open_session(graph: bytes, threads: int = 1, graph_level: int = 0) -> Any:
+    """An ONNX Runtime session on the CPU; `graph_level` is Triton's (0 optimises all, 2 nothing).
+
+    Raises MissingExtraError, and ArtifactError for what does not load.
+    """
     try:
         import onnxruntime as ort
     except ImportError as error:
         raise MissingExtraError.of("onnxruntime", "inprocess") from error
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    level = GRAPH_LEVELS.get(graph_level)
+    if level is None:
+        raise ArtifactError(
+            "an unknown level of optimisation", field="export.runtime.graph_level", was=str(graph_level)
+        )
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     options.log_severity_level = ONLY_ERRORS
     # A thread that waits by spinning takes the core from the engine's own.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
