@@ -141,5 +141,5 @@ def test_addresses_that_are_refused(url: Any, says: str) -> None:
 def test_a_transport_that_contradicts_or_is_unknown() -> None:
     with pytest.raises(UsageError, match="contradicts"):
         Client("grpc://h:1", transport="http")
-    with pytest.raises(UsageError, match="'http' or 'grpc'"):
+    with pytest.raises(UsageError, match="'http', 'grpc' or 'shm'"):
         Client("h:1", transport="carrier pigeon")  # type: ignore[arg-type]
