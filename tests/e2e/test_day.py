@@ -1,4 +1,4 @@
-"""Ticks through stream, server, journal and replay: identical, for every kind of model and for a whole day."""
+"""Ticks through stream, server, journal and replay: identical, for every kind of model."""
 
 from __future__ import annotations
 
@@ -8,24 +8,20 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
-from serving.embedded import EmbeddedTriton
 from tests.e2e.conftest import COMMAND, RECORDING, Served, environment
 from tests.e2e.test_wire import models
 from tickserve import Client, pipeline
-from tickserve.config import ServeSettings, load_settings
+from tickserve.config import load_settings
 from tickserve.journal import ActionRecord, DecisionRecord, Journal, read_journal
 from tickserve.manifest import load_manifest
 from tickserve.stream import Stream
 
-DAY = ("us_equity_tick/aig/20131009_quote.zip", "us_equity_tick/aig/20131009_trade.zip")
 Event = tuple[int, np.ndarray]
 
 
@@ -73,50 +69,6 @@ def test_every_model_replays_identically(served: Served, market_data: Path, tmp_
         assert {one.bundle_digest for one in records} == {manifest.digest()}
         kinds.add((len(manifest.inputs), len(manifest.inputs[0].shape)))
     assert {(1, 1), (1, 2)} <= kinds
-
-
-@dataclass(frozen=True)
-class Published:
-    """A model of one day of a US share, trees only, and its server."""
-
-    repository: Path
-    model: str
-    url: str
-
-
-@pytest.fixture(scope="module")
-def equity(market_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
-    folder = tmp_path_factory.mktemp("equity")
-    overrides = {"lstm.enabled": False, "gbdt.rounds": 20, "features.store": str(folder / "features")}
-    config = load_settings(environ={}, overrides=overrides).config
-    source = pipeline.open_source([market_data / name for name in DAY], config)
-    (bundle,) = pipeline.train(pipeline.build_features(source, config), config, folder / "bundles")
-    pipeline.export(bundle.path, folder / "models", config)
-    ports = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
-    with EmbeddedTriton(folder / "models", ports) as server:
-        yield Published(folder / "models", load_manifest(bundle.path).name, server.http_url)
-
-
-@pytest.mark.system
-def test_a_day_of_ticks_replays_identically(equity: Published, market_data: Path, tmp_path: Path) -> None:
-    seen: list[int] = []
-
-    def counted() -> Iterator[Event]:
-        for event in events_of([market_data / name for name in DAY], 1):
-            seen.append(event[0])
-            yield event
-
-    statuses = stream_into(tmp_path / "journal", equity.url, equity.repository, equity.model, counted())
-    assert len(seen) > 300_000
-    assert (seen[-1] - seen[0]) / 3.6e12 > 6.4  # hours: the whole session
-    assert set(statuses) == {"OK"}
-    assert statuses["OK"] > 20_000
-    told = replayed(tmp_path / "journal", "--url", equity.url)
-    assert (told["replayed"], told["different"], told["skipped"]) == (statuses["OK"], 0, {})
-    records = [one for one in read_journal(tmp_path / "journal") if isinstance(one, DecisionRecord)]
-    newest = [one.newest_event_ns for one in records]
-    assert newest == sorted(newest)
-    assert set(newest) <= set(seen)
 
 
 def test_the_plain_loop_trades_and_its_journal_replays(
