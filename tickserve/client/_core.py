@@ -113,12 +113,13 @@ class Core:
         )
         lane = None if priority is None else check_lane(priority)
         pinned = self._pin_of(model, version)
-        pinned.contract.check_features(columns, feature_digest)
+        if columns is not None or feature_digest is not None:
+            pinned.contract.check_features(columns, feature_digest)
         call.checked = checked = pinned.contract.check_inputs(inputs)
-        call.newest_event_ns = newest_event_ns
-        call.age_us = self._age_us(newest_event_ns)
-        if self._too_old(call.age_us):
-            return Prepared(call, pinned, checked, None)
+        if newest_event_ns is not None or self._max_age_us is not None:
+            call.newest_event_ns, call.age_us = newest_event_ns, self._age_us(newest_event_ns)
+            if self._too_old(call.age_us):
+                return Prepared(call, pinned, checked, None)
         contract, asked = pinned
         request = InferRequest(contract.name, asked, call.request_id, call.timeout_us, checked.tensors, lane)
         if call.reached("check") >= call.deadline_ns:
