@@ -28,7 +28,7 @@ from tickserve.journal import (
     read_actions,
     read_journal,
 )
-from tickserve.journal._folder import repair
+from tickserve.journal._folder import JournalFolder, repair
 from tickserve.journal._schema import decode, encode_action, encode_decision, encode_gap
 from tickserve.journal._segment import Header, encode_frame, encode_header, frame_record
 from tickserve.manifest import StateContract, StateTensor
@@ -286,6 +286,43 @@ def test_damage_that_is_no_torn_end_is_reported_and_left_alone(segment: Path) ->
     assert segment.read_bytes() == data
     with pytest.raises(CorruptFileError, match="crc32"):
         ids(segment, tolerant=True)
+
+
+def test_a_file_missing_between_two_is_reported_and_the_oldest_may_go(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    for number in (1, 2, 3, 4):
+        header = encode_header(Header(1, "5e55", number, number, "0", ""))
+        (tmp_path / f"{number:020d}-5e55-{number:06d}.tsj").write_bytes(header)
+    oldest, second, third, _ = journal_files(tmp_path)
+    oldest.unlink()
+    assert list(read_journal(tmp_path)) == []
+    third.unlink()
+    with pytest.raises(CorruptFileError, match=r"000004\.tsj.*missing.*number 3"):
+        list(read_journal(tmp_path))
+    assert list(read_journal(second)) == []
+    assert list(read_journal(tmp_path, tolerant=True)) == []
+    assert "1 files are missing before" in caplog.text
+
+
+def test_a_file_that_could_not_be_begun_leaves_no_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, frame = JournalFolder(tmp_path, JournalSettings(), ""), encode_frame([], zstandard.ZstdCompressor())
+    write = os.write
+
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(28, "no space left")
+
+    def header_only(descriptor: int, data: bytes) -> int:
+        return write(descriptor, data) if len(data) > len(frame) else full(descriptor, data)
+
+    for failing in (full, header_only):
+        monkeypatch.setattr(os, "write", failing)
+        with pytest.raises(OSError, match="no space"):
+            folder.append(frame)
+    monkeypatch.setattr(os, "write", write)
+    folder.append(frame)
+    folder.close()
+    assert [path.name[-10:] for path in journal_files(tmp_path)] == ["000001.tsj"]
 
 
 @pytest.mark.parametrize("content", [b"PK\x03\x04" + bytes(100), b"\x51\x2a\x4d\x18", b"x"])

@@ -133,6 +133,7 @@ class JournalFolder:
         with suppress(OSError):
             if segment.size == segment.header_size:
                 segment.path.unlink()
+                self._number -= 1  # a number that is missing means a file that was lost
         with suppress(OSError):
             segment.close()
 
@@ -148,11 +149,12 @@ class JournalFolder:
         return self._segment
 
     def _begin(self) -> _Segment:
-        self._number += 1
-        created_ns = time.time_ns()
-        header = Header(SCHEMA, self._session, self._number, created_ns, __version__, self._label)
-        name = f"{created_ns:020d}-{self._session}-{self._number:06d}{SUFFIX}"
-        return _Segment(self._folder / name, encode_header(header))
+        created_ns, number = time.time_ns(), self._number + 1
+        header = Header(SCHEMA, self._session, number, created_ns, __version__, self._label)
+        name = f"{created_ns:020d}-{self._session}-{number:06d}{SUFFIX}"
+        segment = _Segment(self._folder / name, encode_header(header))
+        self._number = number
+        return segment
 
     def _make_room(self) -> None:
         """Keep the journal below its bound, with room for a whole segment more. Raises OSError (EDQUOT).

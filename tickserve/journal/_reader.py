@@ -9,7 +9,7 @@ from pathlib import Path
 from tickserve.errors import CorruptFileError, EmptyDataError
 from tickserve.journal._folder import segment_paths
 from tickserve.journal._schema import ActionRecord, Record
-from tickserve.journal._segment import Header, frames, read_header, read_records, torn_from
+from tickserve.journal._segment import SUFFIX, Header, frames, read_header, read_records, torn_from
 
 LOG = logging.getLogger("tickserve.journal")
 
@@ -17,12 +17,36 @@ LOG = logging.getLogger("tickserve.journal")
 def read_journal(path: Path | str, *, tolerant: bool = False) -> Iterator[Record]:
     """The records of a journal folder, or of one of its files, one frame in memory at a time.
 
-    What is cut or damaged raises CorruptFileError naming file and offset, after every record before it was given. With
-    `tolerant`, a file that ends as a crash leaves it (or that is being written just now) ends at its last whole frame;
-    damage that no crash explains raises all the same. Raises EmptyDataError where there is no journal.
+    What is cut or damaged raises CorruptFileError naming file and offset, after every record before it was given, and
+    so does a file that is missing between two of its session. With `tolerant`, a file that ends as a crash leaves it
+    (or that is being written just now) ends at its last whole frame, and a missing one costs a line of the log; damage
+    that no crash explains raises all the same. Raises EmptyDataError where there is no journal.
     """
+    numbers: dict[str, int] = {}
     for segment in journal_files(path):
+        _check_follows(segment, numbers, tolerant)
         yield from _segment_records(segment, tolerant)
+
+
+def _check_follows(path: Path, numbers: dict[str, int], tolerant: bool) -> None:
+    """Hold a file's number against the last of its session: the oldest may be removed, one in the middle is lost."""
+    _, _, place = path.name.removesuffix(SUFFIX).partition("-")
+    session, _, number = place.partition("-")
+    if not number.isdigit():
+        return  # one file, by a name of its own
+    expected = numbers.get(session, int(number) - 1) + 1
+    numbers[session] = int(number)
+    if int(number) == expected:
+        return
+    if not tolerant:
+        raise CorruptFileError(
+            "a file of the journal is missing before this one",
+            field=path.name,
+            expected=f"number {expected} of its session",
+            was=str(int(number)),
+            hint="--tolerant reads on without it",
+        )
+    LOG.warning("journal: %d files are missing before %s", int(number) - expected, path.name)
 
 
 def journal_files(path: Path | str) -> list[Path]:

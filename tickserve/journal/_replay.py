@@ -1,7 +1,7 @@
 """Asking again: every recorded request is sent as it was, byte for byte, and its answer held against the recorded one.
 
-Requests go one by one, each with the rows it had. How a server put them together with others is not recorded and
-need not be: a gate at export refuses a model whose answer depends on it.
+Requests go one by one, each with the rows it had. How a server put them together with others is not recorded. A gate at
+export refuses trees (fp32, one thread) of which a bit depends on it; a net's last digits may, within its tolerance.
 """
 
 from __future__ import annotations
