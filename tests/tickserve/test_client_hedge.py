@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,8 @@ import pytest
 
 from benchmarks.relay import Relay
 from tickserve.client import Client, Resilience
+from tickserve.client import _h2 as h2
+from tickserve.client._socket import DisconnectedError, MalformedError
 from tickserve.errors import DeadlineExceededError
 
 MODEL = "hand-l1-gbdt"
@@ -115,3 +118,40 @@ def test_both_silent_is_the_deadline(triton: Any, relays: tuple[str, list[Relay]
         assert caught.value.attempts in (1, 2)  # one, when the other was just left alone for being slow
         assert 0.28 < taken < 0.6  # deadline + 10 % on an idle machine; these share theirs
         assert {one["in_flight"] for one in client.statistics()["replicas"].values()} == {0}
+
+
+@pytest.mark.parametrize("unasked", ["settings", "ping", "window"])
+def test_what_a_peer_says_of_itself_is_no_answer(unasked: str) -> None:
+    said = {
+        "settings": h2.frame(h2.SETTINGS, 0, 0),
+        "ping": h2.frame(h2.SETTINGS, 0, 0) + h2.frame(h2.PING, 0, 0, bytes(8)),
+        "window": h2.frame(h2.SETTINGS, 0, 0) + h2.frame(h2.WINDOW_UPDATE, 0, 0, (9).to_bytes(4, "big")),
+    }[unasked]
+    here, there = socket.socketpair()
+    here.setblocking(False)
+    with there:
+        line = h2.Stream(here, set())
+        line.send(b"", b"request", time.monotonic_ns() + 10**9)
+        there.sendall(said)
+        assert not line.readable(time.monotonic_ns() + 20_000_000)
+        assert not line.readable(0)
+        there.sendall(h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, 1, b"\x88"))
+        assert line.readable(time.monotonic_ns() + 10**9)
+        assert line.readable(0)
+        assert line.receive(time.monotonic_ns() + 10**9).headers == {":status": "200"}
+        line.close()
+
+
+def test_the_end_and_nonsense_are_told_by_whoever_receives() -> None:
+    for said, problem in ((b"", DisconnectedError), (h2.frame(h2.PING, 0, 0, bytes(8)), MalformedError)):
+        here, there = socket.socketpair()
+        here.setblocking(False)
+        line = h2.Stream(here, set())
+        line.send(b"", b"request", time.monotonic_ns() + 10**9)
+        there.sendall(said)
+        there.shutdown(socket.SHUT_WR)
+        assert line.readable(time.monotonic_ns() + 10**9)
+        with pytest.raises(problem):
+            line.receive(time.monotonic_ns() + 10**9)
+        line.close()
+        there.close()

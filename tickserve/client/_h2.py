@@ -11,7 +11,7 @@ from socket import socket
 from typing import NamedTuple
 
 from tickserve.client._hpack import decode_block
-from tickserve.client._socket import DisconnectedError, Line, MalformedError
+from tickserve.client._socket import DeadlinePassedError, DisconnectedError, Line, MalformedError, WireError
 from tickserve.client._transport import MAX_BODY_BYTES
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
@@ -72,6 +72,7 @@ class Stream(Line):
         "_headers",
         "_parts",
         "_peer",
+        "_problem",
         "_received",
         "_size",
         "_stream",
@@ -96,6 +97,7 @@ class Stream(Line):
         self._parts: list[bytes] = []
         self._block: tuple[int, bytes] | None = None
         self._frames = self._size = 0
+        self._problem: WireError | None = None
         peer, size, stream = self._peer, len(payload), self._stream.to_bytes(4, "big")
         peer.stream_window = peer.initial_window
         opening = b"%b\x01\x04%b%b" % (len(head).to_bytes(3, "big"), stream, head)
@@ -124,6 +126,8 @@ class Stream(Line):
 
     def receive(self, deadline_ns: int) -> Answer:
         """The answer to what was sent. Raises WireError; the connection must then be closed."""
+        if self._problem is not None:
+            raise self._problem
         while not self._ended or self._whole():
             self._step(deadline_ns)
         self.used = True
@@ -134,6 +138,34 @@ class Stream(Line):
             self._received = 0
         parts = self._parts
         return Answer(self._headers, parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def readable(self, until_ns: int) -> bool:
+        """Whether the answer has begun, or the connection ended, before `until_ns`; 0 does not wait.
+
+        Settings, pings and window updates come unasked: taken for an answer they would cost a call its hedge.
+        """
+        while not self._begun():
+            if not super().readable(until_ns):
+                return False
+            try:
+                self._take_in(until_ns)
+            except WireError as error:
+                self._problem = error  # which `receive` raises
+        return True
+
+    def _begun(self) -> bool:
+        return self._ended or bool(self._headers) or self._problem is not None
+
+    def _take_in(self, until_ns: int) -> None:
+        """Do what the whole frames say that are there, up to the first of the answer."""
+        heard = self.heard
+        try:
+            came = self.more(until_ns)
+        except DeadlinePassedError:  # woken without data
+            return
+        self._buffer, self._at, self.heard = self._buffer[self._at :] + came, 0, heard
+        while self._whole() and not self._begun():
+            self._step(until_ns)
 
     def _whole(self) -> bool:
         """Whether another frame lies in the buffer: a ping behind the answer wants its own."""

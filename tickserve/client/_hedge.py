@@ -20,7 +20,7 @@ class Pending(Protocol):
     """A request that has been sent."""
 
     def wait(self, until_ns: int) -> bool:
-        """Whether there is something to receive before `until_ns`."""
+        """Whether there is something to receive before `until_ns`; 0 does not wait."""
         ...
 
     def fileno(self) -> int:
@@ -81,15 +81,15 @@ def begin(transport: Transport, request: InferRequest, deadline_ns: int, connect
 def first_ready(pending: Sequence[Pending], deadline_ns: int) -> int | None:
     """The index of the first that has something to receive; None at the deadline."""
     poll = select.poll()
-    by_descriptor = {}
-    for index, one in enumerate(pending):
-        by_descriptor[one.fileno()] = index
+    for one in pending:
         poll.register(one.fileno(), select.POLLIN)
     while True:
+        # What a poll shows need not be an answer, and what was read already no poll shows.
+        for index, one in enumerate(pending):
+            if one.wait(0):
+                return index
         remaining = deadline_ns - monotonic_ns()
         if remaining <= 0:
             return None
         # A last poll of less than a millisecond is rounded up: it is never late by more than that.
-        ready = poll.poll(-(-remaining // NS_PER_MS))
-        if ready:
-            return by_descriptor[ready[0][0]]
+        poll.poll(-(-remaining // NS_PER_MS))

@@ -29,6 +29,7 @@ from tickserve.errors import DeadlineExceededError, ProtocolError, RequestError,
 Credential = tuple[str, str]
 UNKNOWN_REGION = b"Unable to find shared memory region"
 CLOSE_NS = 1_000_000_000
+FORGET_NS = 2_000_000  # of a good call
 MAX_RETIRED = 1_000
 
 
@@ -116,8 +117,8 @@ class ShmTransport:
             raise
         self._idle.append(region)
         if self._retired:
-            with suppress(RequestError):
-                self._forget(deadline_ns)
+            with suppress(RequestError, WireError):  # the answer is here, whatever becomes of old regions
+                self._forget(min(deadline_ns, monotonic_ns() + FORGET_NS))
         return response
 
     def _ask(self, request: InferRequest, constant: bytes, deadline_ns: int) -> Reply:
@@ -160,7 +161,11 @@ class ShmTransport:
             name = self._retired.popleft()
         except IndexError:
             return
-        reply = self._manage("unregister", name, {}, deadline_ns)
+        try:
+            reply = self._manage("unregister", name, {}, deadline_ns)
+        except WireError:
+            self._retired.append(name)
+            raise
         if reply.head.status != 200 and b"in use" in bytes(reply.data[reply.start : reply.start + 10_000]):
             self._retired.append(name)
 

@@ -12,7 +12,7 @@ import errno
 import os
 import select
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import Any
 
@@ -107,7 +107,7 @@ class Line:
     `busy` holds every line of one client that is in use; whoever uses a line puts it in.
     """
 
-    __slots__ = ("_busy", "_in_vain", "_poll", "_rest", "_sock", "heard", "reusable", "used")
+    __slots__ = ("_arrived", "_busy", "_in_vain", "_poll", "_rest", "_sock", "heard", "reusable", "used")
 
     def __init__(self, sock: socket.socket, busy: set[Line]) -> None:
         self._sock, self._busy = sock, busy
@@ -118,6 +118,8 @@ class Line:
         # TLS knows of bytes that no poll of the socket shows.
         self._poll: Any = getattr(sock, "poll", select.poll)()
         self._poll.register(self._sock, select.POLLIN)
+        # And not all of what a poll shows is for the protocol on top of it.
+        self._arrived: Callable[[], bool] | None = getattr(sock, "arrived", None)
 
     def close(self) -> None:
         """Close the socket; idempotent."""
@@ -128,13 +130,18 @@ class Line:
         return self._sock.fileno()
 
     def readable(self, until_ns: int) -> bool:
-        """Whether there is something to receive (an end counts) before `until_ns`."""
-        try:
-            if not self._spin(until_ns):
-                _wait(self._sock, self._poll, until_ns, write=False)
-        except DeadlinePassedError:
-            return False
-        return True
+        """Whether there is something to receive (an end counts) before `until_ns`; 0 does not wait."""
+        while True:
+            if until_ns == 0:
+                if not self._poll.poll(0):
+                    return False
+            elif not self._spin(until_ns):
+                try:
+                    _wait(self._sock, self._poll, until_ns, write=False)
+                except DeadlinePassedError:
+                    return False
+            if self._arrived is None or self._arrived():
+                return True
 
     def put(self, data: bytes, deadline_ns: int) -> None:
         """Send all of `data`. Raises WireError."""

@@ -19,6 +19,7 @@ from typing import Any
 from tickserve.client._socket import UnreachableError, WireError, _wait
 from tickserve.errors import UsageError
 
+EARLY_BYTES = 16 * 1024
 ALPN = {"http": ["http/1.1"], "grpc": ["h2"]}
 
 
@@ -79,10 +80,12 @@ class Tls:
 class SecureSocket:
     """A TLS connection with the methods that a line uses of a socket; blocking is told as a socket tells it."""
 
-    __slots__ = ("_sock",)
+    __slots__ = ("_early", "_problem", "_sock")
 
     def __init__(self, sock: ssl.SSLSocket) -> None:
         self._sock = sock
+        self._early = b""  # what `arrived` took for the next `recv`, and what it met
+        self._problem: Exception | None = None
 
     def send(self, data: bytes | memoryview) -> int:
         """How much of `data` went out. Raises BlockingIOError, OSError and UntrustedError."""
@@ -98,17 +101,42 @@ class SecureSocket:
 
     def recv(self, size: int) -> bytes:
         """Up to `size` bytes; none at the end. Raises as `send`."""
+        if self._problem is not None:
+            raise self._problem
+        if self._early:
+            data, self._early = self._early[:size], self._early[size:]
+            return data
         try:
             return self._sock.recv(size)
         except ssl.SSLError as error:
             raise _told(error) from error
 
+    def arrived(self) -> bool:
+        """Whether `recv` has something to tell: session tickets, which follow every handshake, are nothing."""
+        if self._early or self._problem is not None:
+            return True
+        try:
+            self._early = self.recv(EARLY_BYTES)
+        except BlockingIOError:
+            return False
+        except (OSError, WireError) as error:
+            self._problem = error
+        return True
+
     def recv_into(self, buffer: memoryview) -> int:
         """How much was received into `buffer`. Raises as `send`."""
+        if self._early or self._problem is not None:
+            data = self.recv(len(buffer))
+            buffer[: len(data)] = data
+            return len(data)
         try:
             return self._sock.recv_into(buffer)
         except ssl.SSLError as error:
             raise _told(error) from error
+
+    def pending(self) -> bool:
+        """Whether bytes were decrypted and not yet taken."""
+        return bool(self._early) or self._problem is not None or self._sock.pending() > 0
 
     def fileno(self) -> int:
         """The descriptor; -1 once closed."""
@@ -120,7 +148,7 @@ class SecureSocket:
 
     def poll(self) -> SecurePoll:
         """What waits for this socket to have something."""
-        return SecurePoll(self._sock)
+        return SecurePoll(self)
 
 
 class SecurePoll:
@@ -128,7 +156,7 @@ class SecurePoll:
 
     __slots__ = ("_poll", "_sock")
 
-    def __init__(self, sock: ssl.SSLSocket) -> None:
+    def __init__(self, sock: SecureSocket) -> None:
         self._sock, self._poll = sock, select.poll()
 
     def register(self, sock: Any, events: int) -> None:
