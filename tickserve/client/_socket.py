@@ -21,8 +21,7 @@ JOIN_BYTES = 64 * 1024
 FD_SETSIZE = 1024
 NS_PER_MS = 1_000_000
 SPIN_NS = 400_000
-TAKEN_NS = 200_000
-LEAST_RESTS, MOST_RESTS = 8, 4_096  # calls without looking after one that looked in vain, doubled each time
+LEAST_RESTS, MOST_RESTS = 8, 512  # calls without looking after one that looked in vain, doubled each time
 KEEPALIVE = (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 3), ("TCP_KEEPCNT", 1), ("TCP_USER_TIMEOUT", 13_000))
 
 Address = tuple[Any, ...]  # (host, port), and two numbers more for IPv6
@@ -208,18 +207,15 @@ class Line:
         if self._rest:
             self._rest -= 1
             return False
-        poll, busy, last = self._poll.poll, self._busy, monotonic_ns()
-        until = min(last + SPIN_NS, deadline_ns)
+        poll, busy = self._poll.poll, self._busy
+        until = min(monotonic_ns() + SPIN_NS, deadline_ns)
         while not poll(0):
             if len(busy) > 1:  # another thread's call is under way: it has more use for the interpreter
                 return False
             _give_way()
-            now = monotonic_ns()
-            # Somebody else wanted the processor: who sleeps is given it back sooner than who keeps on asking.
-            if now >= until or now - last > TAKEN_NS:
+            if monotonic_ns() >= until:  # a slow answer, or others want the processor: who sleeps gets it back sooner
                 self._rest = self._in_vain = min(2 * self._in_vain, MOST_RESTS)
                 return False
-            last = now
         self._in_vain = LEAST_RESTS
         return True
 
