@@ -18,16 +18,19 @@ from tickserve.errors import (
     TransportError,
     UsageError,
 )
-from tickserve.features.spec import FeatureSpec, default_book_spec
+from tickserve.features.spec import Feature, FeatureSpec, default_bars_spec, default_book_spec
 from tickserve.manifest import Manifest
 from tickserve.stream import AsyncStream, Step, Stream
+from tickserve.stream._definition import history_ns
 from tickserve.stream._inputs import MAX_PENDING
 from tickserve.stream._snapshot import MAGIC
 from tickserve.testing import FLAT_ANSWER, UP_ANSWER, Answer, Entry, MockClient, make_manifest, mock_client
 
 MODEL, WARMUP, MS = "mock-model", 4, 10**6
 FULL = default_book_spec(1)
-SPEC = FeatureSpec("short", "book", 1, FULL.features, 1_000 * MS, WARMUP)
+# Without features in time: a session of any age is old enough for them, and no signal is flagged for it.
+TIMELESS = tuple(each for each in FULL.features if not any(name.endswith("_s") for name, _ in each.params))
+SPEC = FeatureSpec("short", "book", 1, TIMELESS, 1_000 * MS, WARMUP)
 START = 1_700_000_000 * 10**9
 
 
@@ -101,6 +104,32 @@ def test_a_window_holds_the_last_rows_of_one_session() -> None:
     np.testing.assert_array_equal(
         client.transport.inputs()["window"][0], np.stack([step.features for step in late[-3:]])
     )
+
+
+def test_a_session_younger_than_its_features_look_back_says_so_even_after_a_restart() -> None:
+    spec = FeatureSpec("timed", "book", 1, (*TIMELESS, Feature.of("mid_return", horizon_s=0.5)), 1_000 * MS, WARMUP)
+    client = mock_client(make_manifest(spec=spec), then=FLAT_ANSWER)
+    target = Stream(client, MODEL)
+
+    def flags(*steps: int, of: Stream = target) -> list[tuple[str, ...]]:
+        fed = [of.feed(START + step * 100 * MS, row(step)) for step in steps]
+        return [step.signal.flags for step in fed if step.signal]
+
+    assert flags(*range(5)) == [("short_history",)]
+    polled = target.poll().signal
+    assert polled is not None
+    assert polled.flags == ("short_history",)
+    other = Stream(client, MODEL)
+    other.restore(target.snapshot())
+    assert flags(5, 6) == flags(5, 6, of=other) == [(), ()]
+    target.reset()
+    assert flags(*range(7, 14)) == [("short_history",), (), ()]
+
+
+def test_what_decays_is_looked_back_on_for_five_time_constants() -> None:
+    assert history_ns(SPEC) == 0
+    assert history_ns(FULL) == 300 * 10**9
+    assert history_ns(default_bars_spec()) == 0
 
 
 def test_a_state_is_carried_from_answer_to_question() -> None:

@@ -11,6 +11,8 @@ from tickserve.manifest import Manifest, StateTensor
 
 # The jump that cuts bar sessions, for manifests written before it was in them.
 EARLIER_JUMP_FACTOR = 1.5
+FADED_AFTER = 5  # exp(-5) < 0.01
+NS_PER_S = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,16 @@ def define(manifest: Manifest, spec: FeatureSpec | None = None, stride: int | No
         window=window,
         state=state,
     )
+
+
+def history_ns(spec: FeatureSpec) -> int:
+    """The time after which the start of a session no longer shows in the features.
+
+    The longest horizon, and for what decays as many time constants as leave less than one part in a hundred.
+    """
+    reach = {"horizon_s": 1, "tau_s": FADED_AFTER}
+    spans = [reach[name] * value for each in spec.features for name, value in each.params if name in reach]
+    return int(max(spans, default=0) * NS_PER_S)
 
 
 def _spec_of(manifest: Manifest) -> FeatureSpec:

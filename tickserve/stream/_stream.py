@@ -23,12 +23,14 @@ from tickserve.features.jit import source_fingerprint
 from tickserve.features.spec import FeatureSpec
 from tickserve.manifest import Manifest
 from tickserve.signal import Signal
-from tickserve.stream._definition import Definition, define
+from tickserve.stream._definition import Definition, define, history_ns
 from tickserve.stream._inputs import Inputs, feeder
 from tickserve.stream._rows import RowMaker, Singles
 from tickserve.stream._snapshot import pack, unpack
 
 STATE_RESET = "state_reset"
+# The features look back further in time than the session is old; training saw next to no such rows.
+SHORT_HISTORY = "short_history"
 NOTHING_YET = "nothing was scored yet"
 NS_PER_S = 1_000_000_000
 
@@ -73,6 +75,7 @@ class _Core:
         self._digest, self._kernels = self.definition.spec.digest, f"{source_fingerprint():016x}"
         self._rows, self._feeder = RowMaker(self.definition), feeder(self.definition)
         self._last_ns, self._sequence, self._session = 0, -1, -1
+        self._history_ns, self._opened_ns = history_ns(self.definition.spec), 0
 
     def reset(self) -> None:
         """Start anew: the next event opens a session, and a numbered feed may begin at any number."""
@@ -84,6 +87,7 @@ class _Core:
         arrays = {f"rows.{name}": array for name, array in self._rows.state().items()}
         arrays |= {f"inputs.{name}": array for name, array in self._feeder.state().items()}
         facts = {"last_ns": self._last_ns, "sequence": self._sequence, "session": self._session}
+        facts["opened_ns"] = self._opened_ns
         return pack(facts | self._identity(), arrays)
 
     def restore(self, data: bytes) -> None:
@@ -103,10 +107,12 @@ class _Core:
             rows.restore({name[5:]: array for name, array in arrays.items() if name.startswith("rows.")})
             inputs.restore({name[7:]: array for name, array in arrays.items() if name.startswith("inputs.")})
             numbers = [int(facts[name]) for name in ("last_ns", "sequence", "session")]
+            opened_ns = int(facts.get("opened_ns", 0))  # not in snapshots of before the flag
         except (KeyError, ValueError, TypeError) as error:
             raise ArtifactError("not a snapshot of this stream", field="snapshot", hint=str(error)[:100]) from error
         self._rows, self._feeder = rows, inputs
         self._last_ns, self._sequence, self._session = numbers
+        self._opened_ns = opened_ns
 
     def _identity(self) -> dict[str, Any]:
         definition = self.definition
@@ -128,6 +134,8 @@ class _Core:
             self._rows.restart()
         made = self._rows.step(now, row)
         self._last_ns, self._sequence = now, number
+        if made.place == 0:
+            self._opened_ns = now
         if not made.kept:
             return Step(None, self._why(made.place), made.features)
         opens, self._session = made.session != self._session, made.session
@@ -174,9 +182,10 @@ class _Core:
         return remaining
 
     def _end(self, step: Step, signal: Signal) -> Step:
-        if signal.ok and self._feeder.take_reset():
-            signal = replace(signal, flags=(*signal.flags, STATE_RESET))
-        return step._replace(signal=signal)
+        flags = [STATE_RESET] if signal.ok and self._feeder.take_reset() else []
+        if signal.ok and self._last_ns - self._opened_ns < self._history_ns:
+            flags.append(SHORT_HISTORY)
+        return step._replace(signal=replace(signal, flags=(*signal.flags, *flags)) if flags else signal)
 
 
 def _whole(value: object) -> int:
@@ -228,7 +237,7 @@ class Stream(_Core):
         inputs = self._feeder.repeat()
         if inputs is None:
             return Step(None, NOTHING_YET)
-        return Step(self._score(inputs, self._deadline_ms), "")
+        return self._end(Step(None, ""), self._score(inputs, self._deadline_ms))
 
     def _ask(self, step: Step) -> Step:
         started_ns = time.monotonic_ns()
@@ -263,7 +272,7 @@ class AsyncStream(_Core):
         inputs = self._feeder.repeat()
         if inputs is None:
             return Step(None, NOTHING_YET)
-        return Step(await self._score(inputs, self._deadline_ms), "")
+        return self._end(Step(None, ""), await self._score(inputs, self._deadline_ms))
 
     async def _ask(self, step: Step) -> Step:
         started_ns = time.monotonic_ns()
