@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.client import machine, measure
+from benchmarks.harness import machine, measure
 from tickserve.client import Client, newest_versions
 from tickserve.client._local import open_session
 from tickserve.errors import TickserveError
