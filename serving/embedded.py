@@ -177,7 +177,7 @@ class EmbeddedTriton:
         """What a swap works on (serving/swap.py). Raises ServerStartError before `start`."""
         # gRPC with TLS would ask us for a certificate too; then loads go over HTTP, where no engine is.
         grpc = None if self._settings.tls_cert else self.grpc_url
-        return Target(self.http_url, grpc, self.credential, self._repository, self._view, self.pid)
+        return Target(self.http_url, grpc, self.credential, self._repository, self._view, self.pid, self._trusted)
 
     def tail(self, lines: int = TAIL_LINES) -> list[str]:
         """The last lines of Triton's log, also after `stop`."""

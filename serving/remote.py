@@ -21,7 +21,8 @@ def local_target(pid: int | None = None) -> Target:
     Raises ComponentError when there is none, UsageError when there are several.
     """
     run = runfile.only(pid)
-    return Target(run.http, run.grpc, run.credential, Path(run.repository), Path(run.view), run.server_pid)
+    trusted = None if run.trusted is None else {key: bytes.fromhex(raw) for key, raw in run.trusted.items()}
+    return Target(run.http, run.grpc, run.credential, Path(run.repository), Path(run.view), run.server_pid, trusted)
 
 
 def remote_target(

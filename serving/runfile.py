@@ -27,7 +27,10 @@ FOLDER_MODE, FILE_MODE = 0o700, 0o600
 
 @dataclass(frozen=True)
 class Run:
-    """One running `tickserve serve`: `pid` is the command's process, `server_pid` Triton's."""
+    """One running `tickserve serve`: `pid` is the command's process, `server_pid` Triton's.
+
+    `trusted` are the public keys it was started with, by id, in hex.
+    """
 
     pid: int
     server_pid: int
@@ -38,6 +41,7 @@ class Run:
     repository: str
     view: str
     started: int
+    trusted: dict[str, str] | None = None
 
 
 def runtime_folder() -> Path:
@@ -95,6 +99,7 @@ def announced(target: Target, metrics_url: str) -> Iterator[Path]:
             repository=str(target.repository.resolve()),
             view=str(target.view),
             started=started_ticks(os.getpid()),
+            trusted=None if target.trusted is None else {key: raw.hex() for key, raw in target.trusted.items()},
         )
     )
     try:
@@ -121,6 +126,8 @@ def only(pid: int | None = None) -> Run:
     if pid is not None:
         runs = [run for run in runs if run.pid == pid]
     if not runs:
+        if pid is not None and running():
+            raise ComponentError("no server of this user with that process id", field="--pid", was=str(pid))
         raise ComponentError("no server of this user runs here", hint="tickserve serve, or name one with --url")
     if len(runs) > 1:
         listed = ", ".join(f"{run.pid} ({Path(run.repository).name}, http {run.http})" for run in runs)

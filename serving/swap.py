@@ -113,6 +113,13 @@ def _known(target: Target, model: str) -> str:
     return model
 
 
+def _both(server: TrustedKeys | None, caller: TrustedKeys | None) -> TrustedKeys | None:
+    """The keys that server and caller trust: a caller without any does not open a server that asks for signatures."""
+    if server is None or caller is None:
+        return caller if server is None else server
+    return {key: raw for key, raw in server.items() if caller.get(key) == raw}
+
+
 def _newest(folder: Path) -> int:
     numbers = numbers_in(folder)
     if not numbers:
@@ -134,7 +141,7 @@ class _Swap:
         flipped: Flipped | None,
     ) -> None:
         self._target, self._model, self._version, self._keep = target, model, version, keep
-        self._settings, self._trusted, self._flipped = settings, trusted, flipped
+        self._settings, self._trusted, self._flipped = settings, _both(target.trusted, trusted), flipped
         self._folder = target.repository / model
         self._loader = loading.Loader(target, model, settings.load_timeout_s)
         self._steps: dict[str, float] = {}

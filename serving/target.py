@@ -12,6 +12,7 @@ from pathlib import Path
 from serving.control import Control, Credential
 from serving.runfile import runtime_folder
 from tickserve.errors import ComponentError
+from tickserve.signing import TrustedKeys
 from tickserve.store import unwritable
 
 
@@ -21,6 +22,7 @@ class Target:
 
     `view` is the folder through which an embedded server sees `repository`, `pid` its process; both None for a server
     elsewhere, whose own repository holds the same versions as `repository` here. `grpc_url` None: loads go over HTTP.
+    `trusted` are the keys the server was started with: whoever asks for a swap cannot do without them.
     """
 
     http_url: str
@@ -29,6 +31,7 @@ class Target:
     repository: Path
     view: Path | None = None
     pid: int | None = None
+    trusted: TrustedKeys | None = None
 
     @property
     def control(self) -> Control:

@@ -16,12 +16,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from export.repository.places import Local
+from export.repository.sign import sign
 from serving import runfile
 from serving.remote import read_credential, remote_target
 from tests.serving.conftest import publish_tiny
 from tickserve.cli import app
 from tickserve.config import SwapSettings
 from tickserve.errors import ComponentError, ConfigError, TickserveError, UsageError
+from tickserve.signing import generate_key
 
 COMMAND = str(Path(sys.executable).with_name("tickserve"))
 FAST = {"TICKSERVE_SWAP__MEMORY_REQUESTS": "16", "TICKSERVE_SWAP__DRAIN_QUIET_MS": "100"}
@@ -93,6 +96,37 @@ def test_list_swap_and_rollback(serving: dict[str, Any], environ: dict[str, str]
     assert credential not in told + refused.stderr
 
 
+def test_a_command_without_keys_does_not_open_a_server_that_has_them(
+    environ: dict[str, str], tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    repository, key = tmp_path / "models", generate_key()
+    publish_tiny(repository, "tiny", 1)
+    sign(Local(repository), key, model="tiny", version=None)
+    publish_tiny(repository, "tiny", 2, activate=False)
+    keys = tmp_path / "keys"
+    keys.write_text(key.public_line())
+    own = tmp_path_factory.mktemp("trusting")
+    own.chmod(0o700)
+    mine = environ | {"XDG_RUNTIME_DIR": str(own)}
+    command = [COMMAND, "serve", "--repository", str(repository), "--http-port=0", "--grpc-port=0", "--metrics-port=0"]
+    trusting = mine | {"TICKSERVE_REPOSITORY__TRUSTED_KEYS_FILE": str(keys)}
+    process = subprocess.Popen(command, env=trusting, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try:
+        assert process.stdout is not None
+        assert any(line.startswith("http ") for line in process.stdout)
+        refused = run("swap", "tiny", environ=mine, code=3).stderr
+        assert f"unsigned: expected a signature by key {key.key_id}" in refused
+        keys.write_text(generate_key().public_line())
+        assert "refused at step 'verify'" in run("swap", "tiny", environ=trusting, code=3).stderr
+        sign(Local(repository), key, model="tiny", version=2)
+        assert json.loads(run("swap", "tiny", "--json", environ=mine).stdout)["version"] == 2
+        unknown = run("list", "--pid", "1", environ=mine, code=4).stderr
+        assert "no server of this user with that process id" in unknown
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.communicate()
+
+
 def test_a_server_elsewhere(serving: dict[str, Any], environ: dict[str, str], tmp_path: Path) -> None:
     where = ["--url", serving["http"], "--grpc-url", serving["grpc"], "--repository", str(serving["repository"])]
     closed = run("swap", "tiny", *where, "--version", "2", environ=environ, code=4)
@@ -107,6 +141,14 @@ def test_a_server_elsewhere(serving: dict[str, Any], environ: dict[str, str], tm
     assert json.loads(run("list", *where[:2], *where[4:], "--json", environ=opened).stdout)[0]["loaded"] == [1]
     done = json.loads(run("swap", "tiny", *where, "--version", "1", "--json", environ=opened).stdout)
     assert done["memory"].startswith("not measured")
+
+
+@pytest.mark.parametrize(
+    "options", [["--grpc-url", "h:1"], ["--repository", "elsewhere"], ["--url", "h:1", "--pid", "1"]]
+)
+def test_an_option_without_effect_is_refused(environ: dict[str, str], options: list[str]) -> None:
+    refused = run("swap", "tiny", *options, environ=environ, code=2).stderr
+    assert "--url" in refused
 
 
 def test_no_server_and_several(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from tickserve import stages
 from tickserve.cli import options
 from tickserve.cli.output import emit, out, says, table
 from tickserve.config import Config
+from tickserve.errors import UsageError
 from tickserve.signing import trusted_keys
 
 app = typer.Typer(no_args_is_help=True, help="The models of a running server: list, swap, roll back.")
@@ -29,7 +30,12 @@ Repository = Annotated[
 def _target(pid: int | None, url: str | None, grpc_url: str | None, repository: Path, config: Config) -> Any:
     remote = stages.load("serving.remote")
     if url is None:
+        for field, given in (("--grpc-url", grpc_url), ("--repository", repository != options.DEFAULT_REPOSITORY)):
+            if given:
+                raise UsageError("goes with --url; a server that runs here has its own", field=field)
         return remote.local_target(pid)
+    if pid is not None:
+        raise UsageError("contradict each other", field="--pid, --url")
     return remote.remote_target(url, grpc_url, repository, config.swap)
 
 
