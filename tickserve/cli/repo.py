@@ -89,8 +89,21 @@ def list_versions(
         found = [
             asdict(each) for each in listing.entries(place, keep=settings.repository.keep, trusted=trusted, model=model)
         ]
-    rows = [{**each, "manifest_sha256": each["manifest_sha256"].removeprefix("sha256:")[:12]} for each in found]
-    emit(found, as_json, lambda: _show("versions", rows))
+    emit(found, as_json, lambda: _show("versions", [_brief(each) for each in found]))
+
+
+def _brief(entry: dict[str, Any]) -> dict[str, Any]:
+    """A version in a terminal's width; `--json` has every field whole."""
+    states = ("in_force", "loaded", "kept")  # each includes the next
+    return {
+        "model": entry["model"],
+        "version": entry["version"],
+        "state": next((name.replace("_", " ") for name in states if entry[name]), "goes"),
+        "bytes": entry["size_bytes"],
+        "manifest": entry["manifest_sha256"].removeprefix("sha256:")[:12],
+        "signed by": " ".join(filter(None, (entry["signed_by"], entry["signature"].replace("trusted", "")))).strip(),
+        "problem": entry["problem"],
+    }
 
 
 @app.command("verify")
@@ -107,6 +120,8 @@ def verify(
     trusted = signing.trusted_keys(settings.repository)
     with _opened(repository, settings) as place:
         verdicts = stages.load("export.repository.check").verify(place, trusted=trusted, model=model)
+    if not verdicts:
+        raise ArtifactError("no model here: nothing was verified", field="repository", hint="is this the folder?")
     rows = [
         {
             "model": each.model,
