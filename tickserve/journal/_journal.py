@@ -50,7 +50,8 @@ class Journal:
     """Writes every decision into the folder `path`: `Client(url, manifest=..., observer=Journal("journal"))`.
 
     Give one journal to as many clients as there are; close it after them. What a crash of the process can lose is
-    what came in the last `flush_ms`; a crash of the machine, what came since the last fsync. A disk that is full or
+    what came in the last `flush_ms`, and what is queued before it where calls come faster than the writer, which gives
+    way to them, gets through; a crash of the machine, what came since the last fsync. A disk that is full or
     gone costs records, which are counted and marked as a gap, never a call.
 
     Safe for threads; a forked child writes segments of its own. Raises MissingExtraError without zstandard and
