@@ -11,18 +11,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import numpy as np
 import pytest
 
 from benchmarks.relay import Relay
-from tickserve.client import AsyncClient, Client, Hold, Resilience
+from tickserve.client import AsyncClient, Client, Hold, InferRequest, Resilience, Tensor
+from tickserve.client._async_grpc import AsyncGrpcTransport
+from tickserve.client._url import parse_endpoint
 from tickserve.client._wire import MalformedError, whole_reply
 from tickserve.errors import (
     DeadlineExceededError,
     InputRejectedError,
     ModelNotFoundError,
     ProtocolError,
-    RequestError,
     TransportError,
     UnavailableError,
     UsageError,
@@ -122,11 +124,54 @@ def test_cancelled_among_replicas(triton: Any, relays: list[Relay], transport: s
                 for signal, answer in zip(ended, right, strict=True):
                     if isinstance(signal, asyncio.CancelledError):
                         continue
-                    # Over gRPC one channel carries them all, and what ends it fails them all: typed, never wrong.
-                    if transport == "http" or not isinstance(signal, RequestError):
-                        assert not isinstance(signal, BaseException), signal
-                        assert np.array_equal(signal.probabilities, answer)
+                    assert not isinstance(signal, BaseException), signal
+                    assert np.array_equal(signal.probabilities, answer)
             assert {one["in_flight"] for one in client.statistics()["replicas"].values()} == {0}
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_grpc_call_is_not_cancelled_on_the_server() -> None:
+    """Triton may die of it."""
+
+    async def main() -> None:
+        began, ended = asyncio.Queue[None](), []
+
+        async def slow(_: bytes, context: Any) -> bytes:
+            began.put_nowait(None)
+            try:
+                await asyncio.sleep(0.2)
+            except asyncio.CancelledError:
+                ended.append("cancelled")
+                raise
+            ended.append("answered")
+            return b""
+
+        server = grpc.aio.server()
+        method = grpc.unary_unary_rpc_method_handler(slow)
+        name = "inference.GRPCInferenceService"
+        server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(name, {"ModelInfer": method}),))
+        port = server.add_insecure_port("127.0.0.1:0")
+        await server.start()
+        transport = AsyncGrpcTransport(parse_endpoint(f"127.0.0.1:{port}", "grpc"))
+        request = InferRequest("m", None, "abc", 2_000_000, (Tensor("x", "FP32", (1, 4), bytes(16)),))
+        deadline_ns = time.monotonic_ns() + 5 * 10**9
+        lone = asyncio.create_task(transport.infer(request, deadline_ns))
+        beside = await transport.begin(request, deadline_ns, deadline_ns)
+        for _ in range(2):
+            await asyncio.wait_for(began.get(), 5)
+        lone.cancel()
+        beside.abandon()
+        gc.collect()
+        with pytest.raises(asyncio.CancelledError):
+            await lone
+        for _ in range(200):
+            if len(ended) == 2:
+                break
+            await asyncio.sleep(0.02)
+        assert ended == ["answered", "answered"]
+        transport.close()
+        await server.stop(1)
 
     asyncio.run(main())
 

@@ -382,6 +382,24 @@ def test_every_byte_has_a_code_and_the_codes_are_complete() -> None:
         assert huffman(data) == bytes((byte,))
 
 
+@pytest.mark.parametrize("pause_s", [0.0, 0.02])
+def test_a_deadline_that_the_server_tells_twice(peer: Any, pause_s: float) -> None:
+    def twice(peer: Peer, sock: socket.socket, stream: int) -> None:
+        if peer.requests > 1:
+            sock.sendall((BEGIN if stream == 1 else b"") + answer(stream))
+            return
+        end = h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, stream, HEAD + literal("grpc-status", "4"))
+        sock.sendall(BEGIN + end)
+        time.sleep(pause_s)
+        sock.sendall(end)
+
+    _, transport = peer(twice)
+    with pytest.raises(DeadlineExceededError):
+        ask(transport)
+    time.sleep(2 * pause_s)
+    assert good(ask(transport))
+
+
 @pytest.mark.parametrize("coded", ["00", "f1e3c2e5f23a6ba0ab90f400", "ffffffff", "ff"])
 def test_what_is_no_huffman_code(coded: str) -> None:
     with pytest.raises(MalformedError):

@@ -1,4 +1,8 @@
-"""gRPC over asyncio: `grpc.aio` with messages of our own making; loaded where it is used, with the `grpc` extra."""
+"""gRPC over asyncio: `grpc.aio` with messages of our own making; loaded where it is used, with the `grpc` extra.
+
+A call that nobody waits for any more is not cancelled: it runs on, unheard, to its answer or its deadline. Some Triton
+versions die of a cancel that meets an answer (server issues 7368 and 8034), and with them every call of every client.
+"""
 
 from __future__ import annotations
 
@@ -56,6 +60,7 @@ class AsyncGrpcTransport:
         self._channel: Any = None
         self._call: Any = None
         self._silent = 0
+        self._unheard: set[Any] = set()  # gRPC cancels a call that is garbage
 
     def close(self) -> None:
         """Close the channel; calls in flight end with an error."""
@@ -81,10 +86,17 @@ class AsyncGrpcTransport:
     async def infer(self, request: InferRequest, deadline_ns: int) -> InferResponse:
         """One request, one response. Raises RequestError."""
         call = self._send(request, deadline_ns)
+        # No task of its own: that is for calls that are waited for beside others.
+        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        call.add_done_callback(lambda _: None if done.done() else done.set_result(None))
         try:
-            data = await call  # no task of its own: that is for calls that are waited for beside others
+            await done
         except asyncio.CancelledError:
-            call.cancel()
+            self.let_go(call)
+            raise
+        try:
+            data = await call
+        except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is None or not task.cancelling():  # not the caller: the channel was closed under the call
                 raise self.as_error(None) from None
@@ -97,7 +109,13 @@ class AsyncGrpcTransport:
     async def begin(self, request: InferRequest, deadline_ns: int, connect_by_ns: int) -> GrpcCall:
         """Send; the channel connects in the background. Raises RequestError."""
         call = self._send(request, deadline_ns)
-        return GrpcCall(self, asyncio.ensure_future(_answer(call)), call)
+        return GrpcCall(self, asyncio.ensure_future(_answer(call)))
+
+    def let_go(self, call: Any) -> None:
+        """Have `call` (or its future) run on without anybody who waits for it."""
+        if not call.done():
+            self._unheard.add(call)
+            call.add_done_callback(self._unheard.discard)
 
     def failed(self, error: Exception) -> RequestError:
         """The typed error of a call that ended with what gRPC raised."""
@@ -143,6 +161,11 @@ class AsyncGrpcTransport:
         return self._grpc.aio.secure_channel(self._authority, self._credentials, options=options)
 
 
+def _unheard(done: asyncio.Future[bytes]) -> None:
+    if not done.cancelled():
+        done.exception()  # looked at: asyncio would complain of one that nobody took
+
+
 async def _answer(call: Any) -> bytes:
     data: bytes = await call
     return data
@@ -151,18 +174,18 @@ async def _answer(call: Any) -> bytes:
 class GrpcCall:
     """A call that is under way. `done` is its future."""
 
-    __slots__ = ("_call", "_transport", "done")
+    __slots__ = ("_transport", "done")
 
-    def __init__(self, transport: AsyncGrpcTransport, done: asyncio.Future[bytes], call: Any) -> None:
-        self._transport, self.done, self._call = transport, done, call
+    def __init__(self, transport: AsyncGrpcTransport, done: asyncio.Future[bytes]) -> None:
+        self._transport, self.done = transport, done
 
     def abandon(self) -> None:
-        """Cancel the call, here and on the server."""
-        self._call.cancel()
-        self.done.cancel()
+        """Let the call run on, unheard."""
+        self.done.add_done_callback(_unheard)
+        self._transport.let_go(self.done)
 
     async def receive(self) -> InferResponse:
-        """The answer. Raises RequestError; a cancelled wait cancels the call."""
+        """The answer. Raises RequestError; a cancelled wait lets the call go."""
         try:
             data = await asyncio.shield(self.done)
         except asyncio.CancelledError:

@@ -25,6 +25,7 @@ MAX_BLOCK_BYTES = 16 * 1024
 MAX_STREAM = 2**30  # of 2**31; the connection is then replaced
 MAX_FRAMES = 10_000  # of one answer; the largest body is 64 of ours, and 4096 of the default size
 REFUSED_STREAM = 7
+DEADLINE_EXCEEDED = "4"
 REFILL = 2**29
 
 
@@ -131,7 +132,7 @@ class Stream(Line):
         while not self._ended or self._whole():
             self._step(deadline_ns)
         self.used = True
-        if self._stream >= MAX_STREAM:
+        if self._stream >= MAX_STREAM or self._given_up():
             self.reusable = False
         if self._received > REFILL:
             self.put(frame(WINDOW_UPDATE, 0, 0, self._received.to_bytes(4, "big")), deadline_ns)
@@ -223,12 +224,18 @@ class Stream(Line):
         self._ended = bool(got.flags & END_STREAM)
 
     def _on_headers(self, got: _Frame, deadline_ns: int) -> None:
+        if self._given_up() and got.stream == self._stream:
+            return
         if got.stream != self._stream or self._ended:
             raise MalformedError("headers that belong to no answer")
         block = _unpadded(got)
         if got.flags & WITH_PRIORITY:
             block = block[5:]
         self._gather(got.flags & END_STREAM, block, got.flags)
+
+    def _given_up(self) -> bool:
+        """Whether the server ended this call at its deadline; Triton may then end it a second time, now or later."""
+        return self._ended and self._headers.get("grpc-status") == DEADLINE_EXCEEDED
 
     def _on_continuation(self, got: _Frame, deadline_ns: int) -> None:
         if self._block is None or got.stream != self._stream:
