@@ -51,12 +51,21 @@ def test_looking_and_rolling_back(tickserve: Run, models: Path) -> None:
         (3, True),
     ]
     shown = tickserve("repo", "list")
-    assert "in_force" in shown.stdout
+    assert sum("in force" in line for line in shown.stdout.splitlines()) == 1
+    assert all(len(line.rstrip()) <= 80 for line in shown.stdout.splitlines())
+    assert len(shown.stdout.splitlines()) == 2 + 3, "one line a version"
     differs = answer(tickserve, "diff", f"{NAME}@2", f"{NAME}@3")
     assert {"field": "metrics.accuracy", "a": 0.52, "b": 0.53} in differs
     assert answer(tickserve, "rollback", NAME) == {"model": NAME, "before": 3, "now": 2}
     assert tickserve("repo", "rollback", NAME, "--to", "9").returncode == 3
     assert answer(tickserve, "gc", "--keep", "1", "--dry-run")["removed"] == []
+
+
+def test_where_no_model_is_nothing_is_verified(tickserve: Run, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    done = tickserve("repo", "verify", "--repository", "empty")
+    assert done.returncode == 3
+    assert "nothing was verified" in done.stderr
 
 
 def test_lint_exits_1_on_errors_and_0_on_warnings(tickserve: Run, models: Path) -> None:

@@ -101,9 +101,8 @@ def _brief(entry: dict[str, Any]) -> dict[str, Any]:
         "state": next((name.replace("_", " ") for name in states if entry[name]), "goes"),
         "bytes": entry["size_bytes"],
         "manifest": entry["manifest_sha256"].removeprefix("sha256:")[:12],
-        "signed by": " ".join(filter(None, (entry["signed_by"], entry["signature"].replace("trusted", "")))).strip(),
-        "problem": entry["problem"],
-    }
+        "signature": entry["signed_by"] if entry["signature"] == "trusted" else entry["signature"],
+    } | ({"problem": entry["problem"]} if entry["problem"] else {})
 
 
 @app.command("verify")
@@ -351,8 +350,8 @@ def keygen(
 
 
 def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
-    columns = list(rows[0]) if rows else ["model", "version"]
-    table(title, columns, [[_cell(row[name]) for name in columns] for row in rows])
+    columns = list(dict.fromkeys(name for row in rows for name in row)) or ["model", "version"]
+    table(title, columns, [[_cell(row.get(name)) for name in columns] for row in rows])
 
 
 def _cell(value: object) -> object:
