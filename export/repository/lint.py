@@ -40,7 +40,7 @@ EXPLICIT = (
     "dynamic_batching",
     "default_model_filename",
 )
-EVERY_ROOT = frozenset({LOCK_NAME, "README.md"})
+EVERY_ROOT = frozenset({LOCK_NAME, "README.md", ".gitignore"})
 
 
 @dataclass(frozen=True)
