@@ -50,6 +50,13 @@ CLOSED_APIS = ("model-repository", "shared-memory", "trace", "logging")
 CLOSED_HEADER = "tickserve-closed"
 
 
+def _from_anywhere(settings: ServeSettings) -> ServeSettings:
+    """`settings` whose certificate files are found from any folder: the server does not run in the caller's."""
+    names = ("tls_cert", "tls_key", "tls_client_ca")
+    given = {name: getattr(settings, name) for name in names}
+    return settings.model_copy(update={name: str(Path(path).absolute()) for name, path in given.items() if path})
+
+
 class EmbeddedTriton:
     """A context manager around one server; `start` and `stop` for callers without a `with` block.
 
@@ -293,8 +300,14 @@ class EmbeddedTriton:
         assert self._log is not None  # noqa: S101 - `start` opened it
         prefix = f"tickserve-{os.getpid()}-{secrets.token_hex(4)}-"
         command = self._command(files, backends, models, prefix)
-        self._process = ServerProcess(command, environment(files), self._log, prefix)
+        self._process = ServerProcess(command, environment(files), self._log, prefix, self._empty_folder())
         self._wait_ready(time.monotonic() + self._settings.start_timeout_s)
+
+    def _empty_folder(self) -> Path:
+        assert self._folder is not None  # noqa: S101 - `start` opened it
+        folder = self._folder.path / "empty"
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def _command(self, files: TritonFiles, backends: Path, models: Path, shm_prefix: str) -> list[str]:
         ports, self._secret = self._chosen(), secrets.token_urlsafe(24)
@@ -315,7 +328,7 @@ class EmbeddedTriton:
             f"--grpc-address={LOOPBACK}",
             f"--grpc-port={ports.grpc}",
             *arguments.KEEPALIVE,
-            *arguments.tls_arguments(self._settings),
+            *arguments.tls_arguments(_from_anywhere(self._settings)),
             f"--metrics-address={LOOPBACK}",
             f"--metrics-port={ports.metrics}",
             "--allow-metrics=true",

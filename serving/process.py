@@ -37,10 +37,15 @@ LAUNCH = (
 
 
 class ServerProcess:
-    """A running server. `shm_prefix` names the shared memory that belongs to it and is removed with it."""
+    """A running server. `shm_prefix` names the shared memory that belongs to it and is removed with it.
 
-    def __init__(self, command: Sequence[str], env: Mapping[str, str], log: Path, shm_prefix: str) -> None:
-        self._log, self._shm_prefix = log, shm_prefix
+    `folder` is where it runs: an empty one, because its Python processes import from there before anywhere else.
+    """
+
+    def __init__(
+        self, command: Sequence[str], env: Mapping[str, str], log: Path, shm_prefix: str, folder: Path
+    ) -> None:
+        self._log, self._shm_prefix, self._runs_in = log.absolute(), shm_prefix, folder
         self._process: subprocess.Popen[bytes] | None = None
         self._started, self._ended = threading.Event(), threading.Event()
         self._failure: OSError | None = None
@@ -89,6 +94,7 @@ class ServerProcess:
                 self._process = subprocess.Popen(
                     launcher,
                     env=dict(env),
+                    cwd=self._runs_in,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

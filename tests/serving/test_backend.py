@@ -62,3 +62,19 @@ def test_a_gpu_that_cannot_be_used_is_refused(repository: Path) -> None:
     edit_config(repository / "tiny", lambda config: config.instance_group[0].__setattr__("kind", 1))
     with pytest.raises(ServerStartError, match=r"(?i)gpu"):
         EmbeddedTriton(repository, ANY_PORTS).start()
+
+
+def test_a_module_where_the_server_is_started_is_not_the_backend(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stub imports from its working folder first: a `model.py` of the user's there must not be the one it loads."""
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "model.py").write_text("raise SystemExit('the wrong file')\n")
+    tiny = publish_tiny(tmp_path / "models", "tiny", 3)
+    monkeypatch.chdir(tmp_path / "work")
+    with EmbeddedTriton(tmp_path / "models", ANY_PORTS) as server:
+        connection = http.client.HTTPConnection(server.http_url, timeout=30)
+        row = np.full((1, FEATURES), 0.5, np.float32)
+        answer = infer(connection, "tiny", 1, {"features": row})["probabilities"]
+        connection.close()
+    assert np.abs(answer - tiny.research(row)).max() < 1e-6
