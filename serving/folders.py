@@ -1,4 +1,4 @@
-"""Temporary folders of embedded servers: each names and is locked by its owner, and a dead owner's is swept away."""
+"""Folders of servers: temporary ones, each locked by its owner and swept away after it; a user's own for run files."""
 
 from __future__ import annotations
 
@@ -6,11 +6,16 @@ import fcntl
 import os
 import re
 import shutil
+import stat
 import tempfile
 from pathlib import Path
 
+from tickserve.errors import ComponentError
+from tickserve.store import unwritable
+
 PREFIX = "tickserve-triton-"
 LOCK_NAME = ".owner"
+FOLDER_MODE = 0o700
 OWNED = re.compile(re.escape(PREFIX) + r"([1-9][0-9]*)-.+")
 
 
@@ -63,3 +68,22 @@ def _locked(path: Path) -> bool:
     except OSError:
         return True
     return False
+
+
+def runtime_folder() -> Path:
+    """The folder of this user for such files, made on first use. Raises ComponentError when it is not ours alone."""
+    given = os.environ.get("XDG_RUNTIME_DIR")
+    folder = Path(given) / "tickserve" if given else Path(tempfile.gettempdir()) / f"tickserve-run-{os.getuid()}"
+    try:
+        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise ComponentError(
+            "the runtime folder is open to others",
+            field="XDG_RUNTIME_DIR",
+            expected=f"a folder of this user with mode {FOLDER_MODE:o}",
+            was=f"mode {stat.S_IMODE(found.st_mode):o}",
+        )
+    return folder

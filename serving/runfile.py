@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import stat
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from serving.folders import runtime_folder
+from serving.target import Target
 from tickserve.errors import ComponentError, UsageError
 from tickserve.store import unwritable
 
-if TYPE_CHECKING:
-    from serving.target import Target
-
-FOLDER_MODE, FILE_MODE = 0o700, 0o600
+FILE_MODE = 0o600
 
 
 @dataclass(frozen=True)
@@ -42,25 +39,6 @@ class Run:
     view: str
     started: int
     trusted: dict[str, str] | None = None
-
-
-def runtime_folder() -> Path:
-    """The folder of this user for such files, made on first use. Raises ComponentError when it is not ours alone."""
-    given = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(given) / "tickserve" if given else Path(tempfile.gettempdir()) / f"tickserve-run-{os.getuid()}"
-    try:
-        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
-        found = folder.lstat()
-    except OSError as error:
-        raise unwritable(folder, error) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ComponentError(
-            "the runtime folder is open to others",
-            field="XDG_RUNTIME_DIR",
-            expected=f"a folder of this user with mode {FOLDER_MODE:o}",
-            was=f"mode {stat.S_IMODE(found.st_mode):o}",
-        )
-    return folder
 
 
 def started_ticks(pid: int) -> int:

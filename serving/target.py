@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from serving.control import Control, Credential
-from serving.runfile import runtime_folder
+from serving.folders import runtime_folder
 from tickserve.errors import ComponentError
 from tickserve.signing import TrustedKeys
 from tickserve.store import unwritable

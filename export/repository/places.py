@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from export.repository.absent import no_version
 from export.repository.lock import LOCK_WAIT_S, locked
 from export.verify import numbers_in, versions_of
 from tickserve.config import RepositorySettings
@@ -108,7 +109,7 @@ class Local:
     def folder(self, model: str, version: int) -> Path:
         """As `Repository.folder`."""
         if version not in self.versions(model):
-            raise no_version(self, model, version)
+            raise no_version(self.label, self.versions(model), model, version)
         return self.root / model / str(version)
 
     def files(self) -> list[str]:
@@ -165,12 +166,6 @@ class Local:
 def new_model_staging(root: Path) -> str:
     """How the folders begin, beside a repository, in which a new model is staged; `mkdtemp` adds the suffix."""
     return f"{STAGING_PREFIX}{root.resolve().name}-"
-
-
-def no_version(repository: Repository, model: str, version: int) -> ArtifactError:
-    """The error for a version that is not there."""
-    have = ", ".join(map(str, repository.versions(model))) or "none"
-    return ArtifactError(f"{repository.label} has no version {version} of {model!r}", field="version", expected=have)
 
 
 def require_model(repository: Repository, model: str) -> str:

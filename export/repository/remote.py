@@ -13,9 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from export.repository.absent import no_version
 from export.repository.bucket import Bucket
 from export.repository.lock import LOCK_WAIT_S
-from export.repository.places import no_version
 from export.triton_config import parse_config
 from export.verify import VERSION_PATTERN, named_files
 from tickserve.config import RepositorySettings
@@ -100,7 +100,7 @@ class Remote:
     def folder(self, model: str, version: int) -> Path:
         """As `Repository.folder`: fetched into the copy, not yet verified."""
         if version not in self.versions(model):
-            raise no_version(self, model, version)
+            raise no_version(self.label, self.versions(model), model, version)
         path = self.root / model / str(version)
         self._fetch(model, version, tuple(named_files(load_manifest(path))))
         return path

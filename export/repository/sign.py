@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 
-from export.repository.places import Repository, no_version, require_model
+from export.repository.absent import no_version
+from export.repository.places import Repository, require_model
 from export.triton_config import read_config
 from export.verify import verify_served
 from tickserve.manifest import MANIFEST_NAME
@@ -24,7 +25,7 @@ def sign(
         for name in [require_model(repository, model)] if model else repository.models():
             versions = repository.versions(name)
             if version is not None and version not in versions:
-                raise no_version(repository, name, version)
+                raise no_version(repository.label, repository.versions(name), name, version)
             for number in [version] if version is not None else versions:
                 folder = repository.folder(name, number)
                 verify_served(folder.parent, number, read_config(folder.parent / CONFIG_NAME))
