@@ -6,6 +6,7 @@ second, or never. Only the version whose process is gone is loaded again; the ot
 
 from __future__ import annotations
 
+import http.client
 import logging
 import os
 import re
@@ -72,7 +73,7 @@ class Supervisor:
     def _watch(self) -> None:
         checked = time.monotonic()
         while not self._stopped.wait(POLL_S):
-            with suppress(OSError, ValueError):
+            with suppress(OSError, ValueError, http.client.HTTPException):
                 if self._hang_s and time.monotonic() - checked >= 1:
                     checked, self._hanging = time.monotonic(), self._hung()
                 self._look()

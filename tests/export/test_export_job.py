@@ -539,9 +539,10 @@ def test_splits_are_read_as_the_model_stores_them(booster: Any) -> None:
 
 def test_latency_is_measured_per_call(trees_bundle: Path, repository: Path, settings: ExportSettings) -> None:
     published = export_bundle(trees_bundle, repository, settings)
-    taken = measure_latency(published.path / "model.onnx", {"features": np.zeros((1, 6), np.float32)}, calls=50)
-    assert (taken.calls, taken.rows) == (50, 1)
-    assert 0 < taken.p50_us <= taken.p99_us
+    rows = {"features": np.zeros((8, 6), np.float32)}
+    taken = measure_latency(published.path / "model.onnx", rows, (1, 8), calls=50)
+    assert [timing.rows for timing in taken] == [1, 8]
+    assert all(0 < timing.p50_us <= timing.p99_us for timing in taken)
 
 
 def test_weights_survive_the_conversion(booster: Any) -> None:

@@ -16,6 +16,8 @@ from tickserve.client import _resolve
 from tickserve.client._resolve import Resolver
 from tickserve.client._wire import DeadlinePassedError, UnreachableError
 
+RESOLVE = socket.getaddrinfo
+
 
 class Names:
     """A resolver of the system that is as slow, or as lost, as the test says; it counts what it is asked."""
@@ -24,7 +26,9 @@ class Names:
         self.go, self.asked, self.known = threading.Event(), 0, True
         self.go.set()
 
-    def __call__(self, host: str, port: int, **_: Any) -> list[Any]:
+    def __call__(self, host: str, port: int, *others: Any, **named: Any) -> list[Any]:
+        if others:  # a server that other tests share is being watched meanwhile
+            return RESOLVE(host, port, *others, **named)
         self.asked += 1
         self.go.wait(10)
         if not self.known:
