@@ -3,13 +3,16 @@
     python -m benchmarks.journal --repository model_repository
 
 What is timed is the whole call as an engine sees it, and `decided` alone, which is all of the journal that runs on the
-caller's thread. The journal's own thread works meanwhile, as it would beside an engine.
+caller's thread. The journal's own thread works meanwhile, as it would beside an engine. The same in this process
+(local://), where calls come fastest; and a process that calls so without a rest is killed (SIGKILL): how far behind
+its last call the journal ends, and how many of its records are lost.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import subprocess
 import sys
 import tempfile
 import time
@@ -23,10 +26,27 @@ import numpy.typing as npt
 from benchmarks.harness import Call, Times, machine, measure, quantiles, served, subject
 from tickserve.client import Client, Decision
 from tickserve.errors import TickserveError
-from tickserve.journal import Journal
+from tickserve.journal import DecisionRecord, Journal, read_journal
 from tickserve.manifest import Manifest
 
 PLAIN, JOURNALED = "no journal", "journal"
+# Calls without a rest; every hundredth says how many were answered.
+FLAT_OUT = """
+import sys
+from pathlib import Path
+from benchmarks.harness import subject
+from tickserve.client import Client
+from tickserve.journal import Journal
+
+chosen = subject(Path(sys.argv[1]), sys.argv[2])
+row, count = chosen.rows[:1], 0
+with Journal(sys.argv[3]) as journal, Client(f"local://{sys.argv[1]}", observer=journal, deadline_ms=5_000) as client:
+    while True:
+        for _ in range(100):
+            client.score(chosen.manifest.name, row)
+        count += 100
+        print(count, flush=True)
+"""
 
 
 class Clocked:
@@ -66,6 +86,29 @@ def decided_alone(url: str, manifest: Manifest, row: npt.NDArray[np.float32], jo
     return np.array(clocked.taken) / 1e3
 
 
+def killed(repository: Path, model: str, folder: Path, seconds: float) -> dict[str, Any]:
+    """What is left of the journal of a process killed while it called without a rest."""
+    command = [sys.executable, "-c", FLAT_OUT, str(repository), model, str(folder)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        answered = int(process.stdout.readline())
+        began = time.monotonic()
+        while time.monotonic() < began + seconds:
+            answered = int(process.stdout.readline())
+        process.kill()
+        killed_ns = time.monotonic_ns()
+        answered = int((process.stdout.read().splitlines() or [str(answered)])[-1])
+    records = [each for each in read_journal(folder, tolerant=True) if isinstance(each, DecisionRecord)]
+    lag_ms = (killed_ns - max(record.monotonic_ns for record in records)) / 1e6
+    return {
+        "calls_a_second": answered / seconds,
+        "answered": answered,
+        "journaled": len(records),
+        "lost": max(0, answered - len(records)),
+        "lag_ms": lag_ms,
+    }
+
+
 def summary(name: str, taken: Times) -> dict[str, Any]:
     return {"what": name, "calls": len(taken)} | quantiles(taken)
 
@@ -76,6 +119,7 @@ def options(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--model", help="default: the first model of the repository")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--block", type=int, default=200, help="calls a turn")
+    parser.add_argument("--seconds", type=float, default=4.0, help="calls without a rest before the kill")
     parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 
@@ -91,10 +135,23 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         rows = [summary(name, taken) for name, taken in times.items()]
         alone = decided_alone(server.http_url, manifest, row, journal, chosen.rounds * chosen.block)
         rows.append(summary("decided() alone", alone))
+        local = contestants(stack, f"local://{chosen.repository}", manifest, row, journal)
+        times = measure(local, chosen.rounds, chosen.block)
+        rows += [summary(f"local, {name}", taken) for name, taken in times.items()]
         journal.flush()
         stats = journal.stats
+        kill = killed(
+            chosen.repository, manifest.name, Path(stack.enter_context(tempfile.TemporaryDirectory())), chosen.seconds
+        )
     told = {"records": stats.written, "lost": stats.lost, "bytes_per_record": stats.bytes / max(1, stats.written)}
-    return {"machine": machine(), "model": manifest.name, "shape": list(row.shape), "rows": rows, "journal": told}
+    return {
+        "machine": machine(),
+        "model": manifest.name,
+        "shape": list(row.shape),
+        "rows": rows,
+        "journal": told,
+        "kill": kill,
+    }
 
 
 def show(result: dict[str, Any]) -> None:
@@ -107,6 +164,11 @@ def show(result: dict[str, Any]) -> None:
     told = result["journal"]
     print(f"\nwith the journal: {ratios}")
     print(f"{told['records']:,} records, {told['lost']} lost, {told['bytes_per_record']:.0f} bytes a record on disk")
+    kill = result["kill"]
+    print(
+        f"SIGKILL at {kill['calls_a_second']:,.0f} calls/s without a rest: {kill['answered']:,} answered, "
+        f"{kill['journaled']:,} journaled, {kill['lost']:,} lost, the journal {kill['lag_ms']:.0f} ms behind"
+    )
 
 
 def main(arguments: list[str]) -> int:

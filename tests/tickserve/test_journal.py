@@ -364,6 +364,55 @@ def test_what_was_flushed_survives_a_kill_and_the_end_is_mended(root: Path, tmp_
     assert ids(tmp_path) == [*found, "after"]
 
 
+FLAT_OUT = """
+import sys, time
+from tests.tickserve.test_journal_files import make_decision
+from tickserve.config import JournalSettings
+from tickserve.journal import Journal
+
+journal = Journal(sys.argv[1], JournalSettings(queue_records=10**7, queue_bytes=10**10))
+count = 0
+while True:
+    for _ in range(500):
+        journal.decided(make_decision(request_id=f"r-{count}"))
+        count += 1
+    print(count, time.monotonic_ns(), flush=True)
+"""
+SPARED_NS = int(2e9)  # what is older than this was written long ago, on a slow and busy machine too
+
+
+def test_a_kill_flat_out_costs_the_last_moments_only(root: Path, tmp_path: Path) -> None:
+    command, told = [sys.executable, "-c", FLAT_OUT, str(tmp_path)], [(0, 0)]
+    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        while len(told) < 3 or told[-1][1] - told[1][1] < 2 * SPARED_NS:
+            count, at = process.stdout.readline().split()
+            told.append((int(count), int(at)))
+        process.kill()
+        killed_ns = time.monotonic_ns()
+    found = ids(tmp_path, tolerant=True)
+    owed = max(count for count, at in told if at < killed_ns - SPARED_NS)
+    assert owed > 1_000
+    assert len(found) >= owed
+    assert found == [f"r-{index}" for index in range(len(found))]
+
+
+def test_callers_that_never_rest_lose_nothing_and_each_keeps_its_order(tmp_path: Path) -> None:
+    def call(caller: int) -> None:
+        for index in range(2_000):
+            journal.decided(make_decision(request_id=f"{caller}-{index}"))
+
+    with Journal(tmp_path, JournalSettings(flush_ms=1)) as journal:
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(call, range(4)))
+        assert journal.flush()
+        assert (journal.stats.written, journal.stats.lost, journal.stats.queued) == (8_000, 0, 0)
+    found = ids(tmp_path)
+    for caller in range(4):
+        own = [each for each in found if each.startswith(f"{caller}-")]
+        assert own == [f"{caller}-{index}" for index in range(2_000)]
+
+
 def test_an_interpreter_that_ends_writes_what_is_queued(root: Path, tmp_path: Path) -> None:
     with writer(root, tmp_path, 5_000, "once") as process:
         assert process.wait(60) == 0

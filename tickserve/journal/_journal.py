@@ -1,7 +1,8 @@
 """The journal: an observer that writes down every decision of a client, off the path of the call.
 
 A call hands over references and goes on. One thread of the journal's own encodes, compresses and writes, a little at a
-time, so that a call never waits for it longer than a fraction of a millisecond.
+time, so that a call never waits for it longer than a fraction of a millisecond. Callers that never rest leave that
+thread no interpreter to encode with: once it falls behind, each call encodes its own record and a few older ones.
 """
 
 from __future__ import annotations
@@ -29,10 +30,14 @@ LOG = logging.getLogger("tickserve.journal")
 FRAME_BYTES = 256 * 1024  # raw; more records compress better, and a longer frame is more to lose
 # The interpreter lock is let go after so much encoding, for so long: a call that comes back meanwhile finds it free.
 SLICE_NS, PAUSE_S = 30_000, 0.0002
+# A call helps once so many wait to be encoded, or the oldest may have waited so many flush_ms; with so many at most.
+HELP_RECORDS, HELP_FLUSHES, HELP_MOST = 512, 1.5, 3
+CATCH_UP = 8  # frames of so many times FRAME_BYTES where more waits: each frame costs turns at the interpreter
 CLOSE_S = 10.0
 
 _Flushed = threading.Event  # a place in the queue: set when everything before it is written
 _Item = Decision | ActionRecord | _Flushed
+_Encoded = bytes | _Flushed | Exception  # what could not be encoded, the worker tells of
 
 
 class JournalStats(NamedTuple):
@@ -50,9 +55,9 @@ class Journal:
     """Writes every decision into the folder `path`: `Client(url, manifest=..., observer=Journal("journal"))`.
 
     Give one journal to as many clients as there are; close it after them. What a crash of the process can lose is
-    what came in the last `flush_ms`, and what is queued before it where calls come faster than the writer, which gives
-    way to them, gets through; a crash of the machine, what came since the last fsync. A disk that is full or
-    gone costs records, which are counted and marked as a gap, never a call.
+    what came in the last few `flush_ms` (docs/journal.md), or in a disk's own delay; a crash of the machine, what came
+    since the last fsync. A disk that is full or gone costs records, which are counted and marked as a gap, and no
+    call.
 
     Safe for threads; a forked child writes segments of its own. Raises MissingExtraError without zstandard and
     ComponentError for a folder that cannot be written.
@@ -63,6 +68,8 @@ class Journal:
             raise UsageError("too long", field="label", expected="at most 1000 characters", was=str(len(label)))
         self._settings = settings or JournalSettings()
         self._frame_bytes = min(FRAME_BYTES, self._settings.segment_bytes // 2)
+        self._most_bytes = min(CATCH_UP * FRAME_BYTES, self._settings.segment_bytes // 2)
+        self._patience_ns = int(HELP_FLUSHES * self._settings.flush_ms * 1e6)
         self._compressor = load_zstandard().ZstdCompressor(level=self._settings.level)
         self._folder = JournalFolder(Path(path), self._settings, label)
         self._closed = False
@@ -75,6 +82,9 @@ class Journal:
         self._folder.after_fork()
         self._queue: deque[_Item] = deque()
         self._queued_bytes = 0
+        self._encoding = threading.Lock()  # of who moves records from the queue to the encoded, which keeps their order
+        self._encoded, self._encoded_bytes, self._encoded_tensors = list[_Encoded](), 0, 0
+        self._caught_up_ns = time.monotonic_ns()
         self._drops, self._drops_read, self._drops_seen = itertools.count(), 0, 0
         self._counting = threading.Lock()  # of those who read the counter of drops; who adds to it takes none
         self._lost = 0
@@ -133,7 +143,7 @@ class Journal:
     def stats(self) -> JournalStats:
         """What was written and lost so far."""
         self._count_drops()
-        return JournalStats(self._written, self._lost, len(self._queue), self._frames, self._bytes, self._failing)
+        return JournalStats(self._written, self._lost, self._waiting(), self._frames, self._bytes, self._failing)
 
     # The caller's side.
 
@@ -145,10 +155,22 @@ class Journal:
         self._queue.append(item)
         if self._worker is None:
             self._start()
+        elif self._behind() and self._encoding.acquire(blocking=False):
+            try:
+                self._encode(HELP_MOST)
+            finally:
+                self._encoding.release()
+
+    def _behind(self) -> bool:
+        late = time.monotonic_ns() - self._caught_up_ns > self._patience_ns
+        return late or len(self._queue) > HELP_RECORDS
+
+    def _waiting(self) -> int:
+        return len(self._queue) + len(self._encoded)
 
     def _full(self) -> bool:
         settings = self._settings
-        return len(self._queue) >= settings.queue_records or self._queued_bytes >= settings.queue_bytes
+        return self._waiting() >= settings.queue_records or self._queued_bytes >= settings.queue_bytes
 
     def _room_in_time(self) -> bool:
         if self._settings.on_full == "drop":
@@ -179,41 +201,69 @@ class Journal:
         self._attempt(self._folder.close)
 
     def _drain(self) -> None:
-        framed: list[bytes] = []
-        size = 0
-        slice_end = time.perf_counter_ns() + SLICE_NS
         while self._queue:
-            item = self._queue.popleft()
-            record = None if isinstance(item, _Flushed) else self._encoded(item)
-            if record is not None:
-                framed.append(record)
-                size += len(record)
-            if size >= self._frame_bytes or isinstance(item, _Flushed):
-                self._write(framed)
-                framed, size = [], 0
-            if isinstance(item, _Flushed):
-                item.set()
-            elif time.perf_counter_ns() >= slice_end:
+            end = time.perf_counter_ns() + SLICE_NS
+            with self._encoding:
+                while self._queue and time.perf_counter_ns() < end:
+                    self._encode(1)
+            if self._encoded_bytes >= self._frame_bytes:
+                self._write_encoded()
+            if self._queue:
                 self._breathe()
-                slice_end = time.perf_counter_ns() + SLICE_NS
-        self._queued_bytes = 0  # threads that add at once may miscount; here it is known again
-        self._write(framed)
+        self._write_encoded()
+        self._caught_up_ns = time.monotonic_ns()
 
     def _breathe(self) -> None:
-        pressed = self._closed or 2 * len(self._queue) > self._settings.queue_records
+        pressed = self._closed or 2 * self._waiting() > self._settings.queue_records
         time.sleep(0 if pressed else PAUSE_S)
 
-    def _encoded(self, item: Decision | ActionRecord) -> bytes | None:
+    def _write_encoded(self) -> None:
+        """Write what is encoded, in frames, and tell those who wait for it."""
+        with self._encoding:
+            self._queued_bytes -= self._encoded_tensors
+            if not self._queue:
+                self._queued_bytes = 0  # threads that add at once may miscount; here it is known again
+            taken, self._encoded, self._encoded_bytes, self._encoded_tensors = self._encoded, [], 0, 0
+        framed, size, flushed = list[bytes](), 0, list[_Flushed]()
+        for each in taken:
+            if isinstance(each, bytes):
+                if size + len(each) > self._most_bytes:
+                    self._write(framed)
+                    framed, size = [], 0
+                framed.append(each)
+                size += len(each)
+            elif isinstance(each, _Flushed):
+                flushed.append(each)
+            else:
+                self._lose(1, "it could not be encoded")
+                LOG.error("journal: a record could not be encoded", exc_info=each)
+        self._write(framed)
+        for each in flushed:
+            each.set()
+
+    # Either side's, with `_encoding` held.
+
+    def _encode(self, most: int) -> None:
+        """Encode the `most` oldest of the queue."""
+        while most > 0 and self._queue:
+            most -= 1
+            item = self._queue.popleft()
+            encoded = item if isinstance(item, _Flushed) else self._encoded_of(item)
+            if isinstance(encoded, bytes):
+                self._encoded_bytes += len(encoded)
+            self._encoded.append(encoded)
+
+    def _encoded_of(self, item: Decision | ActionRecord) -> bytes | Exception:
         try:
             if isinstance(item, ActionRecord):
                 return frame_record(encode_action(item))
             for tensor in item.tensors:
-                self._queued_bytes -= len(tensor.data)
+                self._encoded_tensors += len(tensor.data)
             return frame_record(encode_decision(item))
-        except Exception:  # one record that cannot be told must not end the journal
-            self._lose(1, "it could not be encoded")
-            LOG.exception("journal: a record could not be encoded")
-            return None
+        except Exception as error:  # one record that cannot be told must not end the journal, nor a call
+            return error
+
+    # The worker's side again.
 
     def _write(self, framed: list[bytes]) -> None:
         """One frame of what is there, and of the gap before it. What cannot be written is lost, and counted."""

@@ -116,12 +116,12 @@ def encode_decision(decision: Decision) -> bytes:
         ),
         _identity(decision.model, decision.bundle_digest or "", decision.feature_digest or "", classes),
         _text(decision.request_id),
-        _text(FAILED if signal is None else signal.status),
+        _word(FAILED if signal is None else signal.status),
         _text("" if signal is None else signal.reason or ""),
-        _text("" if signal is None else signal.fallback or ""),
-        _text("" if error is None else type(error).__name__),
+        _word("" if signal is None else signal.fallback or ""),
+        _word("" if error is None else type(error).__name__),
         _text("" if error is None else str(error)),
-        _text(replica or ""),
+        _word(replica or ""),
     ]
     _put_texts(parts, () if signal is None else signal.flags)
     _put_stages(parts, decision.stage_us)
@@ -265,6 +265,9 @@ def _text(text: str) -> bytes:
     return _U16.pack(len(data)) + data
 
 
+_word = lru_cache(maxsize=1024)(_text)  # of which there are few: statuses, stages, replicas
+
+
 def _put_texts(parts: list[bytes], texts: Sequence[str]) -> None:
     parts.append(_U16.pack(len(texts)))
     parts += [_text(text) for text in texts]
@@ -273,14 +276,19 @@ def _put_texts(parts: list[bytes], texts: Sequence[str]) -> None:
 def _put_stages(parts: list[bytes], stages: Mapping[str, float]) -> None:
     parts.append(_U8.pack(len(stages)))
     for name, microseconds in stages.items():
-        parts += [_text(name), _F64.pack(microseconds)]
+        parts += [_word(name), _F64.pack(microseconds)]
 
 
 def _put_tensors(parts: list[bytes], tensors: Sequence[Tensor]) -> None:
     parts.append(_U8.pack(len(tensors)))
     for name, dtype, shape, data in tensors:
-        rank = len(shape)
-        parts += [_text(name), _text(dtype), struct.pack(f"<B{rank}I", rank, *shape), _U32.pack(len(data)), data]
+        parts += [_tensor_head(name, dtype, tuple(shape), len(data)), data]
+
+
+@lru_cache(maxsize=1024)  # the same few tensors in every call
+def _tensor_head(name: str, dtype: str, shape: tuple[int, ...], size: int) -> bytes:
+    rank = len(shape)
+    return _text(name) + _text(dtype) + struct.pack(f"<B{rank}I", rank, *shape) + _U32.pack(size)
 
 
 def _take_tensors(reader: _Reader) -> tuple[Tensor, ...]:
