@@ -20,7 +20,7 @@ from export.stepping import state_gates
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError, GateRefusedError
 from tickserve.manifest import GOLDEN_NAME, ExportRecord, GateResult, Manifest, load_bundle, load_manifest
-from tickserve.runtimes import RuntimeRecord
+from tickserve.runtimes import Gated, RuntimeRecord
 from tickserve.store import sha256_bytes
 
 PARITY_NAME = "parity.npz"
@@ -75,7 +75,7 @@ def export_bundle(
     terms.check()
     manifest = load_bundle(bundle)
     _check_bundle(manifest)
-    version = publish.find_published(repository, manifest, settings.max_batch, terms.trusted)
+    version = publish.find_published(repository, manifest, settings, terms.trusted)
     if version is not None:
         say(f"{manifest.name}: published before, as version {version}")
         return _again(repository, manifest, version, settings)
@@ -88,11 +88,12 @@ def export_bundle(
     recorded = publish.read_pairs(bundle / PARITY_NAME, manifest, MIN_PARITY_ROWS).head(settings.parity_rows)
     surveyed = None if measure == "off" else survey(graph, manifest, recorded, research, settings, measure)
     surveyed, passed = _judged(manifest, research, graph, recorded, settings, surveyed)
-    passed = (_graph_gate(served, graph, options_of(surveyed, settings).graph_level), *passed)
+    options = options_of(surveyed, settings)
+    passed = (_graph_gate(served, graph, options.graph_level), *passed)
     golden = (bundle / GOLDEN_NAME).read_bytes()
     record = _record(manifest, served, graph, golden, passed, settings)
-    if surveyed is not None:
-        record = record.model_copy(update={"runtime": surveyed})
+    gated = Gated(threads=options.threads, graph_level=options.graph_level, asked=settings.threads or None)
+    record = record.model_copy(update={"gated": gated} | ({"runtime": surveyed} if surveyed is not None else {}))
     exported = manifest.model_copy(update={"export": record})
     version, path = publish.publish(publish.Release(exported, graph, golden), repository, settings, terms)
     say(f"{manifest.name}: published version {version}")
@@ -124,7 +125,7 @@ def _check_bundle(manifest: Manifest) -> None:
 def _again(repository: Path, manifest: Manifest, version: int, settings: ExportSettings) -> Published:
     path = repository / manifest.name / str(version)
     with locked(repository):
-        publish.refresh_config(repository, manifest, settings)
+        publish.refresh_config(repository, manifest.name, settings)
     published = load_manifest(path)
     passed = published.export.gates if published.export else ()
     return Published(manifest.name, version, path, published, passed, _report(manifest, version, passed), reused=True)

@@ -37,8 +37,9 @@ from export.verify import numbers_in, verify_version, versions_of
 from tickserve.config import ExportSettings, RepositorySettings
 from tickserve.current import Current, read_current, write_current
 from tickserve.errors import ArtifactError, SignatureError
-from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, load_manifest, write_manifest
+from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME, ExportRecord, Manifest, load_manifest, write_manifest
 from tickserve.model_config import CONFIG_NAME, MODEL_FILE
+from tickserve.runtimes import Gated
 from tickserve.signing import SigningKey, TrustedKeys, sign_version, signing_key, trusted_keys, verify_signature
 from tickserve.store import STAGING_PREFIX, sha256_file, staged_directory, unwritable, write_atomic
 
@@ -95,9 +96,9 @@ def publish(release: Release, repository: Path, settings: ExportSettings, terms:
     terms.check()
     name = release.manifest.name
     with locked(repository):
-        existing = find_published(repository, release.manifest, settings.max_batch, terms.trusted)
+        existing = find_published(repository, release.manifest, settings, terms.trusted)
         if existing is not None:
-            refresh_config(repository, release.manifest, settings)
+            refresh_config(repository, name, settings)
             return existing, repository / name / str(existing)
         remove_leftovers(repository, name)
         check_contract(repository, release.manifest)
@@ -118,18 +119,26 @@ def publish(release: Release, repository: Path, settings: ExportSettings, terms:
 
 
 def find_published(
-    repository: Path, manifest: Manifest, max_batch: int, trusted: TrustedKeys | None = None
+    repository: Path, manifest: Manifest, settings: ExportSettings, trusted: TrustedKeys | None = None
 ) -> int | None:
-    """The version that holds this bundle, gated for this largest batch, verified; None when there is none."""
+    """The version that holds this bundle, gated for these settings, verified; None when there is none."""
     folder = repository / manifest.name
     for version in reversed(versions_of(folder)):
         record = load_manifest(folder / str(version)).export
-        if record and record.bundle_digest == manifest.digest() and record.max_batch == max_batch:
+        if record and record.bundle_digest == manifest.digest() and _gated_for(record, settings):
             if trusted is not None:
                 verify_signature(folder / str(version), trusted, version)
             verify_version(folder / str(version))
             return version
     return None
+
+
+def _gated_for(record: ExportRecord, settings: ExportSettings) -> bool:
+    """Whether the gates judged what these settings ask for; no `export.threads` asks for the automatic choice."""
+    if record.max_batch != settings.max_batch:
+        return False
+    gated = record.judged_with() or Gated(threads=1, graph_level=0)
+    return gated.threads == settings.threads if settings.threads else gated.asked is None
 
 
 def check_contract(repository: Path, manifest: Manifest) -> None:
@@ -235,12 +244,11 @@ def manifest_digests(folder: Path) -> dict[int, str]:
     return {version: sha256_file(folder / str(version) / MANIFEST_NAME) for version in versions_of(folder)}
 
 
-def refresh_config(repository: Path, manifest: Manifest, settings: ExportSettings) -> None:
+def refresh_config(repository: Path, name: str, settings: ExportSettings) -> None:
     """Bring config.pbtxt of a published model up to the settings in force; untouched when nothing changed."""
-    folder = repository / manifest.name
+    folder = repository / name
     current = _in_force(folder, pin=False)
-    if manifest.export is None:  # a bundle: what was measured of it is in its published versions
-        manifest = load_manifest(folder / str(current.version if current else versions_of(folder)[-1]))
+    manifest = load_manifest(folder / str(current.version if current else versions_of(folder)[-1]))
     _write_config(folder, manifest, settings, manifest_digests(folder), current, set())
 
 
@@ -253,6 +261,7 @@ def _write_config(
     also: set[int],
 ) -> None:
     load = sorted({*versions_to_load(digests, current, settings.keep_versions), *also})
+    manifest = ruling(folder, manifest)
     text = build_config(manifest, settings, digests, by_number(digests, load, settings.keep_versions))
     options = parse_config(text)
     if (options.inputs, options.outputs) != (manifest.inputs, manifest.outputs):
@@ -260,6 +269,15 @@ def _write_config(
     path = folder / CONFIG_NAME
     if not path.is_file() or path.read_bytes() != text.encode():
         write_atomic(path, text.encode())
+
+
+def ruling(folder: Path, manifest: Manifest) -> Manifest:
+    """The manifest config.pbtxt follows: of the version that is in force by now; `manifest` where none is, or reads."""
+    current = _in_force(folder, pin=False)
+    try:
+        return load_manifest(folder / str(current.version)) if current else manifest
+    except ArtifactError:
+        return manifest
 
 
 def read_pairs(path: Path, manifest: Manifest, least: int = 1) -> Recorded:

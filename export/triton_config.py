@@ -16,7 +16,7 @@ from tickserve import model_config
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError
 from tickserve.manifest import Manifest, TensorSpec
-from tickserve.runtimes import RuntimeRecord
+from tickserve.runtimes import Gated, RuntimeRecord
 
 TRITON_TYPES = {"FP32": schema.TYPE_FP32, "INT64": schema.TYPE_INT64}
 HEADER = "# Written by tickserve export; a change here is overwritten by the next publish.\n"
@@ -71,6 +71,22 @@ def with_versions(text: str, manifests: Mapping[int, str], load: Sequence[int] |
     for version in sorted(manifests):
         config.parameters[model_config.manifest_parameter(version)].string_value = manifests[version]
     config.version_policy.CopyFrom(_policy(load, keep))
+    changed: str = HEADER + text_format.MessageToString(config)
+    return changed
+
+
+def with_gated(text: str, manifest: Manifest) -> str:
+    """A published configuration with the threads and the graph level `manifest` was gated with, where it records them.
+
+    Else unchanged. Raises ArtifactError for a text that is not one of ours.
+    """
+    gated = manifest.export.judged_with() if manifest.export else None
+    options = parse_config(text)
+    if gated is None or (options.intra_op_threads, options.graph_level) == (gated.threads, gated.graph_level):
+        return text
+    config = text_format.Parse(text, schema.ModelConfig())
+    config.parameters[model_config.INTRA_OP_THREADS].string_value = str(gated.threads)
+    config.optimization.graph.level = gated.graph_level
     changed: str = HEADER + text_format.MessageToString(config)
     return changed
 
@@ -156,9 +172,15 @@ def _measured(manifest: Manifest) -> RuntimeRecord | None:
 
 
 def _threads(manifest: Manifest, settings: ExportSettings) -> int:
-    """Threads that the settings name; else what was measured for this model; else one."""
-    measured = _measured(manifest)
-    return settings.threads or (measured.threads if measured else 1)
+    """Those the gates judged; for a bundle those that the settings name; else one."""
+    gated = _gated(manifest)
+    if gated is not None:
+        return gated.threads
+    return 1 if manifest.export else settings.threads or 1
+
+
+def _gated(manifest: Manifest) -> Gated | None:
+    return manifest.export.judged_with() if manifest.export else None
 
 
 def _kind(manifest: Manifest) -> Any:
@@ -171,9 +193,9 @@ def _kind(manifest: Manifest) -> Any:
 
 
 def _optimization(manifest: Manifest, settings: ExportSettings) -> Any:
-    """The graph's level, as measured; and TensorRT in front of CUDA where the settings ask for it."""
-    measured = _measured(manifest)
-    optimization = schema.ModelOptimizationPolicy(graph={"level": measured.graph_level if measured else 0})
+    """The graph's level, as gated; and TensorRT in front of CUDA where the settings ask for it."""
+    gated = _gated(manifest)
+    optimization = schema.ModelOptimizationPolicy(graph={"level": gated.graph_level if gated else 0})
     if settings.tensorrt == "accelerator" and runs_on_tensorrt(manifest):
         accelerator = optimization.execution_accelerators.gpu_execution_accelerator.add(name=model_config.TENSORRT)
         accelerator.parameters.update(accelerator_parameters(manifest, settings))

@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from tickserve.errors import ArtifactError, DigestMismatchError
-from tickserve.runtimes import RuntimeRecord
+from tickserve.runtimes import Gated, RuntimeRecord
 from tickserve.store import canonical_json, sha256_bytes, sha256_file, write_json_atomic
 
 MANIFEST_NAME = "manifest.json"
@@ -139,7 +139,10 @@ class Provenance(Frozen):
 
 
 class ExportRecord(Frozen):
-    """What export adds to a published version. `runtime` is there where runtimes were measured."""
+    """What export adds to a published version.
+
+    `runtime` is there where runtimes were measured. `gated` is not in versions published before it was recorded.
+    """
 
     bundle_digest: str
     bundle_id: int
@@ -150,6 +153,13 @@ class ExportRecord(Frozen):
     gates: tuple[GateResult, ...]
     max_batch: int
     runtime: RuntimeRecord | None = None
+    gated: Gated | None = None
+
+    def judged_with(self) -> Gated | None:
+        """What the gates judged; for a version from before that was recorded what was measured, else None."""
+        if self.gated is None and self.runtime is not None:
+            return Gated(threads=self.runtime.threads, graph_level=self.runtime.graph_level)
+        return self.gated
 
 
 # The served contract: what every model answers, whatever its family, precision or runtime.

@@ -49,6 +49,17 @@ class RuntimeCandidate(Stored):
         return next((timing.p50_us for timing in self.timings if timing.rows == rows), None)
 
 
+class Gated(Stored):
+    """What the gates judged the graph with: ONNX Runtime's threads and Triton's graph level.
+
+    `asked` is `export.threads` as it was then; None where the choice was automatic.
+    """
+
+    threads: int
+    graph_level: int
+    asked: int | None = None
+
+
 class RuntimeRecord(Stored):
     """Every candidate, which one config.pbtxt asks for, and why.
 

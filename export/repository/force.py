@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from export.repository.loaded import by_number, versions_to_load
 from export.repository.places import Repository, require_model
-from export.triton_config import read_config, with_versions
+from export.triton_config import read_config, with_gated, with_versions
 from export.verify import verify_served
 from tickserve.current import CURRENT_NAME, Current, choose, read_current
 from tickserve.errors import ArtifactError
-from tickserve.manifest import MANIFEST_NAME
+from tickserve.manifest import MANIFEST_NAME, load_manifest
 from tickserve.model_config import CONFIG_NAME
 from tickserve.signing import TrustedKeys
 from tickserve.store import sha256_file
@@ -98,7 +98,8 @@ def configure(
 ) -> None:
     """Write config.pbtxt for the versions there are, with `new`, to load what `current` asks for and `also`.
 
-    `text` replaces its other content. Untouched when nothing changes; under the lock.
+    `text` replaces its other content. Threads and graph level are those gated for the version that is in force by now.
+    Untouched when nothing changes; under the lock.
     """
     folder = repository.root / model
     old = (folder / CONFIG_NAME).read_text("utf-8") if (folder / CONFIG_NAME).is_file() else None
@@ -107,5 +108,8 @@ def configure(
     load = sorted({*versions_to_load(versions, current, keep), *(set(also) & set(versions))})
     numbers = load if repository.by_number else by_number(versions, load, keep)
     changed = with_versions(text or old or "", digests, numbers, keep)
+    ruling = in_force(repository, model)
+    if ruling in versions or new is not None:
+        changed = with_gated(changed, load_manifest(folder / str(ruling if ruling in versions else new)))
     if changed != old:
         repository.put(f"{model}/{CONFIG_NAME}", changed.encode())

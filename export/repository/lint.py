@@ -24,7 +24,7 @@ from export.verify import named_files
 from tickserve.current import CURRENT_NAME, folder_in_force
 from tickserve.errors import TickserveError
 from tickserve.manifest import MANIFEST_NAME, load_manifest
-from tickserve.model_config import CONFIG_NAME
+from tickserve.model_config import CONFIG_NAME, BackendOptions
 from tickserve.signing import SIGNATURE_NAME, TrustedKeys, verify_signature
 from tickserve.store import STAGING_PREFIX, sha256_file
 
@@ -86,6 +86,7 @@ def _config(repository: Repository, model: str) -> Iterator[Finding]:
         if field not in given:
             yield Finding("warning", "explicit", place, f"{field} is not set: Triton would choose")
     yield from _batching(config, place)
+    yield from _gated(repository, model, options, place)
     for broken in rules.lint(rules.setting_of_config(path)):
         yield Finding("warning", "batching", place, f"{broken.field}: {broken.reason}")
     versions = repository.versions(model)
@@ -98,6 +99,25 @@ def _config(repository: Repository, model: str) -> Iterator[Finding]:
             yield Finding(
                 "error", "digest", f"{model}/{version}", f"{CONFIG_NAME} lists another digest of its manifest"
             )
+
+
+def _gated(repository: Repository, model: str, options: BackendOptions, place: str) -> Iterator[Finding]:
+    """Threads and graph level that no gate judged for the version in force: another last digit, or another answer."""
+    now = in_force(repository, model)
+    try:
+        export = load_manifest(repository.folder(model, now)).export if now is not None else None
+    except TickserveError:
+        return  # a finding of its own says so
+    gated = export.judged_with() if export else None
+    if gated is None:
+        return
+    pairs = {
+        "threads": (gated.threads, options.intra_op_threads),
+        "graph level": (gated.graph_level, options.graph_level),
+    }
+    for what, (judged, asked) in pairs.items():
+        if judged != asked:
+            yield Finding("error", "gated", place, f"asks for {what} {asked}; version {now} was gated with {judged}")
 
 
 def _batching(config: Any, place: str) -> Iterator[Finding]:

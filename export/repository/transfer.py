@@ -18,7 +18,7 @@ from export.repository.force import configure, in_force, put_in_force
 from export.repository.loaded import by_number, versions_to_load
 from export.repository.places import Local, Repository, require_model
 from export.repository.remote import Remote
-from export.triton_config import read_config, with_versions
+from export.triton_config import read_config, with_gated, with_versions
 from export.verify import named_files, verify_served, verify_version
 from tickserve.config import ExportSettings
 from tickserve.current import CURRENT_NAME, Current, choose, read_current
@@ -138,6 +138,7 @@ def _into_folder(folder: Path, target: Repository, version: int, keep: int, term
         text = (folder.parent / CONFIG_NAME).read_text("utf-8") if terms.activate or old is None else old
         load = sorted({*versions_to_load(digests, current, keep), *also})
         changed = with_versions(text, digests, by_number(digests, load, keep), keep)
+        changed = with_gated(changed, publish.ruling(place, load_manifest(folder)))
         if changed != old:
             write_atomic(path, changed.encode())
 

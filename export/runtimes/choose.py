@@ -41,6 +41,14 @@ def may_be_chosen(candidate: RuntimeCandidate) -> bool:
     return candidate.served and candidate.decisions == "same" and not candidate.reason and bool(candidate.timings)
 
 
+def one_thread_only(family: str, threads: int | None) -> bool:
+    """Whether so many threads would give up what one thread gives: a forest's sums in research's order, bit for bit.
+
+    More threads add a forest's leaves in another order, which the gate allows for by a bound. Only a person asks that.
+    """
+    return family == "gbdt" and (threads or 1) > 1
+
+
 def _share(candidate: RuntimeCandidate, base: RuntimeCandidate) -> float | None:
     """The candidate's time as a share of the default's over all batch sizes; None where it may not replace it."""
     ratios, tails = _ratios(candidate, base, "p25_us"), _ratios(candidate, base, "p99_us")

@@ -13,7 +13,7 @@ from export import runtime
 from export.parity import Recorded, Served, first_difference
 from export.research import Research
 from export.runtimes.candidates import ALL_OPTIMISATIONS, CPU, GPUS, Contestant, Found, cores, cpu_name, find, gpu_of
-from export.runtimes.choose import choose
+from export.runtimes.choose import choose, one_thread_only
 from export.runtimes.measure import AGAIN, EFFORTS, Effort, interleaved, picked, timing
 from tickserve.config import ExportSettings
 from tickserve.manifest import Manifest
@@ -70,7 +70,7 @@ def survey(
     verdicts = {each.name: judge(each, recorded.head(JUDGED_ROWS), manifest) for each in here}
     runs = [each for each in here if not verdicts[each.name].startswith("cannot")]
     timings = time_all(runs, recorded, batches_of(settings), EFFORTS[effort])
-    rows = [_row(each, verdicts, timings, settings) for each in found]
+    rows = [_row(each, verdicts, timings, manifest, settings) for each in found]
     default = cpu_name(threads)
     chosen, _ = choose(rows, default)
     if chosen == default:
@@ -120,6 +120,7 @@ def _row(
     found: Found,
     verdicts: Mapping[str, str],
     timings: Mapping[str, tuple[Timing, ...]],
+    manifest: Manifest,
     settings: ExportSettings,
 ) -> RuntimeCandidate:
     if not isinstance(found, Contestant):
@@ -130,7 +131,7 @@ def _row(
         timed = timings.get(found.name, ())
         return RuntimeCandidate(name=found.name, served=False, decisions="not run", reason=reason, timings=timed)
     wrong = verdicts[found.name]
-    reason = wrong or _ruled_out(found, settings)
+    reason = wrong or _ruled_out(found, manifest, settings)
     return RuntimeCandidate(
         name=found.name,
         served=found.served,
@@ -143,13 +144,15 @@ def _row(
     )
 
 
-def _ruled_out(found: Contestant, settings: ExportSettings) -> str:
-    """The setting that decides against a candidate whatever was measured; empty where there is none."""
+def _ruled_out(found: Contestant, manifest: Manifest, settings: ExportSettings) -> str:
+    """What decides against a candidate whatever was measured; empty where there is nothing."""
     if found.gpu:
         accelerated = settings.tensorrt == "accelerator"
         return "" if accelerated == (gpu_of(found.name) == "tensorrt") else f"export.tensorrt is {settings.tensorrt!r}"
     if found.served and settings.threads and found.threads != settings.threads:
         return f"export.threads asks for {settings.threads}"
+    if found.served and not settings.threads and one_thread_only(manifest.family, found.threads):
+        return "trees are bit for bit research's on one thread only; export.threads may ask for more"
     return ""
 
 

@@ -138,7 +138,7 @@ def test_a_publish_that_nobody_would_trust_is_refused_before_anything_is_written
 
 def test_the_same_bundle_again_is_not_taken_from_an_unsigned_version(signed: Path, terms: Terms) -> None:
     manifest = release(2).manifest
-    assert find_published(signed, manifest, SETTINGS.max_batch, terms.trusted) == 2
+    assert find_published(signed, manifest, SETTINGS, terms.trusted) == 2
     (signed / NAME / "2" / SIGNATURE_NAME).unlink()
     with pytest.raises(SignatureError, match="unsigned"):
         publish(release(2), signed, SETTINGS, terms)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,24 @@ import pytest
 from export import export_bundle, job
 from export.onnx_graph import BUNDLE_ID, PROBABILITIES, SCORE
 from export.parity import Recorded, Rows, Served, score_of
-from export.publish import read_pairs
+from export.publish import Terms, _gated_for, read_pairs
+from export.repository.force import rollback
+from export.repository.lint import lint
+from export.repository.places import Local
 from export.research import load_research
 from export.runtime import measure_latency, open_session
 from export.runtimes import survey as surveys
 from export.runtimes.candidates import Absent, Contestant, cores, cpu_name, find
-from export.runtimes.choose import FEW, GAIN, choose
+from export.runtimes.choose import FEW, GAIN, choose, may_be_chosen
 from export.runtimes.measure import EFFORTS, Effort, interleaved, picked
 from export.runtimes.survey import batches_of, judge, options_of, survey, without
 from export.triton_config import build_config, parse_config, read_config
 from loadtest.report import write_report
+from tickserve.client import _local
 from tickserve.config import ExportSettings, load_settings
 from tickserve.errors import ConfigError, GateRefusedError
 from tickserve.manifest import Manifest, load_bundle, load_manifest, parse_manifest
-from tickserve.runtimes import RuntimeCandidate, RuntimeRecord, Timing
+from tickserve.runtimes import Gated, RuntimeCandidate, RuntimeRecord, Timing
 
 DEFAULT = cpu_name(1)
 
@@ -207,9 +212,92 @@ def test_the_config_asks_for_what_was_chosen_unless_the_user_says_otherwise(
     assert (read_config(path).intra_op_threads, read_config(path).graph_level) == (2, 1)
     assert export_bundle(trees_bundle, repository, settings).reused
     assert read_config(path).intra_op_threads == 2, "exported again, the config still follows what was measured"
-    explicit = settings.model_copy(update={"threads": 1})
-    assert export_bundle(trees_bundle, repository, explicit).reused
+    explicit = export_bundle(trees_bundle, repository, settings.model_copy(update={"threads": 1}))
+    assert (explicit.version, explicit.reused) == (2, False), "one thread was not what the gates judged"
+    assert (read_config(path).intra_op_threads, read_config(path).graph_level) == (1, 0)
+    assert export_bundle(trees_bundle, repository, settings).version == 1
+    assert read_config(path).intra_op_threads == 1, "the configuration is that of the version in force"
+
+
+def test_other_threads_are_gated_and_published_anew_and_go_with_the_version_in_force(
+    trees_bundle: Path, repository: Path, settings: ExportSettings
+) -> None:
+    first = export_bundle(trees_bundle, repository, settings)
+    path = repository / first.model / "config.pbtxt"
+    many = settings.model_copy(update={"threads": 8})
+    second = export_bundle(trees_bundle, repository, many)
+    assert (second.version, second.reused, read_config(path).intra_op_threads) == (2, False, 8)
+    records = [each.manifest.export for each in (first, second)]
+    assert [each.gated for each in records if each] == [
+        Gated(threads=1, graph_level=0),
+        Gated(threads=8, graph_level=0, asked=8),
+    ]
+    assert first.manifest.digest() == second.manifest.digest()
+    assert export_bundle(trees_bundle, repository, many).version == 2
+    rollback(Local(repository), first.model, 1, keep=settings.keep_versions)
     assert read_config(path).intra_op_threads == 1
+    assert export_bundle(trees_bundle, repository, many).version == 2
+    assert read_config(path).intra_op_threads == 1, "version 1 is in force, and it was gated with one thread"
+    assert not [each for each in lint(Local(repository)) if each.rule == "gated"]
+    other = r'\g<1>"8"'
+    path.write_text(re.sub(r'("intra_op_thread_count"\s+value \{\s+string_value: )"1"', other, path.read_text()))
+    messages = [each.message for each in lint(Local(repository)) if each.rule == "gated"]
+    assert messages == ["asks for threads 8; version 1 was gated with 1"]
+    rollback(Local(repository), first.model, 2, keep=settings.keep_versions)
+    assert read_config(path).intra_op_threads == 8
+    opened: list[tuple[int, ...]] = []
+    original = _local.open_session
+
+    def spied(graph: bytes, *asked: int) -> Any:
+        opened.append(asked)
+        return original(graph, *asked)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_local, "open_session", spied)
+        for version in (1, 2):
+            _local.LocalModel(repository / first.model / str(version))
+    assert opened == [(1, 0), (8, 0)]
+
+
+def test_a_version_that_is_not_put_in_force_does_not_change_the_threads(
+    trees_bundle: Path, repository: Path, settings: ExportSettings
+) -> None:
+    first = export_bundle(trees_bundle, repository, settings)
+    many = settings.model_copy(update={"threads": 2})
+    beside = export_bundle(trees_bundle, repository, many, terms=Terms(activate=False))
+    assert beside.version == 2
+    assert read_config(repository / first.model / "config.pbtxt").intra_op_threads == 1
+
+
+def test_versions_of_before_count_as_gated_with_what_was_measured(
+    trees_bundle: Path, repository: Path, settings: ExportSettings
+) -> None:
+    published = export_bundle(trees_bundle, repository, settings)
+    stored = json.loads((published.path / "manifest.json").read_bytes())
+    del stored["export"]["gated"]
+    older = parse_manifest(json.dumps(stored).encode())
+    assert older.stored() == stored
+    assert older.export is not None
+    assert older.export.judged_with() is None
+    measured = older.export.model_copy(update={"runtime": TWO})
+    assert measured.judged_with() == Gated(threads=2, graph_level=1)
+    assert _gated_for(older.export, settings)
+    assert not _gated_for(older.export, settings.model_copy(update={"threads": 8}))
+
+
+def test_trees_are_given_more_threads_by_a_person_only(judged: tuple[bytes, Manifest, Recorded, Any]) -> None:
+    _, manifest, _, _ = judged
+    two = Contestant(cpu_name(2), lambda _: {}, lambda _: lambda: None, served=True, threads=2, graph_level=0)
+    net = manifest.model_copy(update={"family": "lstm"})
+    found = {}
+    for word, each, asked in (("trees", manifest, 0), ("asked", manifest, 2), ("net", net, 0)):
+        verdicts, times = {two.name: ""}, {two.name: timings(50, 100, 200)}
+        row = surveys._row(two, verdicts, times, each, ExportSettings(threads=asked))
+        found[word] = may_be_chosen(row)
+        if word == "trees":
+            assert "one thread only" in (row.reason or "")
+            assert choose([candidate(DEFAULT, 100, 200, 400), row], DEFAULT)[0] == DEFAULT
+    assert found == {"trees": False, "asked": True, "net": True}
 
 
 def test_kind_cpu_is_written_where_the_gpu_was_measured_and_lost(

@@ -118,9 +118,9 @@ class LocalModel:
             folder = folder.resolve()
         self.manifest = _verified(folder, trusted)
         self.version = int(folder.name) if folder.name.isdigit() else 1
-        record = self.manifest.export.runtime if self.manifest.export else None
+        gated = self.manifest.export.judged_with() if self.manifest.export else None
         # As the server is configured: another level of optimisation, or other threads, may give another last digit.
-        options = (record.threads, record.graph_level) if record else ()
+        options = (gated.threads, gated.graph_level) if gated else ()
         self._session = open_session((folder / MODEL_FILE).read_bytes(), *options)
         _check_signature(self._session, self.manifest)
         self._inputs, self._outputs = self.manifest.inputs, self.manifest.outputs
@@ -222,9 +222,7 @@ def open_session(graph: bytes, threads: int = 1, graph_level: int = 0) -> Any:
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     level = GRAPH_LEVELS.get(graph_level)
     if level is None:
-        raise ArtifactError(
-            "an unknown level of optimisation", field="export.runtime.graph_level", was=str(graph_level)
-        )
+        raise ArtifactError("an unknown level of optimisation", field="export.gated.graph_level", was=str(graph_level))
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     options.log_severity_level = ONLY_ERRORS
     # A thread that waits by spinning takes the core from the engine's own.
