@@ -31,6 +31,8 @@ from training.quantize import MAX_IC_LOSS, inherited
 SUFFIX = "-step"
 FEATURES, PROBABILITIES = "features", "probabilities"
 MODEL_FILE = "model.safetensors"
+# How often the state is taken away where restarts are measured: about what the longest features look back.
+RESTART_MS = 300_000
 
 
 def stepped_child(
@@ -51,12 +53,15 @@ def stepped_child(
     wanted = np.unique(np.concatenate([_first_of_session(examples, parity), parity]))
     with reproducible(config.seed, config.lstm.threads), torch.inference_mode():
         said, states = walk(stepped, examples.features, examples.session, wanted, through=int(judged[-1]))
+        restarts = _restarts(stepped, examples, judged)
         answer = _answer(stepped)
         arrays = _recorded(examples.features[wanted], states, answer, keep_first=config.export.parity_rows)
     gate, measured = _judge(said[judged], judged, teacher.manifest, examples, config)
+    restarted = _restarted_metrics(*restarts, judged, examples, config)
     name = teacher.manifest.name + SUFFIX
     row: dict[str, Any] = {"model": name, "family": "lstm", "precision": "fp32", "teacher": teacher.manifest.name}
     row |= {"passed": gate.passed, **gate.measured, "verdict": gate.detail}
+    row["restarted"] = restarted
     if not gate.passed:
         shutil.rmtree(out / name, ignore_errors=True)
         return None, row
@@ -67,7 +72,7 @@ def stepped_child(
         model_file=MODEL_FILE,
         save=lambda file: save_file(weights, file),
         arrays=arrays,
-        fields=_fields(stepped, teacher.manifest, gate, measured),
+        fields=_fields(stepped, teacher.manifest, gate, {"stepped": measured, "restarted": restarted}),
     )
     return TrainedBundle(path, manifest, row), row
 
@@ -99,6 +104,24 @@ def _stretches(session: np.ndarray[Any, Any], wanted: IntArray, rows: int) -> It
     starts = sorted(opens | {row for row in wanted.tolist() if row < rows})
     for start, stop in zip(starts, [*starts[1:], rows], strict=True):
         yield start, stop, start in opens
+
+
+def _restarts(net: SteppedLstm, examples: Examples, judged: IntArray) -> tuple[Rows, int]:
+    """Probabilities [W, 3] of the `judged` rows where the state is zeros again every so many rows, and how many."""
+    labelled = np.flatnonzero(examples.end >= 0)
+    rows_per_ms = float(np.median(examples.end[labelled] - labelled)) / examples.horizon_median_ms
+    every = max(1, round(RESTART_MS * rows_per_ms))
+    first, last = int(judged[0]) // every * every, int(judged[-1])
+    rows = np.arange(first, last + 1)
+    pieces = examples.session[rows].astype(np.int64) * len(examples.session) + rows // every
+    said, _ = walk(net, examples.features[rows], pieces, np.zeros(1, np.int64), through=last - first)
+    return said[judged - first], every
+
+
+def _restarted_metrics(said: Rows, every: int, judged: IntArray, examples: Examples, config: Config) -> dict[str, Any]:
+    """What an engine that loses its state about every five minutes gets of the model; no gate."""
+    measured = evaluate(Prediction.of(said), judged, examples, examples.published.threshold, config.costs.fee_bps)
+    return {"ic": measured["ic"], "every_rows": every}
 
 
 def _first_of_session(examples: Examples, rows: IntArray) -> IntArray:
@@ -177,6 +200,6 @@ def _fields(net: SteppedLstm, parent: Manifest, gate: GateResult, measured: dict
         "inputs": tuple(inputs),
         "outputs": (*OUTPUTS, *outputs),
         "parents": (parent.digest(),),
-        "metrics": {"stepped": measured, "against_teacher": gate.measured},
+        "metrics": measured | {"against_teacher": gate.measured},
         "gates": (gate,),
     }

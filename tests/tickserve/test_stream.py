@@ -351,6 +351,18 @@ def test_snapshots_that_are_none_change_nothing() -> None:
     assert hidden(client) == 2
 
 
+def test_a_snapshot_of_sessions_cut_by_another_jump_is_refused() -> None:
+    target, _ = stream(manifest())
+    feed(target, range(WARMUP + 1))
+    saved = target.snapshot()
+    target.restore(saved)
+    made = manifest()
+    assert made.stream is not None
+    other, _ = stream(made.model_copy(update={"stream": made.stream.model_copy(update={"jump_factor": 1.25})}))
+    with pytest.raises(ArtifactError, match="jump_factor"):
+        other.restore(saved)
+
+
 def test_a_snapshot_of_other_kernels_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     target, _ = stream(manifest())
     saved = target.snapshot()

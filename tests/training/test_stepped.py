@@ -18,7 +18,7 @@ from tickserve.features.spec import default_bars_spec
 from tickserve.manifest import load_bundle
 from training.bundles import TrainedBundle
 from training.examples import DataMeta, Examples
-from training.stepped import stepped_child, walk
+from training.stepped import _restarts, stepped_child, walk
 from training.train import train_table
 
 SPEC = default_bars_spec()
@@ -107,6 +107,24 @@ def test_walk_starts_every_session_from_zeros(bundles: dict[str, TrainedBundle],
     np.testing.assert_allclose(said[opens:], alone.numpy(), atol=1e-6)
     other, _ = walk(net, examples.features, np.zeros_like(examples.session), wanted, through=last)
     assert np.abs(other[opens:] - said[opens:]).max() > 1e-4  # the session is what made the difference
+
+
+@torch.inference_mode()
+def test_restarts_take_the_state_away_every_five_minutes_and_are_measured_beside(
+    bundles: dict[str, TrainedBundle], examples: Examples
+) -> None:
+    child = bundles["btcusd-bars-lstm-step"]
+    metrics = child.manifest.metrics
+    assert metrics["restarted"]["every_rows"] == 5, "one-minute bars"
+    assert child.report["restarted"] == metrics["restarted"]
+    assert -1 <= metrics["restarted"]["ic"] <= 1
+    assert metrics["restarted"]["ic"] != metrics["stepped"]["ic"]
+    net = SteppedLstm.from_bundle(child.path, child.manifest)
+    judged = examples.published.rows.test[7:40]
+    said, every = _restarts(net, examples, judged)
+    opens = next(row for row in judged.tolist() if row % every == 0)
+    alone, _ = net.through(torch.from_numpy(examples.features[opens : opens + every]), net.initial())
+    np.testing.assert_allclose(said[np.searchsorted(judged, range(opens, opens + every))], alone.numpy(), atol=1e-6)
 
 
 def refit(bundles: dict[str, TrainedBundle], examples: Examples, out: Path, teacher_ic: float) -> Any:

@@ -122,6 +122,7 @@ class _Core:
             # The state's layout, and what the kernels make of it.
             "kernels": self._kernels,
             "stride": definition.stride,
+            "jump_factor": definition.jump_factor,
             "window": definition.window,
             "state": [[tensor.input, list(tensor.shape)] for tensor in definition.state],
         }
