@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tickserve.client._backoff import Backoff
-from tickserve.client._balance import Balance
+from tickserve.client._balance import Balance, Call
 from tickserve.client._breaker import TRIAL_NS, Breaker
 from tickserve.client._latency import REFRESH, WINDOW, RunningQuantile
 from tickserve.client._report import LOGGER, MAX_LINES, REPORTER
@@ -31,6 +31,7 @@ from tickserve.errors import (
 )
 
 SOON_NS = 5_000_000
+CALL = Call[None]()
 
 
 def breaker(threshold: int = 3, wait_ns: int = SOON_NS) -> Breaker:
@@ -57,12 +58,12 @@ def test_one_call_tries_it_and_decides() -> None:
     time.sleep(SOON_NS / 1e9)
     now = time.monotonic_ns()
     with ThreadPoolExecutor(16) as threads:
-        assert sum(threads.map(lambda _: one.try_again(now), range(64))) == 1
+        assert sum(threads.map(lambda _: one.try_again(now, CALL), range(64))) == 1
     assert one.state == "half_open"
     one.failed("x")
     assert one.state == "open"
     time.sleep(SOON_NS / 1e9)
-    assert one.try_again(time.monotonic_ns())
+    assert one.try_again(time.monotonic_ns(), CALL)
     one.succeeded()
     assert one.closed
 
@@ -72,18 +73,18 @@ def test_a_trial_that_never_reports_is_given_again() -> None:
     for _ in range(3):
         one.failed("x")
     later = time.monotonic_ns() + SOON_NS
-    assert one.try_again(later)
-    assert not one.try_again(later + TRIAL_NS - 1)
-    assert one.try_again(later + TRIAL_NS)
+    assert one.try_again(later, CALL)
+    assert not one.try_again(later + TRIAL_NS - 1, CALL)
+    assert one.try_again(later + TRIAL_NS, CALL)
 
 
 def test_a_cancelled_trial_is_the_next_calls() -> None:
     one = breaker(wait_ns=10**12)
     for _ in range(3):
         one.failed("x")
-    assert one.try_again(time.monotonic_ns() + 10**12)
-    one.released()
-    assert one.try_again(time.monotonic_ns())
+    assert one.try_again(time.monotonic_ns() + 10**12, CALL)
+    one.released(CALL)
+    assert one.try_again(time.monotonic_ns(), CALL)
 
 
 def test_slowness_opens_it_softly_and_failure_hardens() -> None:
@@ -163,11 +164,32 @@ def balance(count: int = 3, **options: Any) -> Balance[None]:
 
 def test_the_least_busy_is_chosen() -> None:
     chosen = balance()
-    taken = [chosen.first() for _ in range(9)]
+    calls = [Call[None]() for _ in range(9)]
+    taken = [chosen.first(call) for call in calls]
     assert [replica.in_flight for replica in chosen.replicas] == [3, 3, 3]
     idle = taken[4]
-    chosen.answered(idle, "m", time.monotonic_ns(), time.monotonic_ns())
-    assert chosen.first() is idle
+    chosen.ended(calls[4])
+    assert chosen.first(calls[4]) is not idle  # it asks nobody twice
+    chosen.ended(calls[4])
+    assert chosen.first(Call()) is idle
+    del calls, taken
+    assert [replica.in_flight for replica in chosen.replicas] == [0, 0, 0]
+
+
+def test_a_trial_whose_call_is_gone_is_the_next_calls_and_one_under_way_is_said() -> None:
+    chosen = balance(1, breaker_failures=1, backoff_ms=1, max_backoff_ms=1)
+    one = chosen.replicas[0].breaker
+    one.failed("x")
+    time.sleep(0.01)
+    lost: Call[None] | None = Call()
+    assert one.try_again(time.monotonic_ns(), lost)
+    with pytest.raises(UnavailableError, match="one call is trying it") as caught:
+        chosen.check_trial(Call())
+    assert "next trial" not in str(caught.value)
+    lost = None  # as when an exception ended it between two lines
+    chosen.check_trial(CALL)
+    chosen.replicas[0].breaker.released(Call())
+    assert one.state == "half_open"
 
 
 def test_the_last_one_that_is_only_slow_is_still_used() -> None:
@@ -175,10 +197,10 @@ def test_the_last_one_that_is_only_slow_is_still_used() -> None:
     slow, dead = chosen.replicas
     slow.breaker.struck("9 ms")
     dead.breaker.failed("x")
-    assert chosen.first() is slow
+    assert chosen.first(Call()) is slow
     slow.breaker.failed("x")
     with pytest.raises(UnavailableError):
-        chosen.first()
+        chosen.first(Call())
 
 
 def test_slow_beside_another_and_not_by_itself() -> None:
@@ -187,7 +209,6 @@ def test_slow_beside_another_and_not_by_itself() -> None:
 
     def answer(replica: Any, ms: float) -> None:
         began = time.monotonic_ns() - int(ms * 1e6)
-        replica.in_flight += 1
         chosen.answered(replica, "m", began, began)
 
     for _ in range(20):

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Any, NamedTuple, Protocol
 
-from tickserve.client._balance import Balance, Replica
+from tickserve.client._balance import Balance, Call, Replica
 from tickserve.client._resilience import Resilience
 from tickserve.client._retry import harmful
 from tickserve.client._transport import InferRequest, InferResponse
@@ -64,9 +64,10 @@ class AsyncGuarded:
 
     async def infer(self, request: InferRequest, deadline_ns: int) -> InferResponse:
         """One request, one response. Raises RequestError; UnavailableError while the server is left alone."""
-        breaker = self._breaker
+        breaker, call = self._breaker, None
         if breaker.state != "closed":
-            self._balance.check_trial()
+            call = Call[AsyncTransport]()  # held until this returns: a trial that is gone is the next call's
+            self._balance.check_trial(call)
         self._replica.requests += 1
         try:
             response = await self._transport.infer(request, deadline_ns)
@@ -79,7 +80,8 @@ class AsyncGuarded:
             self._replica.failures += 1
             raise
         except BaseException:
-            breaker.released()
+            if call is not None:
+                breaker.released(call)
             raise
         if breaker.troubled:
             breaker.succeeded()
@@ -118,37 +120,35 @@ class AsyncReplicas:
     async def infer(self, request: InferRequest, deadline_ns: int) -> InferResponse:
         """One request, one response, from whichever server. Raises RequestError."""
         balance = self._balance
-        replica: Server | None = balance.first()
-        tried: list[Server] = []
-        started = monotonic_ns()
-        while True:
-            assert replica is not None  # noqa: S101 - for the type checker
-            tried.append(replica)
-            try:
-                return await self._attempt(tried, request, deadline_ns, started)
-            except RequestError as error:
-                replica = balance.another(tried, error, deadline_ns)
-                if replica is None:
-                    error.replica, error.attempts = tried[-1].name, len(tried)
-                    raise
+        call = Call[AsyncTransport]()
+        try:
+            balance.first(call)
+            started = monotonic_ns()
+            while True:
+                try:
+                    return await self._attempt(call, request, deadline_ns, started)
+                except RequestError as error:
+                    if balance.another(call, error, deadline_ns) is None:
+                        error.replica, error.attempts = call.tried[-1].name, len(call.tried)
+                        raise
+        finally:
+            balance.ended(call)
 
     async def _attempt(
-        self, tried: list[Server], request: InferRequest, deadline_ns: int, started_ns: int
+        self, call: Call[AsyncTransport], request: InferRequest, deadline_ns: int, started_ns: int
     ) -> InferResponse:
-        """Ask the last of `tried`, and after its usual time another one beside it."""
-        runners = [await self._begin(tried[-1], request, deadline_ns, hurry=len(tried) == 1)]
+        """Ask the last one that `call` took, and after its usual time another one beside it."""
+        runners = [await self._begin(call.tried[-1], request, deadline_ns, hurry=len(call.tried) == 1)]
         first = runners[0]
         try:
             until = self._balance.patience_ns(request.model, first.began_ns, deadline_ns)
             in_time = await _first_done([first.pending.done], until) is not None
-            if not in_time and (second := self._balance.beside(tried)) is not None:
-                tried.append(second)
+            if not in_time and (second := self._balance.beside(call)) is not None:
                 await self._join(runners, second, request, deadline_ns)
-            return await self._race(runners, tried, request.model, started_ns)
+            return await self._race(runners, len(call.tried), request.model, started_ns)
         except BaseException:
             for other in runners:  # those that are still under way when an error, or a cancel, ends the call
                 other.pending.abandon()
-                self._balance.dropped(other.replica)
             raise
 
     async def _begin(self, replica: Server, request: InferRequest, deadline_ns: int, *, hurry: bool) -> _Runner:
@@ -162,9 +162,6 @@ class AsyncReplicas:
         except RequestError as error:
             self._balance.failed(replica, error)
             raise
-        except BaseException:
-            self._balance.dropped(replica)
-            raise
         return _Runner(replica, pending, began)
 
     async def _join(self, runners: list[_Runner], second: Server, request: InferRequest, deadline_ns: int) -> None:
@@ -174,7 +171,7 @@ class AsyncReplicas:
         except RequestError:
             return
 
-    async def _race(self, runners: list[_Runner], tried: list[Server], model: str, started_ns: int) -> InferResponse:
+    async def _race(self, runners: list[_Runner], attempts: int, model: str, started_ns: int) -> InferResponse:
         """The first answer. Who fails leaves `runners`; the last failure is raised when nobody is left."""
         hedged, first = len(runners) > 1, runners[0].replica
         while True:
@@ -187,14 +184,11 @@ class AsyncReplicas:
                 if not runners:
                     raise
                 continue
-            except BaseException:
-                self._balance.dropped(runner.replica)
-                raise
             self._balance.answered(runner.replica, model, runner.began_ns, started_ns)
             self._overtake(runners, first)
             if hedged and runner.replica is not first:
                 self._balance.hedges_won += 1
-            return response._replace(replica=runner.replica.name, attempts=len(tried), hedged=hedged)
+            return response._replace(replica=runner.replica.name, attempts=attempts, hedged=hedged)
 
     def _overtake(self, runners: list[_Runner], first: Server) -> None:
         """Let the losers go. Only who was asked first and answered later was slow."""
@@ -203,8 +197,6 @@ class AsyncReplicas:
             loser.pending.abandon()
             if loser.replica is first:
                 self._balance.overtaken(loser.replica, loser.began_ns)
-            else:
-                self._balance.dropped(loser.replica)
 
 
 async def _first_done(futures: Sequence[asyncio.Future[Any]], until_ns: int | None) -> int | None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Any, Generic, TypeVar
+from weakref import ref
 
 from tickserve.client._backoff import Backoff
 from tickserve.client._breaker import Breaker
@@ -28,14 +29,36 @@ T = TypeVar("T")
 class Replica(Generic[T]):
     """One server: its transport, what is believed of it, and its counts."""
 
-    __slots__ = ("breaker", "failures", "in_flight", "mean", "name", "requests", "transport")
+    __slots__ = ("_calls", "breaker", "failures", "mean", "name", "requests", "transport")
 
     def __init__(self, name: str, transport: T, resilience: Resilience) -> None:
         backoff = Backoff(int(resilience.backoff_ms * NS_PER_MS), int(resilience.max_backoff_ms * NS_PER_MS))
         self.name, self.transport = name, transport
         self.breaker = Breaker(name, resilience.breaker_failures, backoff)
         self.mean = RunningMean()
-        self.in_flight = self.requests = self.failures = 0
+        self.requests = self.failures = 0
+        self._calls: set[ref[Call[T]]] = set()
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls have asked it and are not over."""
+        return len(self._calls)
+
+    def enter(self, call: Call[T]) -> None:
+        """Count `call` until `leave`, or until it is gone.
+
+        An exception out of a signal's handler may end a call between any two lines, past every `finally`; what
+        removes a call that is garbage is no Python code that could be interrupted.
+        """
+        self._calls.add(ref(call, self._calls.discard))
+
+    def leave(self, call: Call[T]) -> None:
+        """Count `call` no more; idempotent."""
+        self._calls.discard(ref(call))
+
+    def forget(self) -> None:
+        """Count no call."""
+        self._calls.clear()
 
     def statistics(self) -> dict[str, Any]:
         """A snapshot, as plain values."""
@@ -45,6 +68,15 @@ class Replica(Generic[T]):
             "failures": self.failures,
             "in_flight": self.in_flight,
         }
+
+
+class Call(Generic[T]):
+    """One call, and the replicas it has asked in their order; `Balance.ended` ends it."""
+
+    __slots__ = ("__weakref__", "tried")
+
+    def __init__(self) -> None:
+        self.tried: list[Replica[T]] = []
 
 
 class Balance(Generic[T]):
@@ -68,34 +100,35 @@ class Balance(Generic[T]):
         self._hedge_budget.renew_lock()
         for replica in self.replicas:
             replica.breaker.renew_lock()
-            replica.in_flight = 0
+            replica.forget()
 
-    def first(self) -> Replica[T]:
+    def first(self, call: Call[T]) -> Replica[T]:
         """The replica for a new call, taken. Raises UnavailableError when every breaker is open: nothing is sent.
 
         A replica whose trial is due comes first: its call is its trial, and goes elsewhere when it is slow.
         """
         self._hedge_budget.earn()
-        return self._take((), trial_first=True) or self._unavailable()
+        return self._take(call, trial_first=True) or self._unavailable()
 
-    def check_trial(self) -> None:
+    def check_trial(self, call: Call[T]) -> None:
         """For a lone server that is not closed: return for the one call that tries it. Raises UnavailableError."""
-        if not self.replicas[0].breaker.try_again(monotonic_ns()):
+        if not self.replicas[0].breaker.try_again(monotonic_ns(), call):
             self._unavailable()
 
-    def another(self, tried: Collection[Replica[T]], error: RequestError, deadline_ns: int) -> Replica[T] | None:
+    def another(self, call: Call[T], error: RequestError, deadline_ns: int) -> Replica[T] | None:
         """The replica for a retry after `error`, taken; None when there is none, or no budget, or no sense in it."""
-        if not elsewhere(error) or len(tried) >= self._resilience.attempts or monotonic_ns() >= deadline_ns:
+        if not elsewhere(error) or len(call.tried) >= self._resilience.attempts or monotonic_ns() >= deadline_ns:
             return None
         if not self._retry_budget.take():
             return None
-        replica = self._take(tried, trial_first=False)
+        replica = self._take(call, trial_first=False)
         if replica is not None:
             self.retries += 1
         return replica
 
-    def beside(self, tried: Sequence[Replica[T]]) -> Replica[T] | None:
+    def beside(self, call: Call[T]) -> Replica[T] | None:
         """The replica for a hedge, taken; None when there is none or no budget. A trial's hedge costs nothing."""
+        tried = call.tried
         if len(tried) >= self._resilience.attempts or not self._resilience.hedge_budget:
             return None
         trial = tried[0].breaker.state == "half_open"
@@ -103,7 +136,7 @@ class Balance(Generic[T]):
             return None
         if not trial and not self._hedge_budget.take_if_enough():
             return None
-        replica = self._take(tried, trial_first=False)
+        replica = self._take(call, trial_first=False)
         if replica is not None:
             self.hedges += 1
         return replica
@@ -133,7 +166,6 @@ class Balance(Generic[T]):
         """`replica`, asked at `began_ns`, answered a call that started at `started_ns`."""
         now = monotonic_ns()
         taken = now - began_ns
-        self._leave(replica)
         self._retry_budget.earn()
         quantile = self._quantiles.get(model)
         if quantile is None:
@@ -147,7 +179,6 @@ class Balance(Generic[T]):
 
     def failed(self, replica: Replica[T], error: RequestError) -> None:
         """`replica` gave `error`."""
-        self._leave(replica)
         replica.failures += 1
         if harmful(error):
             replica.breaker.failed(type(error).__name__)
@@ -156,14 +187,15 @@ class Balance(Generic[T]):
 
     def overtaken(self, replica: Replica[T], began_ns: int) -> None:
         """A replica that was asked later answered earlier."""
-        self._leave(replica)
         waited = monotonic_ns() - began_ns
         replica.breaker.struck(f"none after {waited / NS_PER_MS:.1f} ms")
 
-    def dropped(self, replica: Replica[T]) -> None:
-        """Its answer was not waited for: that says nothing about it."""
-        self._leave(replica)
-        replica.breaker.released()
+    def ended(self, call: Call[T]) -> None:
+        """`call` is over. An answer that it did not wait for says nothing about a replica."""
+        for replica in call.tried:
+            replica.leave(call)
+            if replica.breaker.state == "half_open":
+                replica.breaker.released(call)
 
     def statistics(self) -> dict[str, Any]:
         """A snapshot, as plain values."""
@@ -174,22 +206,23 @@ class Balance(Generic[T]):
             "replicas": {replica.name: replica.statistics() for replica in self.replicas},
         }
 
-    def _take(self, tried: Collection[Replica[T]], *, trial_first: bool) -> Replica[T] | None:
+    def _take(self, call: Call[T], *, trial_first: bool) -> Replica[T] | None:
         with self._lock:
-            replica = self._choose(tried, trial_first=trial_first)
+            replica = self._choose(call, trial_first=trial_first)
             if replica is not None:
-                replica.in_flight += 1
+                call.tried.append(replica)
+                replica.enter(call)
                 replica.requests += 1
             return replica
 
-    def _choose(self, tried: Collection[Replica[T]], *, trial_first: bool) -> Replica[T] | None:
+    def _choose(self, call: Call[T], *, trial_first: bool) -> Replica[T] | None:
         """A trial that is due, else the least busy that is closed, else any trial, else one that is only slow."""
         now, replicas = monotonic_ns(), self.replicas
         start = int(random.random() * len(replicas))  # noqa: S311 - a fair turn, not a secret
         best: Replica[T] | None = None
         shut: list[Replica[T]] = []
         for replica in replicas[start:] + replicas[:start]:
-            if replica in tried:
+            if replica in call.tried:
                 continue
             if not replica.breaker.closed:
                 shut.append(replica)
@@ -197,13 +230,9 @@ class Balance(Generic[T]):
                 best = replica
         if shut and (trial_first or best is None):
             for replica in shut:
-                if replica.breaker.due(now) and replica.breaker.try_again(now):
+                if replica.breaker.due(now) and replica.breaker.try_again(now, call):
                     return replica
         return best or next((replica for replica in shut if replica.breaker.soft), None)
-
-    def _leave(self, replica: Replica[T]) -> None:
-        with self._lock:
-            replica.in_flight -= 1
 
     def _is_slow(self, replica: Replica[T], model: str, taken_ns: int) -> bool:
         """Whether another replica that is believed alive usually answers this model several times faster."""
@@ -219,9 +248,14 @@ class Balance(Generic[T]):
 
     def _unavailable(self) -> Replica[T]:
         now = monotonic_ns()
-        wait = min(replica.breaker.wait_ns(now) for replica in self.replicas) / NS_PER_MS
+        waits = [one.breaker.wait_ns(now) for one in self.replicas if one.breaker.state != "half_open"]
+        trials = ["one call is trying it"] if len(waits) < len(self.replicas) else []
+        if trials and len(self.replicas) > 1:
+            trials = ["one call is trying one of them"]
+        if waits:
+            trials.append(f"the next trial is in {min(waits) / NS_PER_MS:.0f} ms")
         names = ", ".join(replica.name for replica in self.replicas)
         raise UnavailableError(
-            f"no replica is believed to be alive ({names[:200]}); the next trial is in {wait:.0f} ms",
+            f"no replica is believed to be alive ({names[:200]}); {', '.join(trials)}",
             hint="nothing was sent",
         )

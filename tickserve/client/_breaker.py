@@ -9,26 +9,31 @@ from __future__ import annotations
 import logging
 import threading
 from time import monotonic_ns
-from typing import Literal
+from typing import Any, Literal
+from weakref import ref
 
 from tickserve.client._backoff import Backoff
 from tickserve.client._report import REPORTER
 
 State = Literal["closed", "open", "half_open"]
-# A call that tries a replica and never reports back (its thread was killed) must not shut it out for ever.
+# A call that tries a replica and never ends (its thread hangs) must not shut it out for ever.
 TRIAL_NS = 60_000_000_000
 
 
 class Breaker:
     """The belief about one replica. Safe for threads; `closed` and `troubled` may be read without the lock."""
 
-    __slots__ = ("_backoff", "_failures", "_lock", "_name", "_retry_ns", "_strikes", "_threshold", "soft", "state")
+    __slots__ = (
+        *("_backoff", "_failures", "_lock", "_name", "_retry_ns", "_strikes", "_threshold", "_trial"),
+        *("soft", "state"),
+    )
 
     def __init__(self, name: str, threshold: int, backoff: Backoff) -> None:
         self._name, self._threshold, self._backoff = name, threshold, backoff
         self.state: State = "closed"
         self.soft = False  # open for slowness only
         self._failures = self._strikes = self._retry_ns = 0
+        self._trial: ref[Any] | None = None  # the call that tries it; one that is gone tries nothing
         self.renew_lock()
 
     def renew_lock(self) -> None:
@@ -47,13 +52,20 @@ class Breaker:
 
     def due(self, now_ns: int) -> bool:
         """Whether an open replica may be tried again (or its trial was lost)."""
-        return self.state != "closed" and now_ns >= self._retry_ns
+        return self.state != "closed" and (now_ns >= self._retry_ns or (self.state == "half_open" and not self.tried))
 
-    def try_again(self, now_ns: int) -> bool:
-        """Take the one trial that is due; False when another call was faster or it is not due."""
+    @property
+    def tried(self) -> bool:
+        """Whether the call that tries it is still there."""
+        trial = self._trial
+        return trial is not None and trial() is not None
+
+    def try_again(self, now_ns: int, call: object) -> bool:
+        """Take the one trial that is due for `call`; False when another call was faster or it is not due."""
         with self._lock:
             if not self.due(now_ns):
                 return False
+            self._trial = ref(call)
             self._become("half_open", "one call tries it")
             self._retry_ns = now_ns + TRIAL_NS
             return True
@@ -89,10 +101,11 @@ class Breaker:
                 self.soft = True
                 self._open(f"{self._strikes} slow answers in a row, the last: {why}")
 
-    def released(self) -> None:
-        """A trial ended without telling anything (it was cancelled): the next call may try."""
+    def released(self, call: object) -> None:
+        """`call` ended; when it was a trial that told nothing (it was cancelled), the next call may try."""
         with self._lock:
-            if self.state == "half_open":
+            trial = self._trial
+            if self.state == "half_open" and trial is not None and trial() is call:
                 self._retry_ns = monotonic_ns()
                 self._become("open", "its trial was cancelled")
 

@@ -23,6 +23,9 @@ from tickserve.errors import DeadlineExceededError, ProtocolError, RequestError,
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 PREFIX = 5  # a message begins with whether it is compressed, and its length in four bytes
+# The server is told of a deadline far behind the client's: one that it keeps itself is a cancel, which may meet the
+# answer (see _parked.py). How long a request may queue is said in the request.
+SLACK_US = 60_000_000
 MAX_TIMEOUT = 10**8  # grpc-timeout has at most eight digits
 STATUS = (
     *("OK", "CANCELLED", "UNKNOWN", "INVALID_ARGUMENT", "DEADLINE_EXCEEDED", "NOT_FOUND", "ALREADY_EXISTS"),
@@ -47,7 +50,7 @@ class GrpcTransport:
     def close(self) -> None:
         """Close idle connections; those in use are closed when their call ends."""
         self._pool.closed = True
-        self._pool.drop()
+        self._pool.end()
 
     def infer(self, request: InferRequest, deadline_ns: int) -> InferResponse:
         """One request, one response. Raises RequestError."""
@@ -86,7 +89,7 @@ def _timeout(microseconds: int) -> str:
 def encode(request: InferRequest, authority: str) -> tuple[bytes, bytes]:
     """The request as (header block, data)."""
     message = encode_message(request)
-    head = _block(authority) + literal("grpc-timeout", _timeout(request.timeout_us))
+    head = _block(authority) + literal("grpc-timeout", _timeout(request.timeout_us + SLACK_US))
     return head, b"\x00%b%b" % (len(message).to_bytes(4, "big"), message)
 
 

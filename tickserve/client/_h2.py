@@ -1,7 +1,8 @@
 """HTTP/2 (RFC 9113) as one gRPC call at a time needs it: one stream after another on a kept-alive connection.
 
 Nothing is pushed, nothing is multiplexed, and no header table is kept, so what is left is framing: a request is two
-frames sent at once, and the answer's frames are read in order. A connection that loses a call is closed, never mended.
+frames sent at once, and the answer's frames are read in order. A connection whose call was given up stays open until
+that call's answer has come (`settled`): to close it would be to cancel the call.
 """
 
 from __future__ import annotations
@@ -75,14 +76,19 @@ class Stream(Line):
         "_peer",
         "_problem",
         "_received",
+        "_sent",
         "_size",
         "_stream",
+        "_torn",
     )
 
     def __init__(self, sock: socket, busy: set[Line]) -> None:
         super().__init__(sock, busy)
         self._stream, self._peer, self._received = -1, _Peer(), 0
         self._buffer, self._at = b"", 0
+        self._problem: WireError | None = None
+        self._ended, self._sent = True, False  # whether the answer has ended; whether the request was sent to its end
+        self._torn = False  # whether reading was cut off inside a frame: what follows cannot be told
 
     def exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> Answer:
         """Send a request (its header block, its data), receive its answer. Raises WireError: close it then."""
@@ -93,12 +99,12 @@ class Stream(Line):
         """Send a request. Raises WireError; the connection must then be closed."""
         first = self._stream < 0
         self._stream += 2
-        self.heard = self._ended = False
+        self.heard = self._ended = self._sent = False
         self._headers: dict[str, str] = {}
         self._parts: list[bytes] = []
         self._block: tuple[int, bytes] | None = None
         self._frames = self._size = 0
-        self._problem: WireError | None = None
+        self._problem = None
         peer, size, stream = self._peer, len(payload), self._stream.to_bytes(4, "big")
         peer.stream_window = peer.initial_window
         opening = b"%b\x01\x04%b%b" % (len(head).to_bytes(3, "big"), stream, head)
@@ -110,6 +116,7 @@ class Stream(Line):
         else:
             self.put(opening, deadline_ns)
             self._send_in_parts(memoryview(payload), deadline_ns)
+        self._sent = True
 
     def _send_in_parts(self, rest: memoryview, deadline_ns: int) -> None:
         """Frames as large as the peer takes, as its windows open."""
@@ -135,8 +142,9 @@ class Stream(Line):
         if self._stream >= MAX_STREAM or self._given_up():
             self.reusable = False
         if self._received > REFILL:
+            self._torn = True
             self.put(frame(WINDOW_UPDATE, 0, 0, self._received.to_bytes(4, "big")), deadline_ns)
-            self._received = 0
+            self._received, self._torn = 0, False
         parts = self._parts
         return Answer(self._headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
@@ -154,6 +162,31 @@ class Stream(Line):
                 self._problem = error  # which `receive` raises
         return True
 
+    @property
+    def owed(self) -> bool:
+        """Whether a request was begun whose answer has not ended."""
+        return not self._ended and self._problem is None
+
+    def settled(self) -> bool:
+        """Whether nothing is owed any more; reads what has come and waits for nothing. Then `reusable` holds."""
+        if self._torn or not self._sent:
+            return False  # its answer cannot be read: whoever keeps it ends it in time
+        try:
+            while not self._ended and super().readable(0):
+                self._take(0)
+                while self._whole():
+                    self._step(0)
+                    self._parts.clear()
+        except DeadlinePassedError:
+            return False
+        except WireError:
+            self.reusable = False
+            return True
+        if self._stream >= MAX_STREAM or self._received > REFILL or self._given_up():
+            self.reusable = False
+        self.used = True
+        return self._ended
+
     def _begun(self) -> bool:
         return self._ended or bool(self._headers) or self._problem is not None
 
@@ -161,12 +194,23 @@ class Stream(Line):
         """Do what the whole frames say that are there, up to the first of the answer."""
         heard = self.heard
         try:
-            came = self.more(until_ns)
+            self._take(until_ns)
         except DeadlinePassedError:  # woken without data
             return
-        self._buffer, self._at, self.heard = self._buffer[self._at :] + came, 0, heard
+        self.heard = heard
         while self._whole() and not self._begun():
             self._step(until_ns)
+
+    def _take(self, deadline_ns: int) -> None:
+        """Put what has come into the buffer, as soon as there is something. Raises WireError."""
+        torn, self._torn = self._torn, True  # until it is there, by whatever this may be interrupted
+        try:
+            came = self.more(deadline_ns)
+        except DeadlinePassedError:
+            self._torn = torn
+            raise
+        self._buffer, self._at = self._buffer[self._at :] + came, 0
+        self._torn = torn
 
     def _whole(self) -> bool:
         """Whether another frame lies in the buffer: a ping behind the answer wants its own."""
@@ -186,14 +230,16 @@ class Stream(Line):
         handle = _HANDLERS.get(got.kind)
         if handle is not None:  # what is not known is to be ignored
             handle(self, got, deadline_ns)
+        self._torn = False
         # Settings and pings are no answer to this call.
         self.heard = answered or self._ended or bool(self._headers) or self._block is not None
 
     def _read(self, deadline_ns: int) -> _Frame:
         buffer, at = self._buffer, self._at
         while len(buffer) < at + FRAME_HEAD:
-            buffer, at = buffer[at:] + self.more(deadline_ns), 0
-            self._buffer, self._at = buffer, at
+            self._take(deadline_ns)
+            buffer, at = self._buffer, self._at
+        self._torn = True  # until `_step` is done with this frame
         size, body = int.from_bytes(buffer[at : at + 3], "big"), at + FRAME_HEAD
         kind, flags, stream = buffer[at + 3], buffer[at + 4], int.from_bytes(buffer[at + 5 : body], "big") & MAX_WINDOW
         if not self._peer.known and kind != SETTINGS:

@@ -1,12 +1,14 @@
 """Protocols on a line in two halves: a connection that has sent its request waits beside others.
 
-One that loses is closed: it still owes an answer, which must never be taken for that of a later request.
+One that loses still owes an answer, which must never be taken for that of a later request: it is closed, or parked
+until that answer has come where a close would be a cancel that the server minds.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
+from weakref import ref
 
 from tickserve.client._pool import Exchanging, Pool, as_error
 from tickserve.client._transport import InferResponse
@@ -19,7 +21,7 @@ Reply = TypeVar("Reply")
 class LinePending(Generic[Reply]):
     """A request sent on a connection of its own, from `begin_on`."""
 
-    __slots__ = ("_authority", "_connection", "_decode", "_message", "_pool")
+    __slots__ = ("_authority", "_connection", "_decode", "_message", "_pool", "_ref")
 
     def __init__(
         self,
@@ -30,15 +32,18 @@ class LinePending(Generic[Reply]):
     ) -> None:
         self._pool, self._authority, self._message, self._decode = pool, authority, message, decode
         self._connection: Any = None
+        self._ref: Any = None
 
     def send(self, connection: Exchanging[Reply], by_ns: int) -> None:
         """Send on `connection`, or on a new one where the server had closed it. Raises WireError."""
         self._connection = connection
-        self._pool.busy.add(connection)
+        # A call that an exception out of a signal's handler ends between two lines takes its count with it.
+        self._ref = ref(connection, self._pool.busy.discard)
+        self._pool.busy.add(self._ref)
         try:
             self._connection.send(*self._message, by_ns)
         except DisconnectedError:
-            self.abandon()
+            self._release().close()
             if not connection.used:
                 raise
             self._send_again(by_ns)
@@ -57,9 +62,15 @@ class LinePending(Generic[Reply]):
         return descriptor
 
     def abandon(self) -> None:
-        """Close the connection: an answer that comes late finds nobody."""
-        self._pool.busy.discard(self._connection)
-        self._connection.close()
+        """Let the connection go: an answer that comes late finds nobody. Nothing, once the call has ended."""
+        if self._connection is not None:
+            self._pool.let_go(self._release())
+
+    def _release(self) -> Any:
+        """The connection, which is this call's no more."""
+        connection, self._connection = self._connection, None
+        self._pool.busy.discard(self._ref)
+        return connection
 
     def receive(self, deadline_ns: int) -> InferResponse:
         """The answer. Raises RequestError."""
@@ -74,18 +85,19 @@ class LinePending(Generic[Reply]):
         try:
             reply: Reply = connection.receive(deadline_ns)
         except DisconnectedError as error:
-            self.abandon()
+            self._release().close()
             if not connection.used or error.answered:
                 raise
             self._send_again(deadline_ns)
             return self._receive(deadline_ns)
         except BaseException as error:
+            if isinstance(error, WireError) and not isinstance(error, DeadlinePassedError):
+                self._release().close()
             self.abandon()
             if isinstance(error, DeadlinePassedError) and connection.used and not connection.heard:
                 self._pool.drop()  # a dead path is as dead for its neighbours
             raise
-        self._pool.busy.discard(connection)
-        self._pool.keep(connection)
+        self._pool.keep(self._release())
         return reply
 
     def _send_again(self, by_ns: int) -> None:

@@ -9,6 +9,7 @@ from socket import socket
 from typing import Any, Generic, Protocol, TypeVar
 
 from tickserve.client._fork import renew_after_fork
+from tickserve.client._parked import Parked
 from tickserve.client._resolve import Resolver
 from tickserve.client._socket import (
     DeadlinePassedError,
@@ -34,6 +35,11 @@ class Exchanging(Protocol[R]):
     heard: bool
     reusable: bool
 
+    @property
+    def owed(self) -> bool:
+        """Whether an answer is still to come that the line must stay open for."""
+        ...
+
     def exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> R:
         """Send a request, receive its response. Raises WireError; the connection must then be closed."""
         ...
@@ -54,6 +60,7 @@ class Pool(Generic[C]):
         self._tls = None if endpoint.tls is None else endpoint.tls.context(endpoint.transport)
         self._name = (endpoint.tls and endpoint.tls.server_name) or endpoint.host
         self._idle: deque[C] = deque()
+        self.parked = Parked()
         self.busy: set[Any] = set()
         self.closed = False
         renew_after_fork(self)
@@ -62,8 +69,8 @@ class Pool(Generic[C]):
         """One exchange on an idle or a new connection. Raises WireError."""
         connection = self.take(deadline_ns)
         busy = self.busy
-        busy.add(connection)
         try:
+            busy.add(connection)
             reply = connection.exchange(head, payload, deadline_ns)
         except DisconnectedError as error:
             connection.close()
@@ -73,12 +80,15 @@ class Pool(Generic[C]):
             self.drop()
             return self._again(head, payload, deadline_ns)
         except DeadlinePassedError:
-            connection.close()
+            self.let_go(connection)
             if connection.used and not connection.heard:
                 self.drop()  # a dead path is as dead for its neighbours: one deadline is spent on it, not all
             raise
-        except BaseException:
+        except WireError:
             connection.close()
+            raise
+        except BaseException:
+            self.let_go(connection)
             raise
         finally:
             busy.discard(connection)
@@ -90,11 +100,24 @@ class Pool(Generic[C]):
         connection = self.open(deadline_ns)
         try:
             reply = connection.exchange(head, payload, deadline_ns)
+        except WireError as error:
+            if isinstance(error, DeadlinePassedError):
+                self.let_go(connection)
+            else:
+                connection.close()
+            raise
         except BaseException:
-            connection.close()
+            self.let_go(connection)
             raise
         self.keep(connection)
         return reply
+
+    def let_go(self, connection: C) -> None:
+        """Part with a connection whose call was given up: open until it is answered where a close would be a cancel."""
+        if connection.owed and not self.closed:
+            self.parked.add(connection)
+        else:
+            connection.close()
 
     def keep(self, connection: C) -> None:
         """Take a connection back after an exchange, or close it when it cannot be used again."""
@@ -105,6 +128,8 @@ class Pool(Generic[C]):
 
     def take(self, deadline_ns: int) -> C:
         """An idle connection, or a new one. Raises WireError."""
+        if self.parked:
+            self._look()
         try:
             return self._idle.pop()
         except IndexError:
@@ -125,10 +150,20 @@ class Pool(Generic[C]):
         """Keep `connection` for another call; closed when the pool is, or full."""
         self._idle.append(connection)
         if self.closed:
-            self.drop()
+            self.end()
         elif len(self._idle) > self._max_idle:
             with suppress(IndexError):
                 self._idle.popleft().close()
+
+    def _look(self) -> None:
+        """Take back what was answered in the meantime."""
+        for connection in self.parked.look():
+            self.give(connection)
+
+    def end(self) -> None:
+        """Close what no call uses."""
+        self.drop()
+        self.parked.end()
 
     def drop(self) -> None:
         """Close what is idle."""
@@ -138,7 +173,7 @@ class Pool(Generic[C]):
 
     def after_fork(self) -> None:
         """The connections are the parent's; closing them here does not end them there."""
-        self.drop()
+        self.end()
         self.busy.clear()
 
 

@@ -83,7 +83,7 @@ def _connect(family: int, address: Address, deadline_ns: int) -> socket.socket:
     except (OSError, UnicodeError) as error:
         sock.close()
         raise UnreachableError(getattr(error, "strerror", None) or type(error).__name__) from error
-    except WireError:
+    except BaseException:
         sock.close()
         raise
     return sock
@@ -106,7 +106,7 @@ class Line:
     `busy` holds every line of one client that is in use; whoever uses a line puts it in.
     """
 
-    __slots__ = ("_arrived", "_busy", "_in_vain", "_poll", "_rest", "_sock", "heard", "reusable", "used")
+    __slots__ = ("__weakref__", "_arrived", "_busy", "_in_vain", "_poll", "_rest", "_sock", "heard", "reusable", "used")
 
     def __init__(self, sock: socket.socket, busy: set[Line]) -> None:
         self._sock, self._busy = sock, busy
@@ -123,6 +123,16 @@ class Line:
     def close(self) -> None:
         """Close the socket; idempotent."""
         self._sock.close()
+
+    @property
+    def owed(self) -> bool:
+        """Whether an answer is still to come that the line must stay open for."""
+        return False
+
+    def settled(self) -> bool:
+        """Whether nothing is owed any more; reads what has come and waits for nothing. Then `reusable` holds."""
+        self.reusable = False
+        return True
 
     def fileno(self) -> int:
         """The socket's descriptor; -1 once closed."""
