@@ -32,6 +32,8 @@ FRAME_BYTES = 256 * 1024  # raw; more records compress better, and a longer fram
 SLICE_NS, PAUSE_S = 30_000, 0.0002
 # A call helps once so many wait to be encoded, or the oldest may have waited so many flush_ms; with so many at most.
 HELP_RECORDS, HELP_FLUSHES, HELP_MOST = 512, 1.5, 3
+# And rests so long, so often: calls that let go of the interpreter lock for moments can keep it from a thread for long.
+REST_S, REST_EVERY_NS = 0.00005, 1_000_000
 CATCH_UP = 8  # frames of so many times FRAME_BYTES where more waits: each frame costs turns at the interpreter
 CLOSE_S = 10.0
 
@@ -84,7 +86,7 @@ class Journal:
         self._queued_bytes = 0
         self._encoding = threading.Lock()  # of who moves records from the queue to the encoded, which keeps their order
         self._encoded, self._encoded_bytes, self._encoded_tensors = list[_Encoded](), 0, 0
-        self._caught_up_ns = time.monotonic_ns()
+        self._caught_up_ns = self._rested_ns = time.monotonic_ns()
         self._drops, self._drops_read, self._drops_seen = itertools.count(), 0, 0
         self._counting = threading.Lock()  # of those who read the counter of drops; who adds to it takes none
         self._lost = 0
@@ -155,15 +157,20 @@ class Journal:
         self._queue.append(item)
         if self._worker is None:
             self._start()
-        elif self._behind() and self._encoding.acquire(blocking=False):
+        else:
+            self._help()
+
+    def _help(self) -> None:
+        now = time.monotonic_ns()
+        late = now - self._caught_up_ns > self._patience_ns
+        if (late or len(self._queue) > HELP_RECORDS) and self._encoding.acquire(blocking=False):
             try:
                 self._encode(HELP_MOST)
             finally:
                 self._encoding.release()
-
-    def _behind(self) -> bool:
-        late = time.monotonic_ns() - self._caught_up_ns > self._patience_ns
-        return late or len(self._queue) > HELP_RECORDS
+        if late and now - self._rested_ns > REST_EVERY_NS:
+            self._rested_ns = now
+            time.sleep(REST_S)
 
     def _waiting(self) -> int:
         return len(self._queue) + len(self._encoded)
@@ -267,7 +274,7 @@ class Journal:
 
     def _write(self, framed: list[bytes]) -> None:
         """One frame of what is there, and of the gap before it. What cannot be written is lost, and counted."""
-        self._count_drops()
+        self._count_drops(wait=self._closed)
         gap = self._pending_lost
         if not framed and not (gap and self._closed):
             return  # a gap goes with what comes after it: alone, its few bytes may fit where no record would
@@ -305,10 +312,14 @@ class Journal:
         self._pending_lost += count
         self._lost_reason = reason
 
-    def _count_drops(self) -> None:
-        with self._counting:
+    def _count_drops(self, wait: bool = True) -> None:
+        if not self._counting.acquire(blocking=wait):
+            return  # who reads `stats` in a loop has just counted, and would keep the worker from its turn
+        try:
             total = next(self._drops) - self._drops_read
             self._drops_read += 1
             dropped, self._drops_seen = total - self._drops_seen, total
             if dropped:
                 self._lose(dropped, "the queue was full")
+        finally:
+            self._counting.release()
