@@ -2,7 +2,7 @@
 
 A call hands over references and goes on. One thread of the journal's own encodes, compresses and writes, a little at a
 time, so that a call never waits for it longer than a fraction of a millisecond. Callers that never rest leave that
-thread no interpreter to encode with: once it falls behind, each call encodes its own record and a few older ones.
+thread no interpreter to encode with: once it falls behind, each call encodes a few of the oldest that wait.
 """
 
 from __future__ import annotations
