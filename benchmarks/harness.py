@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import random
 import subprocess
 import sys
 import time
@@ -60,17 +61,18 @@ def served(repository: Path, models: Sequence[str] | None = None) -> Iterator[An
 
 
 def measure(calls: dict[str, Call], rounds: int, block: int) -> dict[str, Times]:
-    """Microseconds of every call, by contestant; blocks are interleaved and their order rotates.
+    """Microseconds of every call, by contestant; blocks are interleaved, their order drawn anew each round.
 
-    A slow spell of the machine meets all of them.
+    A slow spell of the machine meets all of them, and nobody always follows the same neighbour, whose caches it would find.
     """
     names = list(calls)
     times: dict[str, list[int]] = {name: [] for name in names}
     for name in names:
         for _ in range(WARM_UP):
             calls[name]()
-    for turn in range(rounds):
-        for name in names[turn % len(names) :] + names[: turn % len(names)]:
+    order = random.Random(7)
+    for _ in range(rounds):
+        for name in order.sample(names, len(names)):
             call, taken = calls[name], times[name]
             call()  # the first of a block finds cold caches
             for _ in range(block):
