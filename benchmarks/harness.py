@@ -63,7 +63,7 @@ def served(repository: Path, models: Sequence[str] | None = None) -> Iterator[An
 def measure(calls: dict[str, Call], rounds: int, block: int) -> dict[str, Times]:
     """Microseconds of every call, by contestant; blocks are interleaved, their order drawn anew each round.
 
-    A slow spell of the machine meets all of them, and nobody always follows the same neighbour, whose caches it would find.
+    A slow spell of the machine meets all of them, and nobody always follows the same neighbour and finds its caches.
     """
     names = list(calls)
     times: dict[str, list[int]] = {name: [] for name in names}
