@@ -6,6 +6,7 @@ import os
 import struct
 import sys
 import zlib
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -262,6 +263,9 @@ def test_a_torn_end_costs_the_last_frame_wherever_it_was_cut(segment: Path, tmp_
         assert ids(torn) == [f"r-{index}" for index in range(10)]
     torn.write_bytes(data + bytes(5_000))  # a file system that had made the file longer before it was filled
     assert ids(torn, tolerant=True) == ids(segment)
+    torn.write_bytes(data[:-20] + bytes(20))  # or had not filled to its end
+    assert ids(torn, tolerant=True) == [f"r-{index}" for index in range(10)]
+    torn.write_bytes(data + bytes(5_000))
     assert repair(torn.parent) == [torn.name]
     assert torn.read_bytes() == data
 
@@ -278,9 +282,11 @@ def test_a_changed_byte_is_never_read_as_a_record(segment: Path, tmp_path: Path)
         assert found == good[: len(found)]
 
 
-def test_damage_that_is_no_torn_end_is_reported_and_left_alone(segment: Path) -> None:
-    data = bytearray(segment.read_bytes())
-    data[data.index(b"\x52\x2a\x4d\x18") + 60] ^= 1
+@pytest.mark.parametrize("find", [bytes.index, bytes.rindex], ids=["first frame", "last frame"])
+def test_damage_that_is_no_torn_end_is_reported_and_left_alone(segment: Path, find: Callable[..., int]) -> None:
+    whole = segment.read_bytes()
+    data = bytearray(whole)
+    data[find(whole, b"\x52\x2a\x4d\x18\x10\0\0\0") + 60] ^= 1
     segment.write_bytes(data)
     assert repair(segment.parent) == []
     assert segment.read_bytes() == data

@@ -158,6 +158,10 @@ def _take_record(raw: bytes, at: int, name: str, where: int) -> tuple[bytes, int
     return payload, start + size
 
 
+# A page that a file system never got to write reads as zeros; a compressed frame does not end in this many.
+ZEROS = 16
+
+
 def torn_from(path: Path) -> int | None:
     """The offset where a crash cut the file short; None when it ends well, or no crash explains the damage.
 
@@ -174,7 +178,8 @@ def torn_from(path: Path) -> int | None:
         try:
             for frame in frames(file, path.name):
                 end = frame.offset - _INDEX.size
-                last = frame.end >= total
+                # A byte changed in a whole frame is damage; a frame that ends in zeros was never written to its end.
+                last = frame.end > total or (frame.end == total and _only_zeros(file, max(frame.offset, total - ZEROS)))
                 read_packed(file, frame, path.name)
                 end = frame.end
         except CorruptFileError:
