@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Any, NamedTuple, Protocol
 
-from tickserve.client._balance import Balance, Call, Replica
+from tickserve.client._balance import Balance, Call, Replica, half_ns
 from tickserve.client._resilience import Resilience
 from tickserve.client._retry import harmful
 from tickserve.client._transport import InferRequest, InferResponse
@@ -142,8 +142,14 @@ class AsyncReplicas:
         first = runners[0]
         try:
             until = self._balance.patience_ns(request.model, first.began_ns, deadline_ns)
-            in_time = await _first_done([first.pending.done], until) is not None
-            if not in_time and (second := self._balance.beside(call)) is not None:
+            second, waits = None, await _first_done([first.pending.done], until) is None
+            if waits:
+                second = self._balance.beside(call)
+            if waits and second is None:
+                half = half_ns(first.began_ns, deadline_ns)
+                if await _first_done([first.pending.done], half) is None:
+                    second = self._balance.beside(call, last=True)
+            if second is not None:
                 await self._join(runners, second, request, deadline_ns)
             return await self._race(runners, len(call.tried), request.model, started_ns)
         except BaseException:

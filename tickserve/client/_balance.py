@@ -79,6 +79,11 @@ class Call(Generic[T]):
         self.tried: list[Replica[T]] = []
 
 
+def half_ns(now_ns: int, deadline_ns: int) -> int:
+    """When half of what is left will be gone."""
+    return now_ns + (deadline_ns - now_ns) // 2
+
+
 class Balance(Generic[T]):
     """The replicas of one client. Safe for threads and after a fork."""
 
@@ -126,15 +131,19 @@ class Balance(Generic[T]):
             self.retries += 1
         return replica
 
-    def beside(self, call: Call[T]) -> Replica[T] | None:
-        """The replica for a hedge, taken; None when there is none or no budget. A trial's hedge costs nothing."""
+    def beside(self, call: Call[T], *, last: bool = False) -> Replica[T] | None:
+        """The replica for a hedge, taken; None when there is none or no budget. A trial's hedge costs nothing.
+
+        The `last` chance, with half of the deadline gone, may be paid as a retry is: it stands in for one.
+        """
         tried = call.tried
         if len(tried) >= self._resilience.attempts or not self._resilience.hedge_budget:
             return None
         trial = tried[0].breaker.state == "half_open"
         if not any(replica.breaker.closed for replica in self.replicas if replica not in tried):
             return None
-        if not trial and not self._hedge_budget.take_if_enough():
+        paid = trial or self._hedge_budget.take_if_enough() or (last and self._retry_budget.take())
+        if not paid:
             return None
         replica = self._take(call, trial_first=False)
         if replica is not None:
@@ -143,7 +152,7 @@ class Balance(Generic[T]):
 
     def patience_ns(self, model: str, now_ns: int, deadline_ns: int) -> int:
         """Until when the first replica has the call alone: its model's usual time, at most half of what is left."""
-        half = now_ns + (deadline_ns - now_ns) // 2
+        half = half_ns(now_ns, deadline_ns)
         quantile = self._quantiles.get(model)
         usual = None if quantile is None else quantile.value
         return half if usual is None else min(half, now_ns + usual)

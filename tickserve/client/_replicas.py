@@ -11,7 +11,7 @@ from contextlib import suppress
 from time import monotonic_ns
 from typing import Any, NamedTuple
 
-from tickserve.client._balance import Balance, Call, Replica
+from tickserve.client._balance import Balance, Call, Replica, half_ns
 from tickserve.client._hedge import Pending, begin, first_ready
 from tickserve.client._resilience import Resilience
 from tickserve.client._retry import harmful
@@ -110,7 +110,12 @@ class Replicas:
         try:
             self._begin(runners, call.tried[-1], request, deadline_ns, hurry=len(call.tried) == 1)
             until = self._balance.patience_ns(request.model, runners[0].began_ns, deadline_ns)
-            if not runners[0].pending.wait(until) and (second := self._balance.beside(call)) is not None:
+            second, waits = None, not runners[0].pending.wait(until)
+            if waits:
+                second = self._balance.beside(call)
+            if waits and second is None and not runners[0].pending.wait(half_ns(runners[0].began_ns, deadline_ns)):
+                second = self._balance.beside(call, last=True)
+            if second is not None:
                 with suppress(RequestError):  # the first runs on alone; while this connects nobody listens to it
                     self._begin(runners, second, request, deadline_ns, hurry=True)
             return self._race(runners, len(call.tried), request.model, deadline_ns, started_ns)
