@@ -182,9 +182,16 @@ class RepositorySettings(Section):
     s3_endpoint_url: str = Field("", description="S3 service of s3:// repositories; empty is AWS or the environment")
 
 
+BackendKind = Literal["native", "python"]
+
+
 class ServeSettings(Section):
     """The embedded server. It binds to loopback only. Port 0 takes a free one."""
 
+    backend: BackendKind = Field(
+        "native",
+        description="native: models run in the server; python: in a process each, slower, apart from it",
+    )
     http_port: int = Field(8000, ge=0, le=65_535)
     grpc_port: int = Field(8001, ge=0, le=65_535)
     metrics_port: int = Field(8002, ge=0, le=65_535)

@@ -24,8 +24,9 @@ import pytest
 
 from serving import stubs, triton_files
 from serving.embedded import EmbeddedTriton
-from tests.serving.conftest import ANY_PORTS, FEATURES, Tiny, publish_tiny
+from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Tiny, publish_tiny
 from tickserve.client import Client
+from tickserve.config import ServeSettings
 from tickserve.errors import RequestError
 
 pytestmark = pytest.mark.system
@@ -80,15 +81,15 @@ class Stage:
 
 
 @contextmanager
-def staged(folder: Path) -> Iterator[Stage]:
+def staged(folder: Path, settings: ServeSettings) -> Iterator[Stage]:
     tiny = publish_tiny(folder / "models", "tiny", 1)
-    with EmbeddedTriton(folder / "models", ANY_PORTS, log=folder / "triton.log") as server:
+    with EmbeddedTriton(folder / "models", settings, log=folder / "triton.log") as server:
         yield Stage(server, tiny)
 
 
-@pytest.fixture(scope="module")
-def stage(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
-    with staged(tmp_path_factory.mktemp("soak")) as opened:
+@pytest.fixture(scope="module", params=[ANY_PORTS, STUBS], ids=["native", "python"])
+def stage(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stage]:
+    with staged(tmp_path_factory.mktemp("soak"), request.param) as opened:
         yield opened
 
 
@@ -225,7 +226,7 @@ def test_a_server_that_leaks_fails_the_same_check(tmp_path: Path, monkeypatch: p
     spoilt = tmp_path / "model.py"
     spoilt.write_text(LEAKING.format(real=str(triton_files.OUR_BACKEND), kept=KEPT))
     monkeypatch.setattr(triton_files, "OUR_BACKEND", spoilt)
-    with staged(tmp_path) as leaking:
+    with staged(tmp_path, STUBS) as leaking:
         ours, theirs = soak(leaking, "http")
     assert [said.partition(":")[0] for said in settled(theirs)] == ["memory"]
     assert settled(ours) == []
