@@ -70,6 +70,7 @@ lint: $(INSTALLED)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.features $(if $(DATA),--data "$(DATA)")
 	$(BIN)/python -m benchmarks.client
+	$(BIN)/python -m benchmarks.backends
 	$(BIN)/python -m benchmarks.inprocess
 	$(BIN)/python -m benchmarks.asyncio_clients
 	$(BIN)/python -m benchmarks.shared_memory
