@@ -204,8 +204,8 @@ static TRITONSERVER_Error *copy_out(
   return TRITONSERVER_ErrorNew(ERROR_INVALID_ARG, "the model has no such output");
 }
 
-/* Answer with the rows from `first` on, or with `error`, which is ended here. */
-static void respond(
+/* Answer with the rows from `first` on, or with `error`, which is ended here. True when there were rows to answer with. */
+static bool respond(
     const Instance *instance, TRITONBACKEND_Request *request, int64_t first, int64_t rows, TRITONSERVER_Error *error) {
   TRITONBACKEND_Response *response;
   TRITONSERVER_Error *lost = TRITONBACKEND_ResponseNew(&response, request);
@@ -219,8 +219,10 @@ static void respond(
     }
     lost = TRITONBACKEND_ResponseSend(response, RESPONSE_FINAL, error);
   }
+  bool answered = lost == NULL && error == NULL;
   forget(lost); /* nobody is there to be told */
   forget(error);
+  return answered;
 }
 
 typedef struct {
@@ -230,8 +232,7 @@ typedef struct {
 /* Answer, count and let go of one request. */
 static void finish(
     Instance *instance, TRITONBACKEND_Request *request, int64_t first, int64_t rows, Times times, TRITONSERVER_Error *error) {
-  bool success = error == NULL;
-  respond(instance, request, first, rows, error);
+  bool success = respond(instance, request, first, rows, error);
   forget(TRITONBACKEND_ModelInstanceReportStatistics(
       instance->triton, request, success, times.start, times.compute_start, times.compute_end, now_ns()));
   forget(TRITONBACKEND_RequestRelease(request, RELEASE_ALL));

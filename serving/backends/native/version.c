@@ -70,8 +70,8 @@ static int read_all(int from, Text *text) {
 static int start(pid_t *child, int input, int output, const char *location, uint64_t number) {
   char version[24];
   snprintf(version, sizeof version, "%llu", (unsigned long long)number);
-  /* -I: nothing of the environment or of the working folder is imported. */
-  char *const arguments[] = {getenv(PYTHON), "-I", getenv(CHECK), (char *)location, version, NULL};
+  /* -I: nothing of the environment or of the working folder is imported; -B: nothing is written beside the sources. */
+  char *const arguments[] = {getenv(PYTHON), "-I", "-B", getenv(CHECK), (char *)location, version, NULL};
   posix_spawn_file_actions_t files;
   posix_spawnattr_t attributes;
   sigset_t none;
