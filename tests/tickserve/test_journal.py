@@ -25,10 +25,11 @@ from tests.tickserve.conftest import build_manifest, publish
 from tests.tickserve.test_journal_files import ids, make_decision
 from tickserve import Client
 from tickserve.client import Tensor
-from tickserve.config import JournalSettings, load_settings
+from tickserve.config import JournalSettings
 from tickserve.errors import ComponentError, ConfigError, InputRejectedError, UsageError
 from tickserve.journal import ActionRecord, DecisionRecord, GapRecord, Journal, journal_files, read_journal
 from tickserve.journal._folder import JournalFolder
+from tickserve.settings import load_settings
 from tickserve.signal import Signal
 
 MODEL = "hand-l1-gbdt"
