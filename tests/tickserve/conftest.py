@@ -158,3 +158,9 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     ports = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
     with EmbeddedTriton(folder.parent.parent, ports) as server:
         yield Triton(server.http_url, server.grpc_url, server.pid, folder)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository folder with the hand-made model, to score in this process."""
+    return publish(tmp_path_factory.mktemp("journal") / "model_repository", build_manifest()).parent.parent
