@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tickserve.current import write_current
 from tickserve.manifest import (
     ExportRecord,
     FeatureContract,
@@ -164,3 +165,16 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
 def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A repository folder with the hand-made model, to score in this process."""
     return publish(tmp_path_factory.mktemp("journal") / "model_repository", build_manifest()).parent.parent
+
+
+@pytest.fixture
+def repository(tmp_path: Path, make_manifest: MakeManifest) -> Path:
+    """Two versions of one model that nobody serves, the first in force."""
+    manifest = make_manifest()
+    for version in (1, 2):
+        folder = tmp_path / "repository" / manifest.name / str(version)
+        folder.mkdir(parents=True)
+        provenance = manifest.provenance.model_copy(update={"seed": version})
+        write_manifest(folder, manifest.model_copy(update={"provenance": provenance, "export": None}))
+    write_current(tmp_path / "repository" / manifest.name, 1)
+    return tmp_path / "repository"
