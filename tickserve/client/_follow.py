@@ -20,6 +20,7 @@ from pathlib import Path
 
 from tickserve.client._fork import renew_after_fork
 from tickserve.client._ready import Servers
+from tickserve.client._report import REPORTER
 from tickserve.current import CURRENT_NAME, folder_in_force
 from tickserve.errors import TickserveError, UsageError
 from tickserve.manifest import MANIFEST_NAME
@@ -82,11 +83,12 @@ class Follower:
         try:
             self._next_ns = now + self._every_ns
             paused = now - called > min(self._every_ns, PAUSE_NS)
+            until = time.monotonic() + (self._patience_s if paused else 0.0)  # for all models together
             for model, seen in self._seen.items():
                 mark = _mark(self._repository / model / CURRENT_NAME)
                 if mark is not None and mark != seen:
                     self._seen[model] = mark
-                    self._notice(model, paused=paused)
+                    self._notice(model, until)
                 elif model in self._changes:
                     self._go_over(model, self._changes[model])
         finally:
@@ -98,8 +100,8 @@ class Follower:
         for change in self._changes.values():
             change.answered = None
 
-    def _notice(self, model: str, *, paused: bool) -> None:
-        """Take what `current.json` says by now, or begin to ask for it."""
+    def _notice(self, model: str, until: float) -> None:
+        """Take what `current.json` says by now, or begin to ask for it and wait for the answer `until` then."""
         before, folder = self._changes.pop(model, None), self._in_force(model)
         if folder is None:
             return
@@ -110,8 +112,9 @@ class Follower:
         change.told = before is not None and before.told and before.version == change.version
         self._changes[model] = change
         self._ask(model, change)
-        if paused and change.answered is not None:
-            change.answered.wait(self._patience_s)
+        left_s = until - time.monotonic()
+        if left_s > 0 and change.answered is not None:
+            change.answered.wait(left_s)
         self._go_over(model, change)
 
     def _go_over(self, model: str, change: _Change) -> None:
@@ -126,10 +129,8 @@ class Follower:
             return
         if answered is not None and not change.told:
             change.told = True
-            log.warning(
-                "model %r: version %d is in force, but %s; the old one stays pinned until it is loaded",
-                *(model, change.version, change.problem),
-            )
+            held = f"model {model!r}: version {change.version} is in force, but {change.problem}"
+            REPORTER.say(logging.WARNING, f"{held}; the old one stays pinned until it is loaded")
         if time.monotonic_ns() >= change.again_ns:
             self._ask(model, change)
 
