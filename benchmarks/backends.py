@@ -18,9 +18,10 @@ from typing import Any
 from benchmarks.client import BASE, documented_grpc, ours
 from benchmarks.harness import Call, machine, measure, quantiles, served, subject
 from serving import stubs
+from tickserve.config import BackendKind
 from tickserve.errors import TickserveError
 
-BACKENDS = ("native", "python")
+BACKENDS: tuple[BackendKind, ...] = ("native", "python")
 
 
 def contestants(stack: ExitStack, server: Any, manifest: Any, row: Any) -> dict[str, Call]:
