@@ -101,7 +101,7 @@ def test_nobody_notices_swaps_under_load(tmp_path: Path) -> None:
                 done = swap(server.target, "paced", 2, settings=QUICK)
                 assert done.drained
                 assert isinstance(done.memory, Memory)
-                assert done.memory.version_mb == done.memory.server_after_mb
+                assert done.memory.version_mb == pytest.approx(done.memory.server_after_mb, abs=4)
                 assert rollback(server.target, "paced", settings=QUICK).version == 1
         assert server.problem is None
     for seen in (some, others):
