@@ -6,6 +6,7 @@ Letters: B rows (streams), L layers, H hidden units.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,26 @@ import numpy.typing as npt
 
 from tickserve.client._transport import Array
 from tickserve.errors import InputRejectedError, ProtocolError
+
+FEW_BYTES = 4_096  # up to here one whole number is faster than waking numpy
+
+
+def all_finite(data: bytes) -> bool:
+    """Whether every float32 in `data` is finite: none has an exponent of ones alone.
+
+    All are looked at in one whole number: where the eight bits are ones, adding one to the lowest carries out of them.
+    """
+    if len(data) > FEW_BYTES:
+        return b"\0" not in np.isfinite(np.frombuffer(data, "<f4")).tobytes()
+    exponents, ones, carries = _masks(len(data))
+    return not ((int.from_bytes(data, "little") & exponents) + ones) & carries
+
+
+@lru_cache(maxsize=64)
+def _masks(size: int) -> tuple[int, int, int]:
+    parts = (b"\0\0\x80\x7f", b"\0\0\x80\0", b"\0\0\0\x80")
+    exponents, ones, carries = (int.from_bytes(part * (size // 4), "little") for part in parts)
+    return exponents, ones, carries
 
 
 def check_state(name: str, array: npt.NDArray[Any]) -> tuple[str, ...]:
@@ -28,7 +49,7 @@ def next_state(outputs: Mapping[str, Array], pairs: Sequence[tuple[str, str]]) -
     state = {}
     for fed_back, name in pairs:
         array = outputs[name]
-        if b"\0" in np.isfinite(array).tobytes():
+        if not all_finite(array.tobytes()):
             raise ProtocolError("the state of the answer is not finite", field=name, expected="finite numbers")
         if array.flags.writeable:
             array = array.view()
