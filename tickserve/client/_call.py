@@ -6,9 +6,10 @@ import itertools
 import os
 import time
 
-from tickserve.client._check import Answer, Checked
+from tickserve.client._check import Answer
 from tickserve.client._fork import renew_after_fork
 from tickserve.client._manifests import Pinned
+from tickserve.client._usual import Checked
 from tickserve.signal import Fallback, Signal, Status, make_signal
 
 NS_PER_US = 1_000
@@ -49,7 +50,7 @@ class Call:
         told = self._stages
         if told is None:
             started, checked, received, decoded = self.started, self.checked_ns, self.received_ns, self.decoded_ns
-            told = {}
+            told = self._stages = {}
             if checked:
                 told["check"] = (checked - started) / NS_PER_US
             if received:
@@ -57,7 +58,6 @@ class Call:
             if decoded:
                 told["decode"] = (decoded - received) / NS_PER_US
             told["total"] = (time.monotonic_ns() - started) / NS_PER_US
-            self._stages = told
         return told
 
     def stale(self, pinned: Pinned, checked: Checked) -> Signal:

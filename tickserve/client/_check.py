@@ -25,7 +25,7 @@ from tickserve.client._consistency import (
 )
 from tickserve.client._state import check_state, next_state
 from tickserve.client._transport import DTYPES, Array, InferResponse, Tensor, named
-from tickserve.client._usual import Rule, Usual
+from tickserve.client._usual import Checked, Rule, Usual
 from tickserve.errors import InputRejectedError, ProtocolError
 from tickserve.manifest import CLASSES, FeatureContract, Manifest, TensorSpec
 
@@ -37,14 +37,6 @@ MAX_FLAGS = 64
 ROUNDING = 2e-3
 FEW_ROWS = 16
 DOWN, FLAT, UP = CLASSES
-
-
-class Checked(NamedTuple):
-    """Inputs that passed: tensors for the wire, B, and the flags that go into the signal."""
-
-    tensors: tuple[Tensor, ...]
-    batch: int
-    flags: tuple[str, ...]
 
 
 class Answer(NamedTuple):
@@ -89,8 +81,7 @@ class Contract:
 
         Raises InputRejectedError. Values far outside the training range are flagged, not refused.
         """
-        usual = self._usual.clear(inputs)
-        return self._checked(inputs) if usual is None else named(Checked, (*usual, ()))
+        return self._usual.clear(inputs) or self._checked(inputs)
 
     def _checked(self, inputs: Inputs) -> Checked:
         rules = self._inputs
@@ -312,17 +303,22 @@ def _decide(probabilities: npt.NDArray[np.float32], score: npt.NDArray[np.float3
     """
     if len(score) > FEW_ROWS and _all_good(probabilities, score):
         return tuple([CLASSES[index] for index in probabilities.argmax(axis=1).tolist()])
-    decision = []
-    for row, ((down, flat, up), told) in enumerate(zip(probabilities.tolist(), score.tolist(), strict=True)):
-        least = down if down < up else up
-        if not (
-            (least if least < flat else flat) >= -ROUNDING
-            and -ROUNDING <= down + flat + up - 1 <= ROUNDING
-            and -ROUNDING <= up - down - told <= ROUNDING
-        ):
-            _refuse_numbers(row, [down, flat, up], told)
-        decision.append(DOWN if down >= flat and down >= up else FLAT if flat >= up else UP)
-    return tuple(decision)
+    if len(score) == 1:
+        ((down, flat, up),), (told,) = probabilities.tolist(), score.tolist()
+        return (_class_of(0, down, flat, up, told),)
+    rows = enumerate(zip(probabilities.tolist(), score.tolist(), strict=True))
+    return tuple([_class_of(row, down, flat, up, told) for row, ((down, flat, up), told) in rows])
+
+
+def _class_of(row: int, down: float, flat: float, up: float, told: float) -> str:
+    least = down if down < up else up
+    if not (
+        (least if least < flat else flat) >= -ROUNDING
+        and -ROUNDING <= down + flat + up - 1 <= ROUNDING
+        and -ROUNDING <= up - down - told <= ROUNDING
+    ):
+        _refuse_numbers(row, [down, flat, up], told)
+    return DOWN if down >= flat and down >= up else FLAT if flat >= up else UP
 
 
 def _all_good(probabilities: npt.NDArray[np.float32], score: npt.NDArray[np.float32]) -> bool:

@@ -10,13 +10,14 @@ from collections.abc import Sequence
 
 from tickserve.client._arguments import MAX_REQUEST_ID, check_lane, check_request_id, positive_ms, shown, whole_number
 from tickserve.client._call import NS_PER_US, Call, RequestIds
-from tickserve.client._check import Checked, Inputs
+from tickserve.client._check import Inputs
 from tickserve.client._fallback import FallbackName, FallbackPolicy, choose_fallback
 from tickserve.client._follow import Follower
 from tickserve.client._manifests import Manifests, Pinned, pin
 from tickserve.client._observer import Decision, Observer
 from tickserve.client._statistics import Statistics
 from tickserve.client._transport import InferRequest, InferResponse, Tensor, named
+from tickserve.client._usual import Checked
 from tickserve.errors import (
     DeadlineExceededError,
     InputRejectedError,
@@ -131,9 +132,11 @@ class Core:
         pinned, checked, _ = prepared
         if response is None:
             return self._observed(call, prepared, call.stale(pinned, checked))
-        call.replica, call.attempts = response.replica or self._replica, response.attempts
+        contract, asked = pinned
+        _, version, _, _, replica, call.attempts, _ = response
+        call.replica = replica or self._replica
         call.received_ns = time.monotonic_ns()
-        answer = pinned.contract.check_response(response, checked.batch, pinned.version, call.request_id)
+        answer = contract.check_response(response, checked.batch, asked, call.request_id)
         call.decoded_ns = ended = time.monotonic_ns()
         if ended > call.deadline_ns:
             raise DeadlineExceededError("the answer came after the deadline")
@@ -141,7 +144,7 @@ class Core:
             call.age_us += (ended - call.checked_ns) / NS_PER_US
             if self._too_old(call.age_us):
                 return self._observed(call, prepared, call.stale(pinned, checked))
-        signal = call.signal("OK", pinned, checked.flags, answer, response.version)
+        signal = call.signal("OK", pinned, checked.flags, answer, version)
         if self._fallback is not None:
             self._fallback.remember(signal)
         return self._observed(call, prepared, signal)

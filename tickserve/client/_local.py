@@ -6,7 +6,6 @@ configured, and the golden pairs. Letters: B rows.
 
 from __future__ import annotations
 
-import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -187,7 +186,7 @@ class LocalModel:
 class _Bound:
     """Buffers for a fixed number of rows, bound to a session once: a call copies in, runs, and copies out."""
 
-    __slots__ = ("_arrays", "_inputs", "_out", "_outputs", "_run")
+    __slots__ = ("_arrays", "_inputs", "_names", "_out", "_record", "_run")
 
     def __init__(self, session: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], rows: int) -> None:
         binding = session.io_binding()
@@ -196,11 +195,14 @@ class _Bound:
         self._inputs = [(array.shape, array.data.cast("B")) for array in self._arrays]
         for spec, array in zip(inputs, self._arrays, strict=True):
             binding.bind_input(spec.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        # All outputs lie in one buffer, so that one copy takes them out.
-        self._outputs, size = _places(outputs, rows)
-        self._out = np.empty(size, np.uint8)
-        for name, shape, dtype, offset in self._outputs:
-            binding.bind_output(name, "cpu", 0, dtype.type, shape, self._out.ctypes.data + offset)
+        # All outputs are fields of one record, so that one copy takes them out and each is there by its name.
+        self._record = _record(outputs, rows)
+        self._out = np.empty(self._record.itemsize, np.uint8)
+        self._names = [spec.name for spec in outputs]
+        fields: Array = np.ndarray((), self._record, self._out)
+        for name in self._names:
+            field = fields[name]
+            binding.bind_output(name, "cpu", 0, field.dtype.type, field.shape, field.ctypes.data)
 
     def run(self, tensors: Sequence[Tensor]) -> dict[str, Array]:
         """Raises ValueError for another shape."""
@@ -209,21 +211,20 @@ class _Bound:
                 raise ValueError(f"{name}: expected {list(shape)}, was {list(given)}")
             view[:] = data
         self._run()
-        answer = self._out.tobytes()  # bytes: the arrays over them are read-only
-        array = np.ndarray
-        return {name: array(shape, dtype, answer, offset) for name, shape, dtype, offset in self._outputs}
+        answer: Array = np.ndarray((), self._record, self._out.tobytes())  # over bytes, and so read-only
+        return {name: answer[name] for name in self._names}
 
 
-def _places(
-    outputs: Sequence[TensorSpec], rows: int
-) -> tuple[list[tuple[str, tuple[int, ...], np.dtype[Any], int]], int]:
-    """Where each output lies in one buffer, each aligned, and the size of it."""
-    places, end = [], 0
+def _record(outputs: Sequence[TensorSpec], rows: int) -> np.dtype[Any]:
+    """The outputs of a run as one record, each aligned."""
+    fields, offsets, end = [], [], 0
     for spec in outputs:
-        shape, dtype = (rows, *spec.shape), DTYPES[spec.dtype]
-        places.append((spec.name, shape, dtype, end))
-        end += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
-    return places, end
+        field = np.dtype((DTYPES[spec.dtype], (rows, *spec.shape)))
+        fields.append(field)
+        offsets.append(end)
+        end += -(-field.itemsize // ALIGNMENT) * ALIGNMENT
+    names = [spec.name for spec in outputs]
+    return np.dtype({"names": names, "formats": fields, "offsets": offsets, "itemsize": end})
 
 
 def _runner(session: Any, binding: Any) -> Callable[[], object]:

@@ -8,7 +8,7 @@ Letters: B rows.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -34,55 +34,66 @@ class Rule(NamedTuple):
     highest: npt.NDArray[np.float32]
 
 
+class Checked(NamedTuple):
+    """Inputs that passed: tensors for the wire, B, and the flags that go into the signal."""
+
+    tensors: tuple[Tensor, ...]
+    batch: int
+    flags: tuple[str, ...]
+
+
 class Usual:
     """The usual request under `rules`: at most `max_batch` rows, and with `rejects_nan` none that holds a NaN."""
 
-    __slots__ = ("_by_name", "_ends", "_few_rows", "_rules")
+    __slots__ = ("_at_least", "_at_most", "_few_rows", "_given", "_rules")
 
     def __init__(self, rules: Sequence[Rule], max_batch: int | None, *, rejects_nan: bool) -> None:
         self._rules = tuple(rules)
-        self._by_name = _getter([rule.name for rule in rules])
+        self._given = itemgetter(*[rule.name for rule in rules])
         most = FEW_VALUES // max(math.prod(rule.shape) for rule in rules)
         self._few_rows = most if max_batch is None else min(most, max_batch)
         # The one pair lets a NaN pass as it is; the other makes a number of it, and so no more what it was.
-        self._ends: tuple[np.ufunc, np.ufunc] = (np.fmax, np.fmin) if rejects_nan else (np.maximum, np.minimum)
+        self._at_least: np.ufunc = np.fmax if rejects_nan else np.maximum
+        self._at_most: np.ufunc = np.fmin if rejects_nan else np.minimum
 
-    def clear(self, inputs: object) -> tuple[tuple[Tensor, ...], int] | None:
-        """A snapshot of `inputs` and B; None for what might be refused or flagged."""
-        arrays = self._arrays(inputs)
-        if arrays is None:
-            return None
-        tensors, batch, (at_least, at_most) = [], 0, self._ends
-        for (name, datatype, dtype, row, is_state, lowest, highest), array in zip(self._rules, arrays, strict=True):
-            if type(array) is not np.ndarray or array.dtype is not dtype:
+    def clear(self, inputs: object) -> Checked | None:
+        """`inputs`, as a snapshot of them; None for what might be refused or flagged."""
+        rules = self._rules
+        if type(inputs) is dict and len(inputs) == len(rules):
+            try:
+                given = self._given(inputs)
+            except KeyError:
                 return None
-            shape = array.shape
-            if shape[1:] != row or not 0 < shape[0] <= self._few_rows or (batch and shape[0] != batch):
-                return None
-            batch = shape[0]
-            # In C order whatever the strides are, and the caller can no longer change it.
-            data = array.tobytes()
-            if is_state:
-                if not all_finite(data):
-                    return None
-            elif at_most(at_least(array, lowest), highest).tobytes() != data:
-                return None
-            tensors.append(named(Tensor, (name, datatype, shape, data)))
-        return tuple(tensors), batch
-
-    def _arrays(self, inputs: object) -> tuple[object, ...] | None:
-        """What is given for each rule; None where it is not one for one."""
-        if type(inputs) is np.ndarray:
-            return (inputs,) if len(self._rules) == 1 else None
-        if type(inputs) is not dict or len(inputs) != len(self._rules):
+        elif len(rules) == 1:
+            given = inputs
+        else:
             return None
-        try:
-            return self._by_name(inputs)
-        except KeyError:
+        if len(rules) == 1:
+            tensor = self._tensor(rules[0], given)
+            return None if tensor is None else named(Checked, ((tensor,), tensor.shape[0], ()))
+        return self._several(given)
+
+    def _several(self, arrays: Sequence[object]) -> Checked | None:
+        tensors: list[Tensor] = []
+        for rule, array in zip(self._rules, arrays, strict=True):
+            tensor = self._tensor(rule, array)
+            if tensor is None or (tensors and tensor.shape[0] != tensors[0].shape[0]):
+                return None
+            tensors.append(tensor)
+        return named(Checked, (tuple(tensors), tensors[0].shape[0], ()))
+
+    def _tensor(self, rule: Rule, array: object) -> Tensor | None:
+        name, datatype, dtype, row, is_state, lowest, highest = rule
+        if type(array) is not np.ndarray or array.dtype is not dtype:
             return None
-
-
-def _getter(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[object, ...]]:
-    if len(names) > 1:
-        return itemgetter(*names)
-    return lambda inputs: (inputs[names[0]],)
+        shape = array.shape
+        if shape[1:] != row or not 0 < shape[0] <= self._few_rows:
+            return None
+        # In C order whatever the strides are, and the caller can no longer change it.
+        data = array.tobytes()
+        if is_state:
+            if not all_finite(data):
+                return None
+        elif self._at_most(self._at_least(array, lowest), highest).tobytes() != data:
+            return None
+        return named(Tensor, (name, datatype, shape, data))
