@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tickserve.client._check import Contract
-from tickserve.client._state import FEW_BYTES, all_finite
+from tickserve.client._lanes import Ends
+from tickserve.client._state import FEW_BYTES, finite
 from tickserve.client._usual import FEW_VALUES
 from tickserve.errors import InputRejectedError
 from tickserve.testing import make_manifest as mock_manifest
@@ -147,10 +148,41 @@ def test_finite_is_what_numpy_calls_finite(values: list[float], many: bool) -> N
     array = np.array(values, np.float32)
     if many:
         array = np.concatenate([np.zeros(FEW_BYTES // 4 + 1, np.float32), array])
-    assert all_finite(array.tobytes()) == bool(np.isfinite(array).all())
+    assert finite(array.tobytes()) == bool(np.isfinite(array).all())
 
 
 @given(bits=st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=8))
 def test_finite_for_every_pattern_of_bits(bits: list[int]) -> None:
     array = np.array(bits, np.uint32).view(np.float32)
-    assert all_finite(array.tobytes()) == bool(np.isfinite(array).all())
+    assert finite(array.tobytes()) == bool(np.isfinite(array).all())
+
+
+ENDS = st.floats(width=32, allow_nan=False, allow_infinity=False)
+BITS = st.integers(0, 2**32 - 1)
+
+
+@given(columns=st.lists(st.tuples(ENDS, ENDS, st.one_of(VALUES, ENDS)), min_size=1, max_size=12), nan=st.booleans())
+def test_between_ends_is_what_numpy_finds(columns: list[tuple[float, float, float]], nan: bool) -> None:
+    array = np.array(columns, np.float32).T
+    lowest, highest = np.minimum(array[0], array[1]), np.maximum(array[0], array[1])
+    assert agrees(lowest, highest, array[2], nan)
+    assert agrees(lowest, highest, np.clip(array[2], lowest, highest), nan)
+
+
+@given(low=BITS, high=BITS, values=st.lists(BITS, max_size=8), nan=st.booleans())
+def test_between_ends_for_every_pattern_of_bits(low: int, high: int, values: list[int], nan: bool) -> None:
+    ends = np.array([low, high], np.uint32).view(np.float32)
+    if not np.isfinite(ends).all():
+        return
+    near = [(end + step) % 2**32 for end in (low, high) for step in range(-2, 3)]
+    for bits in (*values, *near):  # each among neighbours that are inside
+        array = np.array([low, bits, high], np.uint32).view(np.float32)
+        assert agrees(np.full_like(array, ends.min()), np.full_like(array, ends.max()), array, nan)
+
+
+def agrees(lowest: np.ndarray, highest: np.ndarray, array: np.ndarray, nan: bool) -> bool:
+    """What is cleared is inside; what is not is outside, but for a zero at an end, which may have another sign."""
+    inside = (array >= lowest) & (array <= highest) | (np.isnan(array) & nan)
+    zeros = (array == 0) & ((lowest == 0) | (highest == 0))
+    cleared = Ends(lowest.tobytes(), highest.tobytes()).hold(array.tobytes(), nan=nan)
+    return cleared == bool(inside.all()) or (not cleared and bool(zeros.any()))

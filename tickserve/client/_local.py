@@ -6,17 +6,18 @@ configured, and the golden pairs. Letters: B rows.
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from tickserve.client._manifests import Pinned, pin
-from tickserve.client._transport import DTYPES, Array, InferRequest, InferResponse, Tensor, named
+from tickserve.client._transport import DTYPES, Array, InferRequest, InferResponse, Packed, Places, Tensor, named
 from tickserve.errors import (
     ArtifactError,
     DigestMismatchError,
@@ -129,10 +130,12 @@ class LocalModel:
         self._inputs, self._outputs = self.manifest.inputs, self.manifest.outputs
         self._names = [spec.name for spec in self._outputs]
         self._given = [spec.name for spec in self._inputs]
+        # One for all threads: the client knows an answer of a shape it has seen by it.
+        self._layouts = [_layout(self._outputs, rows) for rows in range(BOUND_ROWS + 1)]
         self._free: tuple[list[_Bound], ...] = tuple([] for _ in range(BOUND_ROWS + 1))
         self._check_golden(folder)
 
-    def run(self, tensors: Sequence[Tensor]) -> dict[str, Array]:
+    def run(self, tensors: Sequence[Tensor]) -> Mapping[str, Array]:
         """Every output [B, ...] by name, in arrays of its own. Raises ServerRejectedError."""
         if len(tensors) > 1 and [tensor.name for tensor in tensors] != self._given:
             by_name = {tensor.name: tensor for tensor in tensors}
@@ -145,7 +148,7 @@ class LocalModel:
             try:
                 bound = free.pop()  # each is one thread's at a time
             except IndexError:
-                bound = _Bound(self._session, self._inputs, self._outputs, rows)
+                bound = _Bound(self._session, self._inputs, self._layouts[rows], rows)
             answer = bound.run(tensors)
             free.append(bound)
             return answer
@@ -155,12 +158,10 @@ class LocalModel:
 
     def answer(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Every output of one run, by name, from inputs by name [B, ...]. Raises ServerRejectedError."""
-        return self.run(
-            [
-                Tensor(spec.name, spec.dtype, inputs[spec.name].shape, inputs[spec.name].tobytes())
-                for spec in self._inputs
-            ]
-        )
+        tensors = [
+            Tensor(spec.name, spec.dtype, inputs[spec.name].shape, inputs[spec.name].tobytes()) for spec in self._inputs
+        ]
+        return dict(self.run(tensors))
 
     def _run_arrays(self, tensors: Sequence[Tensor]) -> dict[str, Array]:
         feed = {
@@ -183,48 +184,47 @@ class LocalModel:
             )
 
 
+class _Layout(NamedTuple):
+    """Where each output lies in one buffer, each aligned, and the size of it."""
+
+    places: Places
+    size: int
+
+
 class _Bound:
     """Buffers for a fixed number of rows, bound to a session once: a call copies in, runs, and copies out."""
 
-    __slots__ = ("_arrays", "_inputs", "_names", "_out", "_record", "_run")
+    __slots__ = ("_arrays", "_inputs", "_out", "_places", "_run")
 
-    def __init__(self, session: Any, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], rows: int) -> None:
+    def __init__(self, session: Any, inputs: Sequence[TensorSpec], layout: _Layout, rows: int) -> None:
         binding = session.io_binding()
         self._run = _runner(session, binding)
         self._arrays = [np.empty((rows, *spec.shape), DTYPES[spec.dtype]) for spec in inputs]
         self._inputs = [(array.shape, array.data.cast("B")) for array in self._arrays]
         for spec, array in zip(inputs, self._arrays, strict=True):
             binding.bind_input(spec.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
-        # All outputs are fields of one record, so that one copy takes them out and each is there by its name.
-        self._record = _record(outputs, rows)
-        self._out = np.empty(self._record.itemsize, np.uint8)
-        self._names = [spec.name for spec in outputs]
-        fields: Array = np.ndarray((), self._record, self._out)
-        for name in self._names:
-            field = fields[name]
-            binding.bind_output(name, "cpu", 0, field.dtype.type, field.shape, field.ctypes.data)
+        # All outputs lie in one buffer, so that one copy takes them out.
+        self._places, self._out = layout.places, np.empty(layout.size, np.uint8)
+        for name, (dtype, shape, offset) in self._places.items():
+            binding.bind_output(name, "cpu", 0, dtype.type, shape, self._out.ctypes.data + offset)
 
-    def run(self, tensors: Sequence[Tensor]) -> dict[str, Array]:
+    def run(self, tensors: Sequence[Tensor]) -> Packed:
         """Raises ValueError for another shape."""
         for (name, _, given, data), (shape, view) in zip(tensors, self._inputs, strict=True):
             if given != shape:
                 raise ValueError(f"{name}: expected {list(shape)}, was {list(given)}")
             view[:] = data
         self._run()
-        answer: Array = np.ndarray((), self._record, self._out.tobytes())  # over bytes, and so read-only
-        return {name: answer[name] for name in self._names}
+        return Packed(self._places, self._out.tobytes(), 0)
 
 
-def _record(outputs: Sequence[TensorSpec], rows: int) -> np.dtype[Any]:
-    """The outputs of a run as one record, each aligned."""
-    fields, offsets, end = [], [], 0
+def _layout(outputs: Sequence[TensorSpec], rows: int) -> _Layout:
+    places, end = Places(), 0
     for spec in outputs:
-        field = np.dtype((DTYPES[spec.dtype], (rows, *spec.shape)))
-        fields.append(field)
-        offsets.append(end)
-        end += -(-field.itemsize // ALIGNMENT) * ALIGNMENT
-    names = [spec.name for spec in outputs]
-    return np.dtype({"names": names, "formats": fields, "offsets": offsets, "itemsize": end})
+        dtype, shape = DTYPES[spec.dtype], (rows, *spec.shape)
+        places[spec.name] = (dtype, shape, end)
+        end += -(-math.prod(shape) * dtype.itemsize // ALIGNMENT) * ALIGNMENT
+    return _Layout(places, end)
 
 
 def _runner(session: Any, binding: Any) -> Callable[[], object]:
