@@ -1,7 +1,7 @@
 """Triton's binary HTTP protocol (KServe v2 with the binary tensor extension) over kept-alive connections.
 
-The JSON part of a request and of a response is the same for every call of one shape, so both are made once: what is
-left per call is an id, two lengths, and the tensors' bytes.
+The JSON part of a request and of a response is the same for every call of one shape and deadline, but for the id: so both
+are made or parsed once, and what is left per call is the id, the tensors' bytes, and a comparison with the last answer.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from tickserve.errors import ProtocolError, RequestError
 __all__ = ["HttpTransport", "as_error", "decode", "encode"]
 
 MAX_KNOWN = 256
+BEFORE_ID = b'{"id":'
 
 Signature = tuple[tuple[str, str, tuple[int, ...], int], ...]
 
@@ -93,24 +94,34 @@ def _template(authority: str, model: str, version: int | None, signature: Signat
     return head.encode(), json.dumps(inputs, separators=(",", ":")).encode()
 
 
+@lru_cache(maxsize=256)
+def _around(
+    authority: str,
+    model: str,
+    version: int | None,
+    signature: Signature,
+    timeout_us: int,
+    priority: int | None,
+    id_bytes: int,
+) -> tuple[bytes, bytes]:
+    """What comes before the id of a request, and what between it and the tensors."""
+    head, inputs = _template(authority, model, version, signature)
+    lane = b"" if priority is None else b',"priority":%d' % priority
+    rest = b',"parameters":{"timeout":%d%b,"binary_data_output":true},"inputs":%b}' % (timeout_us, lane, inputs)
+    size = len(BEFORE_ID) + id_bytes + len(rest)
+    total = size + sum(each[3] for each in signature)
+    lengths = b"Content-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n" % (total, size)
+    return head + lengths + BEFORE_ID, rest
+
+
 def encode(request: InferRequest, authority: str) -> tuple[bytes, bytes]:
     """The request as (head with the JSON part, tensors' bytes)."""
-    tensors = request.tensors
-    signature = tuple([(tensor.name, tensor.dtype, tensor.shape, len(tensor.data)) for tensor in tensors])
-    head, inputs = _template(authority, request.model, request.version, signature)
+    model, version, request_id, timeout_us, tensors, priority = request
+    signature = tuple([(name, dtype, shape, len(data)) for name, dtype, shape, data in tensors])
     payload = tensors[0].data if len(tensors) == 1 else b"".join(tensor.data for tensor in tensors)
-    text = b'{"id":%b,"parameters":{"timeout":%d%b,"binary_data_output":true},"inputs":%b}' % (
-        json_string(request.request_id),
-        request.timeout_us,
-        b"" if request.priority is None else b',"priority":%d' % request.priority,
-        inputs,
-    )
-    size = len(text)
-    return (
-        b"%bContent-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n%b"
-        % (head, size + len(payload), size, text),
-        payload,
-    )
+    identity = json_string(request_id)
+    before, rest = _around(authority, model, version, signature, timeout_us, priority, len(identity))
+    return before + identity + rest, payload
 
 
 def json_string(text: str) -> bytes:
