@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tickserve.client._check import Contract
 from tickserve.client._lanes import Ends
 from tickserve.client._state import FEW_BYTES, finite
-from tickserve.client._usual import FEW_VALUES
+from tickserve.client._usual import MOST_VALUES
 from tickserve.errors import InputRejectedError
 from tickserve.testing import make_manifest as mock_manifest
 
@@ -38,7 +38,7 @@ LAYOUTS = {
     "none": lambda array: None,
 }
 SHAPES = st.sampled_from(
-    [(1, 4), (2, 4), (8, 4), (9, 4), (0, 4), (4,), (), (1, 3), (4, 1), (1, 1, 4), (1, 4, 1), (1, 0), (300, 4)]
+    [(1, 4), (2, 4), (8, 4), (9, 4), (0, 4), (4,), (), (1, 3), (4, 1), (1, 1, 4), (1, 4, 1), (1, 0), (40, 4), (300, 4)]
 )
 
 
@@ -83,9 +83,21 @@ def lone_arrays(draw: st.DrawFn) -> object:
 
 @pytest.mark.filterwarnings("ignore:invalid value encountered in cast")
 @pytest.mark.parametrize("policy", ["native", "reject"])
+@pytest.mark.parametrize("limited", [True, False])
 @given(inputs=lone_arrays())
-def test_one_tensor(make_manifest: Any, policy: str, inputs: object) -> None:
-    same(Contract(make_manifest(nan_policy=policy)), inputs)
+def test_one_tensor(make_manifest: Any, policy: str, limited: bool, inputs: object) -> None:
+    manifest = make_manifest(nan_policy=policy)
+    same(Contract(manifest if limited else manifest.model_copy(update={"export": None})), inputs)
+
+
+@pytest.mark.parametrize("policy", ["native", "reject"])
+@pytest.mark.parametrize("rows", [1, 40])  # as one whole number, and by numpy
+@pytest.mark.parametrize("value", ODD_VALUES)
+def test_one_odd_value(make_manifest: Any, policy: str, rows: int, value: float) -> None:
+    contract = Contract(make_manifest(nan_policy=policy).model_copy(update={"export": None}))
+    array = np.full((rows, 4), INSIDE, np.float32)
+    array[-1, 2] = value
+    same(contract, array)
 
 
 STATEFUL = mock_manifest("stepped", columns="abcd", state=(1, 2))
@@ -138,7 +150,7 @@ def test_tensors_of_one_request_that_differ_in_rows_or_number() -> None:
 
 def test_many_values_go_the_other_way(make_manifest: Any) -> None:
     contract = Contract(make_manifest().model_copy(update={"export": None}))
-    rows = FEW_VALUES // 4
+    rows = MOST_VALUES // 4
     assert same(contract, np.zeros((rows, 4), np.float32))
     assert not same(contract, np.zeros((rows + 1, 4), np.float32))
 

@@ -1,7 +1,7 @@
 """Triton's binary HTTP protocol (KServe v2 with the binary tensor extension) over kept-alive connections.
 
-The JSON part of a request and of a response is the same for every call of one shape and deadline, but for the id: so both
-are made or parsed once, and what is left per call is the id, the tensors' bytes, and a comparison with the last answer.
+The JSON part of a request and of a response is the same for every call of one shape and deadline, but for the id. Both
+are made or read once; what is left per call is the id, the tensors' bytes, and a comparison with the last answer.
 """
 
 from __future__ import annotations

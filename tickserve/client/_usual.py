@@ -1,7 +1,7 @@
 """The usual request, cleared cheaply: a few rows of exactly the contract's tensors with nothing odd about any value.
 
-It clears and never refuses: what it does not clear, `Contract` looks at in full, and flags or names. Of numpy it asks
-the bytes alone, which are the snapshot that is sent and what is looked at here. Letters: B rows.
+It clears and never refuses: what it does not clear, `Contract` looks at in full, and flags or names. What is cleared is
+the snapshot that is sent. Letters: B rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from tickserve.client._lanes import Ends
 from tickserve.client._state import finite
 from tickserve.client._transport import Tensor, named
 
-FEW_VALUES = 128  # beyond it numpy's comparisons are as fast
+FEW_VALUES = 128  # up to here they are looked at as one whole number, which grows
+MOST_VALUES = 1_024  # up to here by two passes of numpy and their bytes; beyond it comparisons are as fast
 
 
 class Rule(NamedTuple):
@@ -45,14 +46,16 @@ class Checked(NamedTuple):
 class Usual:
     """The usual request under `rules`: at most `max_batch` rows, and with `rejects_nan` none that holds a NaN."""
 
-    __slots__ = ("_ends", "_few_rows", "_given", "_nan", "_rules")
+    __slots__ = ("_ends", "_few_rows", "_given", "_nan", "_pair", "_rules")
 
     def __init__(self, rules: Sequence[Rule], max_batch: int | None, *, rejects_nan: bool) -> None:
         self._rules = tuple(rules)
         self._given = itemgetter(*[rule.name for rule in rules])
-        most = FEW_VALUES // max(math.prod(rule.shape) for rule in rules)
+        most = MOST_VALUES // max(math.prod(rule.shape) for rule in rules)
         self._few_rows = most if max_batch is None else min(most, max_batch)
         self._nan = not rejects_nan
+        # The one pair lets a NaN pass as it is; the other makes a number of it, and so no more what it was.
+        self._pair: tuple[np.ufunc, np.ufunc] = (np.fmax, np.fmin) if rejects_nan else (np.maximum, np.minimum)
         self._ends: dict[tuple[str, int], Ends] = {}
 
     def clear(self, inputs: object) -> Checked | None:
@@ -82,7 +85,7 @@ class Usual:
         return named(Checked, (tuple(tensors), tensors[0].shape[0], ()))
 
     def _tensor(self, rule: Rule, array: object) -> Tensor | None:
-        name, datatype, dtype, row, is_state, _, _ = rule
+        name, datatype, dtype, row, is_state, lowest, highest = rule
         if type(array) is not np.ndarray or array.dtype is not dtype:
             return None
         shape = array.shape
@@ -92,9 +95,12 @@ class Usual:
         data = array.tobytes()
         if is_state:
             good = finite(data)
-        else:
+        elif len(data) <= 4 * FEW_VALUES:
             ends = self._ends.get((name, shape[0])) or self._ends_of(rule, shape[0])
             good = ends.hold(data, nan=self._nan)
+        else:
+            at_least, at_most = self._pair
+            good = at_most(at_least(array, lowest), highest).tobytes() == data
         return named(Tensor, (name, datatype, shape, data)) if good else None
 
     def _ends_of(self, rule: Rule, rows: int) -> Ends:
