@@ -34,6 +34,15 @@ COPY requirements-serve.lock /opt/
 RUN pip install --no-cache-dir --require-hashes -r /opt/requirements-serve.lock && pip check
 
 # ---------------------------------------------------------------------------------------------------------------------
+# The backend that scores in the server's own process, compiled here; the compiler stays behind.
+FROM serve-libraries AS native-backend
+COPY requirements-build.lock /opt/
+RUN pip install --no-cache-dir --require-hashes --target /opt/compiler -r /opt/requirements-build.lock
+COPY tickserve /opt/tickserve/tickserve
+COPY serving /opt/tickserve/serving
+RUN PYTHONPATH=/opt/tickserve:/opt/compiler python -m serving.native
+
+# ---------------------------------------------------------------------------------------------------------------------
 # The stage `serving` with the extra [triton] and nothing else: no torch, no training. The embedded Triton listens on
 # loopback, so `--publish` reaches nothing: share its network namespace (a container of the same pod, `--network
 # container:<name>`, or `--network host`). Production is the target `server`.
@@ -45,6 +54,7 @@ COPY market /opt/tickserve/market
 COPY models /opt/tickserve/models
 COPY export /opt/tickserve/export
 COPY serving /opt/tickserve/serving
+COPY --from=native-backend /opt/tickserve/serving/backends/native/*.so /opt/tickserve/serving/backends/native/
 USER 1000:1000
 WORKDIR /tmp
 HEALTHCHECK --interval=10s --timeout=3s --start-period=60s --retries=3 \
@@ -71,6 +81,7 @@ COPY models /opt/tickserve/models
 COPY export /opt/tickserve/export
 COPY training /opt/tickserve/training
 COPY serving /opt/tickserve/serving
+COPY --from=native-backend /opt/tickserve/serving/backends/native/*.so /opt/tickserve/serving/backends/native/
 COPY loadtest /opt/tickserve/loadtest
 COPY monitoring /opt/tickserve/monitoring
 # numba compiles the feature kernels here, once, and keeps them where the user of the image may read and add to them.

@@ -19,9 +19,12 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 SYSTEM_PACKAGES := chromium iproute2
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 
+NATIVE := $(VENV)/.native
+READY := $(INSTALLED) $(NATIVE)
+
 .PHONY: install demo test test-system lint bench loadtest lock clean
 
-install: $(INSTALLED)
+install: $(READY)
 
 $(INSTALLED): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed: install Python 3.11 or say PYTHON=path" >&2; exit 4; }
@@ -33,7 +36,14 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m tickserve.features.compile
 	@touch $@
 
-demo: $(INSTALLED)
+# The backend that scores in the server's own process, compiled by a compiler from pip that is removed again.
+$(NATIVE): $(wildcard serving/backends/native/*.[ch]) serving/native.py requirements-build.lock $(INSTALLED)
+	$(PIP) install --require-hashes --upgrade --target build/compiler -r requirements-build.lock
+	PYTHONPATH=build/compiler $(BIN)/python -m serving.native
+	@rm -rf build/compiler
+	@touch $@
+
+demo: $(READY)
 	$(BIN)/tickserve demo --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 
 # The wire contract is tested from a second language: two packages from npm, by a lock file with hashes.
@@ -43,10 +53,10 @@ $(NODE_PACKAGES): tests/wire/package-lock.json
 	npm ci --prefix tests/wire --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
 
-test: $(INSTALLED) $(NODE_PACKAGES)
+test: $(READY) $(NODE_PACKAGES)
 	$(BIN)/pytest -m "not system"
 
-test-system: $(INSTALLED) $(NODE_PACKAGES)
+test-system: $(READY) $(NODE_PACKAGES)
 	@BIN=$(BIN) tests/install_system_packages.sh $(SYSTEM_PACKAGES)
 	$(BIN)/pytest -m system
 
@@ -57,9 +67,10 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
-bench: $(INSTALLED)
+bench: $(READY)
 	$(BIN)/python -m benchmarks.features $(if $(DATA),--data "$(DATA)")
 	$(BIN)/python -m benchmarks.client
+	$(BIN)/python -m benchmarks.backends
 	$(BIN)/python -m benchmarks.inprocess
 	$(BIN)/python -m benchmarks.asyncio_clients
 	$(BIN)/python -m benchmarks.shared_memory
@@ -68,7 +79,7 @@ bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.journal
 
-loadtest: $(INSTALLED)
+loadtest: $(READY)
 	$(BIN)/tickserve loadtest run --profile $(PROFILE)
 
 # Write the locks anew from pyproject.toml; versions already locked are kept unless UPGRADE=--upgrade. PyTorch is left out, and
@@ -87,4 +98,5 @@ lock: $(INSTALLED)
 
 clean:
 	rm -rf $(VENV) tests/wire/node_modules runs .tickserve build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -f serving/backends/native/*.so
 	find model_repository -mindepth 1 -maxdepth 1 -type d -exec rm -rf {} +

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tickserve.client import newest_versions
-from tickserve.config import ServeSettings
+from tickserve.config import BackendKind, ServeSettings
 from tickserve.manifest import GOLDEN_NAME, Manifest, load_manifest
 
 Call = Callable[[], object]
@@ -51,11 +51,11 @@ def subject(repository: Path, model: str | None = None) -> Subject:
 
 
 @contextmanager
-def served(repository: Path, models: Sequence[str] | None = None) -> Iterator[Any]:
+def served(repository: Path, models: Sequence[str] | None = None, backend: BackendKind = "native") -> Iterator[Any]:
     """An EmbeddedTriton over `models` of `repository`, on free ports."""
     from serving.embedded import EmbeddedTriton
 
-    ports = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
+    ports = ServeSettings(http_port=0, grpc_port=0, metrics_port=0, backend=backend)
     with EmbeddedTriton(repository, ports, models=models) as server:
         yield server
 

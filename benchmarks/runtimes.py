@@ -16,9 +16,10 @@ from pathlib import Path
 from export.runtimes.published import measure
 from export.runtimes.survey import batches_of
 from tickserve.client import newest_versions
-from tickserve.config import ExportSettings, load_settings
+from tickserve.config import ExportSettings
 from tickserve.errors import TickserveError
 from tickserve.runtimes import RuntimeRecord
+from tickserve.settings import load_settings
 
 
 def show(model: str, record: RuntimeRecord, settings: ExportSettings) -> None:

@@ -29,10 +29,11 @@ from export.research import load_research
 from market.feature_store import FeatureTable
 from serving.embedded import EmbeddedTriton
 from tickserve import Client, pipeline
-from tickserve.config import ServeSettings, load_settings
+from tickserve.config import ServeSettings
 from tickserve.errors import TickserveError
 from tickserve.journal import Journal
 from tickserve.manifest import load_bundle
+from tickserve.settings import load_settings
 from tickserve.stream import Stream
 
 ANY_PORTS = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)

@@ -234,6 +234,8 @@ class EmbeddedTriton:
 
     def _supervise(self) -> None:
         settings = self._settings
+        if settings.backend == "native":
+            return  # it scores in the server's own process: there is no other to lose
         self._supervisor = Supervisor(
             self.target, self._surveys, self.metrics_url, settings.hang_s, settings.start_timeout_s
         )
@@ -284,7 +286,7 @@ class EmbeddedTriton:
     def _start_on_ports(self, files: TritonFiles) -> None:
         """Start the server; again on other free ports when somebody took one between choosing and starting."""
         assert self._folder is not None  # noqa: S101 - `start` opened it
-        backends = lay_out_backends(files, self._folder.path / "backends")
+        backends = lay_out_backends(files, self._folder.path / "backends", self._settings.backend)
         models = view.lay_out_models(self._repository, self.versions, self._view)
         for attempt in range(1, START_ATTEMPTS + 1):
             with reserved(self._settings) as ports:
@@ -300,7 +302,8 @@ class EmbeddedTriton:
         assert self._log is not None  # noqa: S101 - `start` opened it
         prefix = f"tickserve-{os.getpid()}-{secrets.token_hex(4)}-"
         command = self._command(files, backends, models, prefix)
-        self._process = ServerProcess(command, environment(files), self._log, prefix, self._empty_folder())
+        variables = environment(files, backends, self._settings.backend)
+        self._process = ServerProcess(command, variables, self._log, prefix, self._empty_folder())
         self._wait_ready(time.monotonic() + self._settings.start_timeout_s)
 
     def _empty_folder(self) -> Path:

@@ -2,7 +2,8 @@
 
 The processes that score the new version get nothing but our requests, so their resident size says it: after a first
 round, which fills the allocator's pools, it has to stay. Growth beyond the limit, or growth in every single round, is
-a leak. What grows by less than a page in a round's requests is not seen.
+a leak. What grows by less than a page in a round's requests is not seen. The native backend has no such processes:
+there it is the server's own size, with whatever else it serves meanwhile.
 """
 
 from __future__ import annotations
@@ -35,7 +36,10 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 
 @dataclass(frozen=True)
 class Memory:
-    """What the sentinel saw, in megabytes: of the new version's processes, and of the server with all of its own."""
+    """What the sentinel saw, in megabytes: of the processes that score the new version, and of the server with all.
+
+    With the native backend `version_mb` is the server's own size.
+    """
 
     requests: int
     version_mb: float
@@ -59,7 +63,7 @@ def watch(target: Target, version: int, manifest: Manifest, rows: Arrays, settin
         return "not measured: the server's processes are on another machine; watch its container's memory there"
     scoring = [
         stub.pid for stub in stubs.stubs_of(pid).values() if (stub.model, stub.version) == (manifest.name, version)
-    ]
+    ] or [pid]
     before = stubs.resident_bytes([pid, *stubs.stubs_of(pid)])
     sizes, done = _rounds(target, version, manifest, rows, settings, lambda: stubs.resident_bytes(scoring))
     after = stubs.resident_bytes([pid, *stubs.stubs_of(pid)])

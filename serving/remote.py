@@ -10,7 +10,8 @@ from serving import runfile
 from serving.control import Credential
 from serving.target import Target
 from tickserve.config import SwapSettings
-from tickserve.errors import ConfigError, UsageError
+from tickserve.errors import ComponentError, ConfigError, UsageError
+from tickserve.signing import TrustedKeys
 
 CREDENTIAL_ENV = "TICKSERVE_CREDENTIAL"
 
@@ -21,8 +22,7 @@ def local_target(pid: int | None = None) -> Target:
     Raises ComponentError when there is none, UsageError when there are several.
     """
     run = runfile.only(pid)
-    trusted = None if run.trusted is None else {key: bytes.fromhex(raw) for key, raw in run.trusted.items()}
-    return Target(run.http, run.grpc, run.credential, Path(run.repository), Path(run.view), run.server_pid, trusted)
+    return Target(run.http, run.grpc, run.credential, Path(run.repository), Path(run.view), run.server_pid, run.keys)
 
 
 def remote_target(
@@ -34,13 +34,26 @@ def remote_target(
 ) -> Target:
     """A server elsewhere with explicit control; `repository` holds the same versions as its own.
 
+    Which keys it trusts is not to be known from here, so versions are held to the caller's alone. Where the address is
+    that of a server of this user's after all, the keys it was started with hold as well.
+
     Raises ConfigError for a credential that is none, UsageError for an address that is none.
     """
     for field, url in (("--url", http_url), ("--grpc-url", grpc_url)):
         host, _, port = (url or "host:1").rpartition(":")
         if not host or "/" in host or not port.isdigit():
             raise UsageError("not an address", field=field, expected="host:port", was=repr(url)[:80])
-    return Target(http_url, grpc_url, read_credential(settings, os.environ if environ is None else environ), repository)
+    credential = read_credential(settings, os.environ if environ is None else environ)
+    return Target(http_url, grpc_url, credential, repository, trusted=_keys_at(http_url))
+
+
+def _keys_at(http_url: str) -> TrustedKeys | None:
+    """The keys that the server at `http_url` was started with, as far as a file of this user's says so."""
+    try:
+        run = runfile.at(http_url)
+    except ComponentError:  # no folder for such files, so none; a swap, which wants it for its lock, says what is wrong
+        return None
+    return None if run is None else run.keys
 
 
 def read_credential(settings: SwapSettings, environ: Mapping[str, str]) -> Credential | None:

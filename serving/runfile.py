@@ -17,9 +17,11 @@ from typing import Any
 from serving.folders import runtime_folder
 from serving.target import Target
 from tickserve.errors import ComponentError, UsageError
+from tickserve.signing import TrustedKeys
 from tickserve.store import unwritable
 
 FILE_MODE = 0o600
+LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,11 @@ class Run:
     view: str
     started: int
     trusted: dict[str, str] | None = None
+
+    @property
+    def keys(self) -> TrustedKeys | None:
+        """`trusted` as keys."""
+        return None if self.trusted is None else {key: bytes.fromhex(raw) for key, raw in self.trusted.items()}
 
 
 def started_ticks(pid: int) -> int:
@@ -111,6 +118,17 @@ def only(pid: int | None = None) -> Run:
         listed = ", ".join(f"{run.pid} ({Path(run.repository).name}, http {run.http})" for run in runs)
         raise UsageError("several servers run", field="--pid", expected="the process id of one", was=listed)
     return runs[0]
+
+
+def at(http_url: str) -> Run | None:
+    """The server that runs here and answers HTTP at this address ("host:port"), by whatever name of this machine's."""
+    host, _, port = http_url.rpartition(":")
+    here = host.lower() in LOOPBACK
+    for run in running():
+        own_host, _, own_port = run.http.rpartition(":")
+        if port == own_port and (host == own_host or (here and own_host in LOOPBACK)):
+            return run
+    return None
 
 
 def _read(path: Path) -> Run | None:

@@ -8,7 +8,7 @@ clients that follow it ask for the new version from then on, by number, so each 
 goes once its requests have ended and no new one has come for a while; while somebody still asks for it, it stays.
 
 A version that is to be swapped in is published without putting it in force (`tickserve repo publish --no-activate`):
-clients that follow would otherwise ask for it before it is loaded.
+whoever asks for the version in force would otherwise ask for it before it is loaded. Clients that follow do not.
 """
 
 from __future__ import annotations

@@ -22,7 +22,8 @@ class Target:
 
     `view` is the folder through which an embedded server sees `repository`, `pid` its process; both None for a server
     elsewhere, whose own repository holds the same versions as `repository` here. `grpc_url` None: loads go over HTTP.
-    `trusted` are the keys the server was started with: whoever asks for a swap cannot do without them.
+    `trusted` are the keys the server was started with, where that is known, as it is not of a server elsewhere: whoever
+    asks for a swap cannot do without them.
     """
 
     http_url: str

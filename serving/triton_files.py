@@ -1,7 +1,8 @@
 """NVIDIA's tritonserver inside the nvidia-pytriton wheel: where it is, whether it runs here, and its backends folder.
 
 The wheel carries the server binary, the Python backend and one stub per Python version. Our `onnxruntime` backend joins
-them by Triton's Python-based backend rule: a folder of its name that holds `model.py`, beside the folder `python`.
+them as a library of its own (serving/native.py), or by Triton's Python-based backend rule: a folder of its name that
+holds `model.py`, beside the folder `python`.
 """
 
 from __future__ import annotations
@@ -18,12 +19,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import tickserve
+from serving import native
+from tickserve.config import BackendKind
 from tickserve.errors import ComponentError, MissingExtraError, UnsupportedPlatformError
 from tickserve.model_config import BACKEND
 
 WHEEL, PACKAGE = "nvidia-pytriton", "pytriton"
 STUB_NAME = "triton_python_backend_stub"
-OUR_BACKEND = Path(__file__).resolve().parent / "backends" / BACKEND / "model.py"
+BACKENDS = Path(__file__).resolve().parent / "backends"
+OUR_BACKEND = BACKENDS / BACKEND / "model.py"
+CHECK = BACKENDS / "served_version.py"
 
 
 @dataclass(frozen=True)
@@ -97,8 +102,11 @@ def _check_python(stub: Path) -> None:
         )
 
 
-def environment(files: TritonFiles) -> dict[str, str]:
-    """The environment variables of the server and its stubs."""
+def environment(files: TritonFiles, backends: Path, kind: BackendKind) -> dict[str, str]:
+    """The environment variables of the server and its processes; `backends` is what `lay_out_backends` filled.
+
+    Raises UnsupportedPlatformError, MissingExtraError and ComponentError for what a backend of `kind` lacks here.
+    """
     # The stub embeds Python and finds packages through the first python3 on PATH; PYTHON* variables mean nothing to it.
     interpreter = str(Path(sys.executable).parent)
     libraries = [str(files.libraries), *_libpython_folder()]
@@ -108,6 +116,7 @@ def environment(files: TritonFiles) -> dict[str, str]:
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         # Files a server writes into the checkout would be another user's in a container.
         "PYTHONDONTWRITEBYTECODE": "1",
+        **(native.environment(backends / BACKEND / CHECK.name) if kind == "native" else {}),
     }
 
 
@@ -127,20 +136,30 @@ def _libpython_folder() -> list[str]:
     return []
 
 
-def lay_out_backends(files: TritonFiles, folder: Path) -> Path:
-    """Fill `folder` with a backends folder, and return it.
+def lay_out_backends(files: TritonFiles, folder: Path, kind: BackendKind) -> Path:
+    """Fill `folder` with a backends folder that has our backend of `kind`, and return it.
 
     Links where Triton takes them: it copies nothing that a killed process would leave behind, and a temporary folder
-    mounted `noexec` does not keep the stub from starting. Triton refuses a library that is a link.
+    mounted `noexec` does not keep the stub from starting. Triton refuses a library that is a link. Raises
+    ComponentError where the native backend was not built.
     """
-    python, ours = folder / "python", folder / BACKEND
-    python.mkdir(parents=True)
-    ours.mkdir()
+    ours = folder / BACKEND
+    ours.mkdir(parents=True)
+    # Both backends check a version by this file, and read its configuration with this very package.
+    (ours / CHECK.name).symlink_to(CHECK)
+    (ours / "tickserve").symlink_to(Path(tickserve.__file__).resolve().parent)
+    if kind == "native":
+        shutil.copy2(native.find_library(), ours / native.LIBRARY_NAME)
+    else:
+        _lay_out_python(files, folder / "python", ours)
+    return folder
+
+
+def _lay_out_python(files: TritonFiles, python: Path, ours: Path) -> None:
+    """NVIDIA's Python backend, and ours on top of it."""
+    python.mkdir()
     for library in files.python_backend.glob("*.so"):
         shutil.copy2(library, python / library.name)
     for source in (*files.python_backend.glob("*.py"), files.stub):
         (python / source.name).symlink_to(source)
     (ours / OUR_BACKEND.name).symlink_to(OUR_BACKEND)
-    # The stub puts this folder on its path: the backend reads the configuration with this very package.
-    (ours / "tickserve").symlink_to(Path(tickserve.__file__).resolve().parent)
-    return folder

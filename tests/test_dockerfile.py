@@ -24,6 +24,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from serving import native
+
 ROOT = Path(__file__).resolve().parents[1]
 HADOLINT = Path(sys.executable).parent / "hadolint"
 TARGETS = ("server", "server-cpu", "train")
@@ -52,7 +54,9 @@ def said(target: str, keyword: str) -> list[str]:
 
 
 def copied(target: str) -> list[str]:
-    return [source for rest in said(target, "COPY") for source in rest.split()[:-1]]
+    """What comes out of the build context; not what another stage made."""
+    lines = [rest for rest in said(target, "COPY") if not rest.startswith("--from=")]
+    return [source for rest in lines for source in rest.split()[:-1]]
 
 
 def hadolint(dockerfile: Path) -> subprocess.CompletedProcess[str]:
@@ -112,8 +116,17 @@ def test_the_context_holds_what_is_copied(target: str) -> None:
 
 
 def test_the_context_holds_no_data_models_or_secrets() -> None:
-    used = {source for target in TARGETS for source in copied(target)}
+    used = {source for target in (*TARGETS, "native-backend") for source in copied(target)}
     assert allowed() == used
+
+
+@pytest.mark.parametrize("target", ["server-cpu", "train"])
+def test_what_serves_has_the_native_backend_and_not_its_compiler(target: str) -> None:
+    (brought,) = [rest for rest in said(target, "COPY") if rest.startswith("--from=")]
+    folder = f"/opt/tickserve/{native.SOURCES.relative_to(ROOT)}/"
+    assert brought == f"--from=native-backend {folder}*.so {folder}"
+    assert "requirements-build.lock" in copied("native-backend")
+    assert "compiler" not in " ".join(rest for _, rest in instructions()[target])
 
 
 def entries(lock: str) -> dict[str, tuple[str, frozenset[str]]]:

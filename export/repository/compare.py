@@ -12,10 +12,10 @@ from tritonclient.grpc import model_config_pb2 as schema
 from export.repository.force import in_force
 from export.repository.places import Repository
 from export.verify import named_files
-from tickserve.config import flatten
 from tickserve.errors import ArtifactError
 from tickserve.manifest import MANIFEST_NAME, Manifest, load_manifest
 from tickserve.model_config import CONFIG_NAME, MANIFEST_PARAMETER
+from tickserve.settings import flatten
 from tickserve.signing import signed_by
 from tickserve.store import sha256_file
 

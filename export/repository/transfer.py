@@ -16,6 +16,7 @@ from pathlib import Path
 from export import job, publish
 from export.repository.force import configure, in_force, put_in_force
 from export.repository.loaded import by_number, versions_to_load
+from export.repository.naming import naming
 from export.repository.places import Local, Repository, require_model
 from export.repository.remote import Remote
 from export.triton_config import read_config, with_gated, with_versions
@@ -52,7 +53,7 @@ def transfer(
     """Copy the version in force of each model (or `version`, or `every` one) and, on these terms, put it in force.
 
     Raises ArtifactError and below for what does not verify or would change a published version, ComponentError when
-    something cannot be read or written; no version is then seen in part.
+    something cannot be read or written, each naming the version; none is then seen in part.
     """
     done = []
     for model in [require_model(source, name) for name in models] or source.models():
@@ -67,6 +68,13 @@ def transfer(
 
 
 def _copy(source: Repository, target: Repository, model: str, version: int, keep: int, terms: publish.Terms) -> Copied:
+    with naming(model, version):
+        return _copied(source, target, model, version, keep, terms)
+
+
+def _copied(
+    source: Repository, target: Repository, model: str, version: int, keep: int, terms: publish.Terms
+) -> Copied:
     folder = source.folder(model, version)
     manifest = verify_served(folder.parent, version, read_config(folder.parent / CONFIG_NAME), terms.trusted)
     digest = sha256_file(folder / MANIFEST_NAME)

@@ -5,8 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+from serving import native
 from tests.cli.conftest import Run
+from tickserve.cli import doctor
 
 
 def test_doctor_finds_what_the_demo_needs(tickserve: Run) -> None:
@@ -16,6 +21,14 @@ def test_doctor_finds_what_the_demo_needs(tickserve: Run) -> None:
     assert findings["numpy"]["ok"]
     assert findings["stage folders"]["ok"]
     assert all(item["fix"] for item in findings.values() if not item["ok"])
+
+
+def test_doctor_names_a_backend_that_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert doctor._native_backend().ok
+    monkeypatch.setattr(native, "SOURCES", tmp_path)
+    finding = doctor._native_backend()
+    assert (finding.ok, finding.needed) == (False, True)
+    assert "make install" in finding.fix
 
 
 def test_no_arguments_is_help_and_an_unknown_command_exits_2(tickserve: Run) -> None:

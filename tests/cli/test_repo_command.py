@@ -104,6 +104,8 @@ def test_what_was_tampered_with_is_not_verified_or_moved(tickserve: Run, models:
     rows = answer(tickserve, "verify", code=3)
     assert [each["version"] for each in rows if not each["ok"]] == [3]
     assert "model.onnx: wrong digest" in rows[-1]["error"]
-    assert tickserve("repo", "push", "elsewhere").returncode == 3
+    pushed = tickserve("repo", "push", "elsewhere")
+    assert pushed.returncode == 3
+    assert f"model {NAME!r} version 3: model.onnx" in pushed.stderr
     shutil.rmtree(models)
     assert not list(tmp_path.glob("elsewhere/*/*"))

@@ -17,9 +17,9 @@ import numpy as np
 from tests.e2e.conftest import COMMAND, RECORDING, Served, environment
 from tests.e2e.test_wire import models
 from tickserve import Client, pipeline
-from tickserve.config import load_settings
 from tickserve.journal import ActionRecord, DecisionRecord, Journal, read_journal
 from tickserve.manifest import load_manifest
+from tickserve.settings import load_settings
 from tickserve.stream import Stream
 
 Event = tuple[int, np.ndarray]

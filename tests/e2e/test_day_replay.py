@@ -14,7 +14,7 @@ import pytest
 from examples.day_replay import compare, holds, play
 from tests.e2e.conftest import RECORDING, DemoRun, environment
 from tickserve import pipeline
-from tickserve.config import load_settings
+from tickserve.settings import load_settings
 
 DAY = ("us_equity_tick/aig/20131007_quote.zip", "us_equity_tick/aig/20131007_trade.zip")
 

@@ -21,7 +21,7 @@ FILES = [
 def test_recorded_data_becomes_served_signals(market_data: Path, tmp_path: Path, name: str) -> None:
     demo = run_demo(tmp_path, "--data", market_data / name)
     assert demo.result["signals_counted"] > 0
-    assert len(demo.result["models"]) == 4
+    assert len(demo.result["models"]) == 5
     assert all(row["failures"] == 0 and row["requests"] > 0 for row in demo.result["loadtest"])
     assert json.loads((demo.run / "run.json").read_text())["simulated"] is False
 

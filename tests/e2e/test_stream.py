@@ -19,11 +19,12 @@ from market.readers import open_source
 from serving.embedded import EmbeddedTriton
 from tickserve import Client
 from tickserve.client import newest_versions
-from tickserve.config import ExportSettings, FeatureSettings, ServeSettings, load_settings
+from tickserve.config import ExportSettings, FeatureSettings, ServeSettings
 from tickserve.errors import RequestError
 from tickserve.features.spec import default_spec
 from tickserve.manifest import Manifest, load_bundle
 from tickserve.pipeline import stepped_inputs
+from tickserve.settings import load_settings
 from tickserve.stream import Stream
 from training.train import train
 

@@ -13,7 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import xgboost as xgb
 
+from export.repository.places import Local
 from export.verify import verify_versions
+from tests.export.tiny import publish_seeds
 from tickserve.config import ExportSettings
 from tickserve.manifest import FeatureContract, Horizon, Manifest, Provenance, TensorSpec, Tolerance, write_manifest
 from tickserve.store import sha256_file
@@ -164,3 +166,17 @@ def pairs() -> Callable[..., None]:
 def describe() -> Callable[..., Manifest]:
     """Makes the manifest of a bundle's files."""
     return manifest_for
+
+
+@pytest.fixture(scope="session")
+def four_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("four") / "models"
+    publish_seeds(root, 1, 2, 3, 4)
+    publish_seeds(root, 5, name="other")
+    return root
+
+
+@pytest.fixture
+def four(four_once: Path, tmp_path: Path) -> Local:
+    """Four versions of `tiny` and one of `other`, for a test to spoil."""
+    return Local(Path(shutil.copytree(four_once, tmp_path / "models")))

@@ -28,10 +28,11 @@ from export.runtimes.survey import batches_of, judge, options_of, survey, withou
 from export.triton_config import build_config, parse_config, read_config
 from loadtest.report import write_report
 from tickserve.client import _local
-from tickserve.config import ExportSettings, load_settings
+from tickserve.config import ExportSettings
 from tickserve.errors import ConfigError, GateRefusedError
 from tickserve.manifest import Manifest, load_bundle, load_manifest, parse_manifest
 from tickserve.runtimes import Gated, RuntimeCandidate, RuntimeRecord, Timing
+from tickserve.settings import load_settings
 
 DEFAULT = cpu_name(1)
 

@@ -237,7 +237,7 @@ def test_the_job_builds_with_these_settings() -> None:
     config = Config(tensorrt=settings, export=ExportSettings(preferred_batch_rows=(4, 16)))
     job = yaml.safe_load(job_text("net", 1, config))
     environment = {each["name"]: each["value"] for each in job["spec"]["template"]["spec"]["containers"][0]["env"]}
-    from tickserve.config import load_settings
+    from tickserve.settings import load_settings
 
     there = load_settings(environ=environment).config
     same = {"timing_cache": "/models/net/tensorrt.timing"}

@@ -33,6 +33,9 @@ from tickserve.store import sha256_bytes
 FEATURES = 8
 GOLDEN_ROWS = 16
 ANY_PORTS = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
+# A process scores each model: for what is about those processes, or needs a backend that is spoilt on purpose.
+STUBS = ANY_PORTS.model_copy(update={"backend": "python"})
+BACKENDS = pytest.mark.parametrize("settings", [ANY_PORTS, STUBS], ids=["native", "python"])
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Our `onnxruntime` backend inside the real server: one bad row fails alone, and a GPU is never silently a CPU."""
+"""Our `onnxruntime` backends inside the real server: one bad row fails alone, and a GPU is never silently a CPU."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import pytest
 from monitoring.triton_metrics import scrape
 from serving.embedded import EmbeddedTriton
 from serving.golden import infer
-from tests.serving.conftest import ANY_PORTS, FEATURES, edit_config, publish_tiny
+from tests.serving.conftest import BACKENDS, FEATURES, STUBS, edit_config, publish_tiny
+from tickserve.config import ServeSettings
 from tickserve.errors import ServerRejectedError, ServerStartError
 
 
-def test_a_row_that_cannot_be_scored_fails_alone(tmp_path: Path) -> None:
+@BACKENDS
+def test_a_row_that_cannot_be_scored_fails_alone(tmp_path: Path, settings: ServeSettings) -> None:
     """Requests that Triton put into one batch: the bad ones get errors, their neighbours their numbers."""
     tiny = publish_tiny(tmp_path, "fragile", 3, fragile=True)
 
@@ -40,7 +42,7 @@ def test_a_row_that_cannot_be_scored_fails_alone(tmp_path: Path) -> None:
         assert np.abs(answer - tiny.research(row)).max() < 1e-6
         return answer
 
-    with EmbeddedTriton(tmp_path, ANY_PORTS) as server:
+    with EmbeddedTriton(tmp_path, settings) as server:
         before = scrape(server.metrics_url)["fragile", "1"]
         with ThreadPoolExecutor(12) as threads:
             answers = list(threads.map(ask, range(12)))
@@ -55,13 +57,14 @@ def test_a_row_that_cannot_be_scored_fails_alone(tmp_path: Path) -> None:
             assert isinstance(answer, np.ndarray)
 
 
-def test_a_gpu_that_cannot_be_used_is_refused(repository: Path) -> None:
+@BACKENDS
+def test_a_gpu_that_cannot_be_used_is_refused(repository: Path, settings: ServeSettings) -> None:
     """No GPU here, or one without ONNX Runtime's CUDA provider: either way not served from the CPU."""
     if "CUDAExecutionProvider" in ort.get_available_providers():
         pytest.skip("this environment's ONNX Runtime can use a GPU")
     edit_config(repository / "tiny", lambda config: config.instance_group[0].__setattr__("kind", 1))
     with pytest.raises(ServerStartError, match=r"(?i)gpu"):
-        EmbeddedTriton(repository, ANY_PORTS).start()
+        EmbeddedTriton(repository, settings).start()
 
 
 def test_a_module_where_the_server_is_started_is_not_the_backend(
@@ -72,7 +75,7 @@ def test_a_module_where_the_server_is_started_is_not_the_backend(
     (tmp_path / "work" / "model.py").write_text("raise SystemExit('the wrong file')\n")
     tiny = publish_tiny(tmp_path / "models", "tiny", 3)
     monkeypatch.chdir(tmp_path / "work")
-    with EmbeddedTriton(tmp_path / "models", ANY_PORTS) as server:
+    with EmbeddedTriton(tmp_path / "models", STUBS) as server:
         connection = http.client.HTTPConnection(server.http_url, timeout=30)
         row = np.full((1, FEATURES), 0.5, np.float32)
         answer = infer(connection, "tiny", 1, {"features": row})["probabilities"]

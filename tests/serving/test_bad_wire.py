@@ -22,9 +22,10 @@ from tritonclient.utils import InferenceServerException
 
 from serving.arguments import BODY_LIMIT_BYTES
 from serving.control import GRPC_HEADER_PREFIX
+from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden
 from serving.process import SHARED_MEMORY
-from tests.serving.conftest import FEATURES, Running
+from tests.serving.conftest import FEATURES, STUBS, Running, publish_tiny
 
 GOOD_ROW = [0.1] * FEATURES
 LENGTH = "Inference-Header-Content-Length"
@@ -235,10 +236,19 @@ FOREIGN_KEYS = {
 }
 
 
+@pytest.fixture(scope="module")
+def stubbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A server whose models are scored by processes, which share memory with it."""
+    folder = tmp_path_factory.mktemp("stubbed")
+    tiny = publish_tiny(folder, "tiny", 1)
+    with EmbeddedTriton(folder, STUBS) as server:
+        yield Running(server, tiny, tiny)
+
+
 @pytest.mark.parametrize("kind", FOREIGN_KEYS)
-def test_shared_memory_of_others_is_refused(running: Running, kind: str) -> None:
+def test_shared_memory_of_others_is_refused(stubbed: Running, kind: str) -> None:
     """Row 43: whatever the key, nobody registers a region without the credential, over either protocol."""
-    key = FOREIGN_KEYS[kind]()
+    running, key = stubbed, FOREIGN_KEYS[kind]()
     region = json.dumps({"key": key, "offset": 0, "byte_size": 64}).encode()
     status, reason = post(running, region, "/v2/systemsharedmemory/region/mine/register")
     assert (status, "restricted" in reason) == (http.HTTPStatus.FORBIDDEN, True)

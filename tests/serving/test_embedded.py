@@ -22,7 +22,7 @@ from serving import embedded, ports, triton_files
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden
 from serving.repository import survey
-from tests.serving.conftest import ANY_PORTS, Running, edit_config, publish_tiny
+from tests.serving.conftest import ANY_PORTS, STUBS, Running, edit_config, publish_tiny
 from tickserve.config import ExportSettings
 from tickserve.errors import (
     ArtifactError,
@@ -102,7 +102,7 @@ def test_chosen_models_only_and_stop_leaves_nothing(repository: Path, tmp_path: 
     publish_tiny(repository, "other", 2)
     shared = set(our_shared_memory())
     temporary = set(Path(tempfile.gettempdir()).glob("tickserve-triton-*"))
-    server = EmbeddedTriton(repository, ANY_PORTS, models=["other"], log=tmp_path / "logs" / "triton.log")
+    server = EmbeddedTriton(repository, STUBS, models=["other"], log=tmp_path / "logs" / "triton.log")
     with server:
         processes = family(server.pid)
         assert len(processes) == 2, "one server, one stub"
@@ -133,7 +133,7 @@ def test_a_server_can_be_started_again_and_serves_what_was_published_since(repos
 
 
 def test_stubs_that_outlive_a_killed_server_are_ended(repository: Path) -> None:
-    with EmbeddedTriton(repository, ANY_PORTS) as server:
+    with EmbeddedTriton(repository, STUBS) as server:
         processes = family(server.pid)
         os.kill(server.pid, signal.SIGKILL)
         assert all_gone(processes, within_s=10)
@@ -144,7 +144,7 @@ def test_stubs_that_outlive_a_killed_server_are_ended(repository: Path) -> None:
 
 
 def test_a_program_that_reaps_its_children_itself_sees_the_end_too(repository: Path) -> None:
-    with EmbeddedTriton(repository, ANY_PORTS) as server:
+    with EmbeddedTriton(repository, STUBS) as server:
         processes = family(server.pid)
         for process in processes:
             process.suspend()
@@ -177,7 +177,7 @@ import os, signal, sys, threading, time
 from pathlib import Path
 from serving.embedded import EmbeddedTriton
 from tickserve.config import ServeSettings
-server = EmbeddedTriton(Path(sys.argv[1]), ServeSettings(http_port=0, grpc_port=0, metrics_port=0))
+server = EmbeddedTriton(Path(sys.argv[1]), ServeSettings(http_port=0, grpc_port=0, metrics_port=0, backend="python"))
 # From a thread that ends: the server must live on as long as the process does, not as the thread.
 starter = threading.Thread(target=server.start)
 starter.start(); starter.join()
@@ -317,8 +317,11 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
 
 def test_the_shared_baseline_sees_a_server(repository: Path) -> None:
     """Without this, `left_running` could be empty for the wrong reason."""
-    with EmbeddedTriton(repository, ANY_PORTS):
+    with EmbeddedTriton(repository, STUBS):
         assert len(left_running()) == 2
+    assert not left_running()
+    with EmbeddedTriton(repository, ANY_PORTS):
+        assert len(left_running()) == 1
     assert not left_running()
 
 

@@ -113,9 +113,14 @@ def test_a_command_without_keys_does_not_open_a_server_that_has_them(
     process = subprocess.Popen(command, env=trusting, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout is not None
-        assert any(line.startswith("http ") for line in process.stdout)
-        refused = run("swap", "tiny", environ=mine, code=3).stderr
-        assert f"unsigned: expected a signature by key {key.key_id}" in refused
+        http = next(line for line in process.stdout if line.startswith("http ")).split()[1]
+        unsigned = f"unsigned: expected a signature by key {key.key_id}"
+        assert unsigned in run("swap", "tiny", environ=mine, code=3).stderr
+        for url in (http, http.replace("127.0.0.1", "localhost")):
+            where = ["--url", url, "--repository", str(repository)]
+            assert unsigned in run("swap", "tiny", *where, environ=mine, code=3).stderr
+        # Without its file nobody knows of the keys: then the server itself refuses, for want of the credential.
+        assert "refused at step 'load'" in run("swap", "tiny", *where, environ=environ, code=4).stderr
         keys.write_text(generate_key().public_line())
         assert "refused at step 'verify'" in run("swap", "tiny", environ=trusting, code=3).stderr
         sign(Local(repository), key, model="tiny", version=2)
@@ -173,6 +178,21 @@ def test_no_server_and_several(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     with pytest.raises(UsageError, match="several servers run"):
         runfile.only()
     assert runfile.only(parent) == other
+
+
+def test_a_server_here_is_known_by_its_address(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    here, key = runfile.started_ticks(os.getpid()), generate_key()
+    keys = {key.key_id: key.public().hex()}
+    ours = runfile.Run(os.getpid(), 1, "127.0.0.1:80", None, "m", ("h", "v"), "r", "v", started=here, trusted=keys)
+    runfile.write(ours)
+    for url in ("127.0.0.1:80", "localhost:80", "LOCALHOST:80", "[::1]:80"):
+        assert remote_target(url, None, Path(), SwapSettings(), {}).trusted == {key.key_id: key.public()}
+    for url in ("127.0.0.1:81", "triton:80"):
+        assert remote_target(url, None, Path(), SwapSettings(), {}).trusted is None
+    tmp_path.joinpath("tickserve").chmod(0o755)
+    assert remote_target("127.0.0.1:80", None, Path(), SwapSettings(), {}).trusted is None
 
 
 @pytest.mark.parametrize("left", ["{", "[]", '{"pid": 1}', '{"credential": 1}', ""])

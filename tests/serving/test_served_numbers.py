@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +14,19 @@ import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
 from monitoring.triton_metrics import scrape, signals_counted
+from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden, infer, read_golden
-from tests.serving.conftest import FEATURES, Running, Tiny
+from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Running, Tiny, publish_tiny
 from tickserve.errors import GateRefusedError, ServerRejectedError, TransportError
+
+
+@pytest.fixture(scope="module", params=[ANY_PORTS, STUBS], ids=["native", "python"])
+def running(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """Both backends give research's numbers, whatever asks for them."""
+    folder = tmp_path_factory.mktemp("numbers")
+    tiny, other = (publish_tiny(folder, name, seed) for name, seed in (("tiny", 1), ("other", 2)))
+    with EmbeddedTriton(folder, request.param) as server:
+        yield Running(server, tiny, other)
 
 
 def post_json(http_url: str, model: str, data: str, rows: int = 1) -> tuple[int, dict[str, Any]]:

@@ -17,7 +17,7 @@ import pytest
 from serving import stubs, supervisor, triton_files
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden
-from tests.serving.conftest import ANY_PORTS, FEATURES, publish_tiny
+from tests.serving.conftest import FEATURES, STUBS, publish_tiny
 from tickserve.client import Client
 from tickserve.errors import RequestError, ServerStartError
 
@@ -82,7 +82,7 @@ def ill(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[EmbeddedTrit
     for seed in (1, 2):
         publish_tiny(repository, "tiny", seed)
     publish_tiny(repository, "other", 3)
-    settings = ANY_PORTS.model_copy(update={"hang_s": 2.0})
+    settings = STUBS.model_copy(update={"hang_s": 2.0})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_files, "OUR_BACKEND", spoilt)
         with EmbeddedTriton(repository, settings, log=folder / "triton.log") as server:
@@ -141,7 +141,7 @@ def test_a_process_that_hangs_comes_back(ill: tuple[EmbeddedTriton, Path]) -> No
 def test_a_version_that_does_not_come_back_is_a_problem(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(supervisor, "FIRST_WAIT_S", 0.01)
     publish_tiny(repository, "other", 2)
-    server = EmbeddedTriton(repository, ANY_PORTS)
+    server = EmbeddedTriton(repository, STUBS)
     server.start()
     try:
         (repository / "tiny" / "1" / "model.onnx").write_bytes(b"")

@@ -285,17 +285,17 @@ def test_calls_cancelled_in_the_queue_are_not_scored_and_are_counted(wired: Wire
 
 
 def test_what_triton_counts_of_a_refusal(wired: Wired) -> None:
-    """Nothing before the queue, and what this backend refuses as a success: watch the clients' counters too."""
+    """Nothing before the queue, and what the backend refuses as a failure: watch the clients' counters too."""
     before = scrape(wired.server.metrics_url)["tiny", "1"]
     for shape in ((1, FEATURES + 1), (FEATURES,), (65, FEATURES), (-1, FEATURES)):
         assert wired.infer(message(shape))[0] == "INVALID_ARGUMENT"
     assert scrape(wired.server.metrics_url)["tiny", "1"] == before
-    assert wired.infer(message(OVERFLOWING[0]))[0] == "INTERNAL"
+    assert wired.infer(message(OVERFLOWING[0]))[0] == "INVALID_ARGUMENT"
     # The count follows the answer, not the other way round.
     until = time.monotonic() + 5
     while (after := scrape(wired.server.metrics_url)["tiny", "1"]) == before and time.monotonic() < until:
         time.sleep(0.02)
-    assert (after.requests_ok, after.requests_failed) == (before.requests_ok + 1, before.requests_failed)
+    assert (after.requests_ok, after.requests_failed) == (before.requests_ok, before.requests_failed + 1)
 
 
 def test_a_call_that_was_not_cancelled_among_those_that_were(wired: Wired) -> None:

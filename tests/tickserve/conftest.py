@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tickserve.current import write_current
 from tickserve.manifest import (
     ExportRecord,
     FeatureContract,
@@ -158,3 +159,22 @@ def triton(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Triton]:
     ports = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
     with EmbeddedTriton(folder.parent.parent, ports) as server:
         yield Triton(server.http_url, server.grpc_url, server.pid, folder)
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A repository folder with the hand-made model, to score in this process."""
+    return publish(tmp_path_factory.mktemp("journal") / "model_repository", build_manifest()).parent.parent
+
+
+@pytest.fixture
+def repository(tmp_path: Path, make_manifest: MakeManifest) -> Path:
+    """Two versions of one model that nobody serves, the first in force."""
+    manifest = make_manifest()
+    for version in (1, 2):
+        folder = tmp_path / "repository" / manifest.name / str(version)
+        folder.mkdir(parents=True)
+        provenance = manifest.provenance.model_copy(update={"seed": version})
+        write_manifest(folder, manifest.model_copy(update={"provenance": provenance, "export": None}))
+    write_current(tmp_path / "repository" / manifest.name, 1)
+    return tmp_path / "repository"

@@ -17,23 +17,10 @@ from tickserve.client import AsyncClient, Client
 from tickserve.client._follow import Follower
 from tickserve.current import CURRENT_NAME, write_current
 from tickserve.errors import RequestError, TransportError, UsageError
-from tickserve.manifest import Manifest, load_manifest, write_manifest
+from tickserve.manifest import load_manifest, write_manifest
 
 ROWS = np.zeros((1, 4), np.float32)
 NOWHERE = "127.0.0.1:1"
-
-
-@pytest.fixture
-def repository(tmp_path: Path, make_manifest: Callable[..., Manifest]) -> Path:
-    """Two versions of one model, the first in force."""
-    manifest = make_manifest()
-    for version in (1, 2):
-        folder = tmp_path / "repository" / manifest.name / str(version)
-        folder.mkdir(parents=True)
-        provenance = manifest.provenance.model_copy(update={"seed": version})
-        write_manifest(folder, manifest.model_copy(update={"provenance": provenance, "export": None}))
-    write_current(tmp_path / "repository" / manifest.name, 1)
-    return tmp_path / "repository"
 
 
 def model_of(repository: Path) -> str:

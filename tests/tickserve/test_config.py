@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tickserve.config import PROFILES, Config, flatten, load_settings
+from tickserve.config import Config
 from tickserve.errors import ConfigError
+from tickserve.settings import PROFILES, flatten, load_settings
 
 # More than Python's own parsers hold: they answer with other errors than "not TOML".
 TOO_MUCH = (b"seed = " + b"[" * 100_000, b"seed = " + b"1" * 5_000, b"[" + b"a." * 3_000 + b"b]")

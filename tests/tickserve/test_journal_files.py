@@ -205,6 +205,10 @@ def ids(path: Path, **options: Any) -> list[str]:
     return [record.request_id for record in read_journal(path, **options) if isinstance(record, DecisionRecord)]
 
 
+def gaps(path: Path) -> list[GapRecord]:
+    return [record for record in read_journal(path) if isinstance(record, GapRecord)]
+
+
 def test_what_was_written_is_read_in_order_with_its_actions(tmp_path: Path) -> None:
     fill(tmp_path, 12)
     assert ids(tmp_path) == [f"r-{index}" for index in range(12)]

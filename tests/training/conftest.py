@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from market.build import FeatureTable
-from tickserve.config import Config, load_settings
+from tickserve.config import Config
+from tickserve.settings import load_settings
 from training.bundles import TrainedBundle
 from training.examples import DataMeta, Examples, prepare
 from training.train import train_table

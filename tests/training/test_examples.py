@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from market.build import FeatureTable
-from tickserve.config import Config, load_settings
+from tickserve.config import Config
 from tickserve.errors import InsufficientDataError
+from tickserve.settings import load_settings
 from training.examples import DataMeta, Examples, evenly, prepare
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from market import labels
 from tickserve import pipeline
-from tickserve.config import load_settings
 from tickserve.errors import GateRefusedError
+from tickserve.settings import load_settings
 from training.examples import DataMeta, Examples, prepare
 from training.leakage import partial_rank_correlation, refuse_leaks, refuse_too_good
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from market.build import build_features
 from market.simulator import SimulatedSource
-from tickserve.config import load_settings
 from tickserve.features.spec import default_book_spec
+from tickserve.settings import load_settings
 from training.train import train
 
 

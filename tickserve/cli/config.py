@@ -6,7 +6,7 @@ import typer
 
 from tickserve.cli import options
 from tickserve.cli.output import emit, out, table
-from tickserve.config import flatten
+from tickserve.settings import flatten
 
 app = typer.Typer(help="Show or check the configuration.", no_args_is_help=True)
 

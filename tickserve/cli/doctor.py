@@ -34,7 +34,7 @@ class Finding:
 
 def doctor(as_json: options.AsJson = False) -> None:
     """List what is there, what is not, and the fix. Exits 4 when something that `tickserve demo` needs is missing."""
-    findings = [*_platform(), *_stages(), *_libraries(), *_limits(), *_accelerator()]
+    findings = [*_platform(), *_stages(), *_libraries(), _native_backend(), *_limits(), *_accelerator()]
     rows = [(item.what, item.found, "ok" if item.ok else "no", item.fix) for item in findings]
     emit([asdict(item) for item in findings], as_json, lambda: table("doctor", ("what", "found", "", "fix"), rows))
     missing = [item.what for item in findings if item.needed and not item.ok]
@@ -80,6 +80,14 @@ def _numpy() -> Finding:
     version = importlib.metadata.version("numpy")
     ok = int(version.partition(".")[0]) < 2
     return Finding("numpy", version, ok, "" if ok else "the embedded server's Python stub needs numpy<2", needed=True)
+
+
+def _native_backend() -> Finding:
+    what = "native backend (serve.backend)"
+    try:
+        return Finding(what, str(stages.load("serving.native").find_library().name), True)
+    except ComponentError as error:
+        return Finding(what, "not built", False, error.hint or str(error), needed=True)
 
 
 def _limits() -> list[Finding]:

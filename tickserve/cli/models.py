@@ -19,6 +19,14 @@ app = typer.Typer(no_args_is_help=True, help="The models of a running server: li
 
 Pid = Annotated[int | None, typer.Option("--pid", help="Which `tickserve serve`, where several run.")]
 Url = Annotated[str | None, typer.Option("--url", help="A server elsewhere: host:port of its HTTP.")]
+SwapUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--url",
+        help="A server elsewhere: host:port of its HTTP. Its own trusted keys are not known here: "
+        "signatures are held to repository.trusted_keys_file of this command alone.",
+    ),
+]
 GrpcUrl = Annotated[str | None, typer.Option("--grpc-url", help="Its gRPC in plaintext: loads then hold nobody up.")]
 Version = Annotated[int | None, typer.Option("--version", min=1, help="The newest published one by default.")]
 Model = Annotated[str, typer.Argument(help="The model's name.")]
@@ -70,7 +78,7 @@ def swap(
     model: Model,
     version: Version = None,
     pid: Pid = None,
-    url: Url = None,
+    url: SwapUrl = None,
     grpc_url: GrpcUrl = None,
     repository: Repository = options.DEFAULT_REPOSITORY,
     as_json: options.AsJson = False,
@@ -84,7 +92,7 @@ def swap(
 def rollback(
     model: Model,
     pid: Pid = None,
-    url: Url = None,
+    url: SwapUrl = None,
     grpc_url: GrpcUrl = None,
     repository: Repository = options.DEFAULT_REPOSITORY,
     as_json: options.AsJson = False,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tickserve.config import Settings, load_settings
+from tickserve.settings import Settings, load_settings
 
 Data = Annotated[list[Path] | None, typer.Option("--data", help="A market data file or folder; may be repeated.")]
 Symbol = Annotated[str | None, typer.Option("--symbol", help="Which symbol, where a folder holds several.")]

@@ -14,7 +14,7 @@ from tickserve.client._fallback import FallbackName, FallbackPolicy
 from tickserve.client._local import LocalTransport, local_path
 from tickserve.client._manifests import Manifests
 from tickserve.client._observer import Observer
-from tickserve.client._open import addresses, check_servers, open_local
+from tickserve.client._open import addresses, check_servers, open_local, readiness
 from tickserve.client._resilience import Resilience
 from tickserve.client._tls import Tls
 from tickserve.client._transport import InferRequest, InferResponse
@@ -71,7 +71,8 @@ class AsyncClient:
             observer=observer,
             replica=replica,
         )
-        self._core.follow(manifest, follow_ms)
+        if follow_ms is not None:
+            self._core.follow(manifest, follow_ms, readiness(urls, transport, tls, self._transport))
 
     async def __aenter__(self) -> AsyncClient:
         return self

@@ -16,7 +16,7 @@ from tickserve.client._fallback import FallbackName, FallbackPolicy
 from tickserve.client._local import local_path
 from tickserve.client._manifests import Manifests
 from tickserve.client._observer import Observer
-from tickserve.client._open import addresses, open_servers
+from tickserve.client._open import addresses, open_servers, readiness
 from tickserve.client._replicas import Guarded, Replicas
 from tickserve.client._resilience import Resilience
 from tickserve.client._shm import Credential
@@ -39,7 +39,8 @@ class Client:
     - `manifest`: what the engine pins, out of band: a Manifest, a path to a manifest or a version directory, a mapping
       from model to those, or a repository folder (the newest version of each model). A path with a version asks the
       server for exactly that version.
-    - `follow_ms`: with a repository folder, notice its version in force changing (a swap, a rollback) at most so late.
+    - `follow_ms`: with a repository folder, notice its version in force changing (a swap, a rollback) at most so late,
+      and go over to it once the servers have it loaded (docs/client.md).
     - `tls`: with `https://` or `grpcs://`, whom to trust and what to show (`Tls`); the system's authorities without it.
     - `transport="shm"` shares memory with a server on this machine, `credential=(header, value)` being what opens its
       shared-memory API (`EmbeddedTriton.credential`): worth it from some ten kilobytes a request.
@@ -82,7 +83,8 @@ class Client:
                 observer=observer,
                 replica=replica,
             )
-            self._core.follow(manifest, follow_ms)
+            if follow_ms is not None:
+                self._core.follow(manifest, follow_ms, readiness(urls, transport, tls, self._transport))
         except BaseException:
             self._transport.close()
             raise

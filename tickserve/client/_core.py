@@ -15,6 +15,7 @@ from tickserve.client._fallback import FallbackName, FallbackPolicy, choose_fall
 from tickserve.client._follow import Follower
 from tickserve.client._manifests import Manifests, Pinned, pin
 from tickserve.client._observer import Decision, Observer
+from tickserve.client._ready import Servers
 from tickserve.client._statistics import Statistics
 from tickserve.client._transport import InferRequest, InferResponse, Tensor, named
 from tickserve.client._usual import Checked
@@ -27,6 +28,8 @@ from tickserve.errors import (
 )
 from tickserve.manifest import Manifest, check_model_name
 from tickserve.signal import Signal
+
+MOST_PATIENCE_MS = 250.0
 
 # What a call has come to before it is sent; without a request its signal is STALE already.
 Prepared = tuple[Pinned, Checked, InferRequest | None]
@@ -45,7 +48,8 @@ class Core:
         observer: Observer | None,
         replica: str | None = None,
     ) -> None:
-        self._budget = _budget(positive_ms("deadline_ms", deadline_ms, UsageError))
+        self._deadline_ms = positive_ms("deadline_ms", deadline_ms, UsageError)
+        self._budget = _budget(self._deadline_ms)
         self._max_age_us = None if max_age_ms is None else 1e3 * positive_ms("max_age_ms", max_age_ms, UsageError)
         self._pinned = pin(manifest)
         self._ids = RequestIds()
@@ -67,11 +71,20 @@ class Core:
         self._bind_fallback(pinned)
         self._pinned = {**self._pinned, **pinned}
 
-    def follow(self, manifest: Manifests | None, follow_ms: float | None) -> None:
-        """Keep the pins of the repository folder `manifest` at its versions in force. Raises UsageError."""
-        if follow_ms is not None:
-            every = positive_ms("follow_ms", follow_ms, UsageError)
-            self.follower = Follower(manifest, self.repin, list(self._pinned), every)
+    def follow(self, manifest: Manifests | None, follow_ms: float, servers: Servers | None) -> None:
+        """Keep the pins of the repository folder `manifest` at its versions in force, once `servers` have them.
+
+        Raises UsageError.
+        """
+        self.follower = Follower(
+            manifest,
+            self.repin,
+            list(self._pinned),
+            positive_ms("follow_ms", follow_ms, UsageError),
+            servers=servers,
+            pinned=lambda model: self._pinned[model].version,
+            patience_s=min(MOST_PATIENCE_MS, self._deadline_ms / 2) / 1e3,
+        )
 
     def _bind_fallback(self, pinned: dict[str, Pinned]) -> None:
         bind = getattr(self._fallback, "bind", None)  # only who keeps artifacts has it

@@ -69,10 +69,10 @@ class GrpcTransport:
 
 
 @lru_cache(maxsize=16)
-def _block(authority: str) -> bytes:
+def header_block(authority: str, method: str = METHOD) -> bytes:
     """The constant headers: POST and http are entries of HTTP/2's static table."""
     names = (
-        (":path", METHOD),
+        (":path", method),
         (":authority", authority),
         ("te", "trailers"),
         ("content-type", "application/grpc"),
@@ -89,7 +89,7 @@ def _timeout(microseconds: int) -> str:
 def encode(request: InferRequest, authority: str) -> tuple[bytes, bytes]:
     """The request as (header block, data)."""
     message = encode_message(request)
-    head = _block(authority) + literal("grpc-timeout", _timeout(request.timeout_us + SLACK_US))
+    head = header_block(authority) + literal("grpc-timeout", _timeout(request.timeout_us + SLACK_US))
     return head, b"\x00%b%b" % (len(message).to_bytes(4, "big"), message)
 
 

@@ -9,6 +9,7 @@ from tickserve.client._arguments import shown
 from tickserve.client._grpc import GrpcTransport
 from tickserve.client._http import HttpTransport
 from tickserve.client._local import LocalTransport, local_path, trusted_keys
+from tickserve.client._ready import Readiness
 from tickserve.client._replicas import Guarded, Replicas
 from tickserve.client._resilience import Resilience
 from tickserve.client._shm import Credential, ShmTransport
@@ -81,6 +82,20 @@ def open_servers(
     if len(servers) == 1:
         return Guarded(*servers[0], settings), servers[0][0]
     return Replicas(servers, settings), None
+
+
+def readiness(
+    urls: Sequence[str], transport: TransportName | None, tls: Tls | None, carrier: object
+) -> Readiness | None:
+    """Who can be asked which versions the servers behind `carrier` have; None for models of this process."""
+    statistics = getattr(carrier, "statistics", None)
+    if statistics is None:
+        return None
+
+    def breakers() -> dict[str, str]:
+        return {name: told["breaker"] for name, told in statistics()["replicas"].items()}
+
+    return Readiness(check_servers(urls, transport, None, tls), breakers)
 
 
 def open_transport(url: str, transport: TransportName | None) -> Transport:

@@ -1,4 +1,4 @@
-"""ModelInferRequest and ModelInferResponse of the Open Inference Protocol, in protobuf's own bytes.
+"""The messages of ModelInfer and ModelReady of the Open Inference Protocol, in protobuf's own bytes.
 
 All of a request but its id, its timeout and its tensors' bytes is the same for every call of one shape: it is written
 once. Of an answer, the descriptions of its outputs are the same for every call of one shape: each is read once. What is
@@ -28,6 +28,7 @@ PRIORITY_ENTRY = b"\x22\x0e\x0a\x08priority\x12\x02\x28%c"
 # Fields of ModelInferResponse, and of its outputs.
 MODEL, VERSION, IDENTITY, PARAMETERS, OUTPUTS, RAW_OUTPUTS = 1, 2, 3, 4, 5, 6
 NAME, DATATYPE, SHAPE, CONTENTS = 1, 2, 3, 5
+READY = 1  # of ModelReadyResponse
 MAX_OUTPUTS = 1_000
 
 
@@ -72,6 +73,22 @@ def encode(request: InferRequest) -> bytes:
     for tensor in request.tensors:
         parts += (RAW_INPUT_TAG, varint(len(tensor.data)), tensor.data)
     return b"".join(parts)
+
+
+def encode_ready(model: str, version: int) -> bytes:
+    """The serialised ModelReadyRequest."""
+    return _field(1, model.encode()) + _field(2, str(version).encode())
+
+
+def decode_ready(data: bytes, at: int = 0) -> bool:
+    """Whether the serialised ModelReadyResponse in `data[at:]` says ready. Raises ProtocolError."""
+    ready = False
+    for number, kind, start, _ in _fields(data, at):
+        if number == READY:
+            if kind != VARINT:
+                raise _odd(f"field {number} of wire type {kind}")
+            ready = _number(data, start)[0] != 0
+    return ready
 
 
 def _odd(what: str) -> ProtocolError:

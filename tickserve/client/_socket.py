@@ -39,6 +39,10 @@ class UnreachableError(WireError):
     """The connection could not be made."""
 
 
+class RefusedError(UnreachableError):
+    """Nobody listens at the address: its machine answers, and runs no server there."""
+
+
 class DisconnectedError(WireError):
     """The peer went away; `answered` says whether a byte of its answer had arrived."""
 
@@ -79,7 +83,8 @@ def _connect(family: int, address: Address, deadline_ns: int) -> socket.socket:
             _wait(sock, poll, deadline_ns, write=True)
             code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if code:
-            raise UnreachableError(errno.errorcode.get(code, str(code)))
+            kind = RefusedError if code == errno.ECONNREFUSED else UnreachableError
+            raise kind(errno.errorcode.get(code, str(code)))
     except (OSError, UnicodeError) as error:
         sock.close()
         raise UnreachableError(getattr(error, "strerror", None) or type(error).__name__) from error
