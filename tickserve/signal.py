@@ -90,3 +90,56 @@ class Signal:
             "attempts": self.attempts,
             "state": None if self.state is None else {name: each.tolist() for name, each in self.state.items()},
         }
+
+
+class _Unfrozen:
+    """A signal while its fields are set: of the same slots, so that it can become one, and not frozen."""
+
+    __slots__ = Signal.__slots__
+
+
+def make_signal(
+    status: Status,
+    probabilities: npt.NDArray[np.float32] | None,
+    score: npt.NDArray[np.float32] | None,
+    decision: tuple[str, ...] | None,
+    classes: tuple[str, ...],
+    model: str,
+    version: int | None,
+    bundle_digest: str,
+    bundle_id: int,
+    feature_digest: str,
+    request_id: str,
+    event_age_us: float | None,
+    stage_us: Mapping[str, float],
+    flags: tuple[str, ...],
+    reason: str | None,
+    fallback: Fallback | None,
+    replica: str | None,
+    attempts: int,
+    state: Mapping[str, npt.NDArray[np.float32]] | None,
+) -> Signal:
+    """`Signal(...)` on the path of a call: the constructor of a frozen class takes 2 us, a seventh of a small call."""
+    made: Any = _Unfrozen()
+    made.status = status
+    made.probabilities = probabilities
+    made.score = score
+    made.decision = decision
+    made.classes = classes
+    made.model = model
+    made.version = version
+    made.bundle_digest = bundle_digest
+    made.bundle_id = bundle_id
+    made.feature_digest = feature_digest
+    made.request_id = request_id
+    made.event_age_us = event_age_us
+    made.stage_us = stage_us
+    made.flags = flags
+    made.reason = reason
+    made.fallback = fallback
+    made.replica = replica
+    made.attempts = attempts
+    made.state = state
+    made.__class__ = Signal
+    signal: Signal = made
+    return signal

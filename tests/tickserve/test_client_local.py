@@ -224,6 +224,50 @@ def test_without_onnxruntime_the_extra_is_named(repository: Path, monkeypatch: p
         Client(f"local://{repository}")
 
 
+def test_what_is_answered_is_read_only_and_its_own(repository: Path, rows: np.ndarray) -> None:
+    model = LocalModel(repository / MODEL / "1")
+    given = [Tensor("features", "FP32", (2, 4), rows.tobytes())]
+    first = model.run(given)
+    before = {name: array.copy() for name, array in first.items()}
+    second = model.run([Tensor("features", "FP32", (2, 4), rows[::-1].tobytes())])
+    for name, array in first.items():
+        np.testing.assert_array_equal(array, before[name])
+        np.testing.assert_array_equal(array[::-1], second[name])
+        assert not array.flags.writeable
+        assert array.flags.aligned
+        with pytest.raises(ValueError, match="WRITEABLE"):
+            array.setflags(write=True)
+
+
+def test_a_runtime_without_the_bare_call_is_run_its_public_way(
+    repository: Path, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import onnxruntime as ort
+
+    with Client(f"local://{repository}") as client:
+        expected = client.score(MODEL, rows)
+    runs, public = [], ort.InferenceSession.run_with_iobinding
+
+    class Older:
+        """A binding that keeps its own to itself."""
+
+        def __init__(self, binding: Any) -> None:
+            self.binding = binding
+            self.bind_input, self.bind_output = binding.bind_input, binding.bind_output
+
+    def run(session: Any, older: Older) -> None:
+        runs.append(older)
+        public(session, older.binding)
+
+    bind = ort.InferenceSession.io_binding
+    monkeypatch.setattr(ort.InferenceSession, "io_binding", lambda session: Older(bind(session)))
+    monkeypatch.setattr(ort.InferenceSession, "run_with_iobinding", run)
+    with Client(f"local://{repository}") as client:
+        signal = client.score(MODEL, rows)
+    np.testing.assert_array_equal(signal.probabilities, expected.probabilities)
+    assert runs
+
+
 def test_what_onnxruntime_cannot_score_is_typed(repository: Path) -> None:
     model = LocalModel(repository / MODEL / "1")
     for rows in (2, 20):

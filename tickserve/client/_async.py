@@ -125,16 +125,17 @@ class AsyncClient:
                 call,
                 model,
                 inputs,
-                version=version,
-                deadline_ms=deadline_ms,
-                newest_event_ns=newest_event_ns,
-                feature_digest=feature_digest,
-                columns=columns,
-                priority=priority,
+                request_id,
+                version,
+                deadline_ms,
+                newest_event_ns,
+                feature_digest,
+                columns,
+                priority,
             )
-            request = prepared.request
+            request = prepared[2]
             response = None if request is None else await self._transport.infer(request, call.deadline_ns)
-            return core.finish(prepared, response)
+            return core.finish(call, prepared, response)
         except RequestError as error:
             return core.failed(call, model, prepared, error)
 

@@ -6,54 +6,59 @@ import itertools
 import os
 import time
 
-from tickserve.client._check import Answer, Checked
+from tickserve.client._check import Answer
 from tickserve.client._fork import renew_after_fork
 from tickserve.client._manifests import Pinned
-from tickserve.signal import Fallback, Signal, Status
+from tickserve.client._usual import Checked
+from tickserve.signal import Fallback, Signal, Status, make_signal
 
 NS_PER_US = 1_000
+NOTHING = (None, None, None, None)  # in place of an answer
 
 
 class Call:
-    """One call from its start to its signal."""
+    """One call from its start to its signal. A moment (`_ns`, of the monotonic clock) is 0 until it is reached."""
 
     __slots__ = (
-        "_last",
+        "_stages",
         "age_us",
         "attempts",
         "checked",
+        "checked_ns",
         "deadline_ns",
+        "decoded_ns",
         "newest_event_ns",
+        "received_ns",
         "replica",
         "request_id",
-        "stages",
         "started",
-        "timeout_us",
         "wall_ns",
     )
 
-    def __init__(self, started: int, request_id: str) -> None:
-        self.started, self.request_id, self.wall_ns = started, request_id, time.time_ns()
+    def __init__(self, started: int, request_id: str, wall_ns: int) -> None:
+        self.started, self.request_id, self.wall_ns = started, request_id, wall_ns
         self.age_us: float | None = None
         self.newest_event_ns: int | None = None
         self.checked: Checked | None = None
         self.replica: str | None = None
-        self.attempts = 0
-        self.deadline_ns = self.timeout_us = 0
-        self.stages: dict[str, float] = {}
-        self._last = started
+        self.attempts = self.deadline_ns = 0
+        self.checked_ns = self.received_ns = self.decoded_ns = 0
+        self._stages: dict[str, float] | None = None
 
-    def bound(self, budget_ms: float) -> None:
-        """Set the absolute deadline: `budget_ms` after the start."""
-        self.deadline_ns = self.started + int(budget_ms * 1e6)
-        self.timeout_us = max(1, int(budget_ms * 1e3))
-
-    def reached(self, stage: str) -> int:
-        """The end of `stage`: its time is kept, and now is returned."""
-        now = time.monotonic_ns()
-        self.stages[stage] = (now - self._last) / NS_PER_US
-        self._last = now
-        return now
+    def stages(self) -> dict[str, float]:
+        """Microseconds of each stage that was reached, and of the `total` until this was asked first."""
+        told = self._stages
+        if told is None:
+            started, checked, received, decoded = self.started, self.checked_ns, self.received_ns, self.decoded_ns
+            told = self._stages = {}
+            if checked:
+                told["check"] = (checked - started) / NS_PER_US
+            if received:
+                told["send_wait"] = (received - checked) / NS_PER_US
+            if decoded:
+                told["decode"] = (decoded - received) / NS_PER_US
+            told["total"] = (time.monotonic_ns() - started) / NS_PER_US
+        return told
 
     def stale(self, pinned: Pinned, checked: Checked) -> Signal:
         """The signal of a call whose event is too old: without a number."""
@@ -72,28 +77,28 @@ class Call:
     ) -> Signal:
         """The signal this call ends with."""
         contract = pinned.contract
-        self.stages["total"] = (time.monotonic_ns() - self.started) / NS_PER_US
-        ahead = self.age_us is not None and self.age_us < 0
-        return Signal(
-            status=status,
-            probabilities=None if answer is None else answer.probabilities,
-            score=None if answer is None else answer.score,
-            decision=None if answer is None else answer.decision,
-            classes=contract.classes,
-            model=contract.name,
-            version=version,
-            bundle_digest=contract.bundle_digest,
-            bundle_id=contract.bundle_id,
-            feature_digest=contract.feature_digest,
-            request_id=self.request_id,
-            event_age_us=self.age_us,
-            stage_us=self.stages,
-            flags=(*flags, "event_in_future") if ahead else flags,
-            reason=reason,
-            fallback=fallback,
-            replica=self.replica,
-            attempts=self.attempts,
-            state=None if answer is None else answer.state,
+        probabilities, score, decision, state = answer or NOTHING
+        age_us = self.age_us
+        return make_signal(
+            status,
+            probabilities,
+            score,
+            decision,
+            contract.classes,
+            contract.name,
+            version,
+            contract.bundle_digest,
+            contract.bundle_id,
+            contract.feature_digest,
+            self.request_id,
+            age_us,
+            self.stages(),
+            flags if age_us is None or age_us >= 0 else (*flags, "event_in_future"),
+            reason,
+            fallback,
+            self.replica,
+            self.attempts,
+            state,
         )
 
 
@@ -108,8 +113,8 @@ class RequestIds:
 
     def after_fork(self) -> None:
         """A forked child must not repeat its parent's ids."""
-        self._prefix, self._count = os.urandom(4).hex(), itertools.count()
+        self._prefix, self._count = os.urandom(4).hex(), itertools.count().__next__
 
     def next(self) -> str:
         """The next id."""
-        return f"{self._prefix}{next(self._count):08x}"
+        return f"{self._prefix}{self._count():08x}"

@@ -157,14 +157,15 @@ class Client:
                 call,
                 model,
                 inputs,
-                version=version,
-                deadline_ms=deadline_ms,
-                newest_event_ns=newest_event_ns,
-                feature_digest=feature_digest,
-                columns=columns,
-                priority=priority,
+                request_id,
+                version,
+                deadline_ms,
+                newest_event_ns,
+                feature_digest,
+                columns,
+                priority,
             )
-            request = prepared.request
-            return core.finish(prepared, request and self._infer(request, call.deadline_ns))
+            request = prepared[2]
+            return core.finish(call, prepared, request and self._infer(request, call.deadline_ns))
         except RequestError as error:
             return core.failed(call, model, prepared, error)

@@ -7,18 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from tickserve.client._arguments import MAX_REQUEST_ID, check_lane, check_request_id, positive_ms, shown, whole_number
 from tickserve.client._call import NS_PER_US, Call, RequestIds
-from tickserve.client._check import Checked, Inputs
+from tickserve.client._check import Inputs
 from tickserve.client._fallback import FallbackName, FallbackPolicy, choose_fallback
 from tickserve.client._follow import Follower
 from tickserve.client._manifests import Manifests, Pinned, pin
 from tickserve.client._observer import Decision, Observer
 from tickserve.client._ready import Servers
 from tickserve.client._statistics import Statistics
-from tickserve.client._transport import InferRequest, InferResponse, Tensor
+from tickserve.client._transport import InferRequest, InferResponse, Tensor, named
+from tickserve.client._usual import Checked
 from tickserve.errors import (
     DeadlineExceededError,
     InputRejectedError,
@@ -31,14 +31,8 @@ from tickserve.signal import Signal
 
 MOST_PATIENCE_MS = 250.0
 
-
-class Prepared(NamedTuple):
-    """A call that may be sent; `request` is None when its signal is STALE already."""
-
-    call: Call
-    pinned: Pinned
-    checked: Checked
-    request: InferRequest | None
+# What a call has come to before it is sent; without a request its signal is STALE already.
+Prepared = tuple[Pinned, Checked, InferRequest | None]
 
 
 class Core:
@@ -55,6 +49,7 @@ class Core:
         replica: str | None = None,
     ) -> None:
         self._deadline_ms = positive_ms("deadline_ms", deadline_ms, UsageError)
+        self._budget = _budget(self._deadline_ms)
         self._max_age_us = None if max_age_ms is None else 1e3 * positive_ms("max_age_ms", max_age_ms, UsageError)
         self._pinned = pin(manifest)
         self._ids = RequestIds()
@@ -103,14 +98,16 @@ class Core:
             raise UsageError("the client is closed", hint="open another one")
         if self.follower is not None:
             self.follower.look()
-        return Call(started, self._ids.next() if request_id is None else request_id)
+        # An observer alone is told when the call began on the clock of the wall.
+        wall_ns = 0 if self._observer is None else time.time_ns()
+        return Call(started, self._ids.next() if request_id is None else request_id, wall_ns)
 
     def begin(
         self,
         call: Call,
         model: str,
         inputs: Inputs,
-        *,
+        request_id: str | None,
         version: int | None,
         deadline_ms: float | None,
         newest_event_ns: int | None,
@@ -119,44 +116,51 @@ class Core:
         priority: int | None,
     ) -> Prepared:
         """Check everything that can be checked before sending. Raises RequestError and UsageError."""
-        check_request_id(call.request_id)
-        call.bound(
-            self._deadline_ms if deadline_ms is None else positive_ms("deadline_ms", deadline_ms, InputRejectedError)
-        )
+        if request_id is not None:
+            check_request_id(request_id)
+        budget = self._budget
+        if deadline_ms is not None:
+            budget = _budget(positive_ms("deadline_ms", deadline_ms, InputRejectedError))
+        budget_ns, timeout_us = budget
+        call.deadline_ns = deadline_ns = call.started + budget_ns
         lane = None if priority is None else check_lane(priority)
         pinned = self._pin_of(model, version)
+        contract, asked = pinned
         if columns is not None or feature_digest is not None:
-            pinned.contract.check_features(columns, feature_digest)
-        call.checked = checked = pinned.contract.check_inputs(inputs)
+            contract.check_features(columns, feature_digest)
+        call.checked = checked = contract.check_inputs(inputs)
         if newest_event_ns is not None or self._max_age_us is not None:
             call.newest_event_ns, call.age_us = newest_event_ns, self._age_us(newest_event_ns)
             if self._too_old(call.age_us):
-                return Prepared(call, pinned, checked, None)
-        contract, asked = pinned
-        request = InferRequest(contract.name, asked, call.request_id, call.timeout_us, checked.tensors, lane)
-        if call.reached("check") >= call.deadline_ns:
+                return pinned, checked, None
+        call.checked_ns = now = time.monotonic_ns()
+        if now >= deadline_ns:
             raise DeadlineExceededError("the deadline passed before the request was sent")
-        return Prepared(call, pinned, checked, request)
+        # As a NamedTuple's own constructor makes it, in half the time.
+        fields = (contract.name, asked, call.request_id, timeout_us, checked.tensors, lane)
+        return pinned, checked, named(InferRequest, fields)
 
-    def finish(self, prepared: Prepared, response: InferResponse | None) -> Signal:
+    def finish(self, call: Call, prepared: Prepared, response: InferResponse | None) -> Signal:
         """The signal of an answer (None: nothing was sent). Raises ProtocolError and DeadlineExceededError."""
-        call, pinned, checked, _ = prepared
+        pinned, checked, _ = prepared
         if response is None:
-            return self._observed(prepared, call.stale(pinned, checked))
-        call.replica, call.attempts = response.replica or self._replica, response.attempts
-        sent = call.reached("send_wait") - int(call.stages["send_wait"] * NS_PER_US)
-        answer = pinned.contract.check_response(response, checked.batch, pinned.version, call.request_id)
-        ended = call.reached("decode")
+            return self._observed(call, prepared, call.stale(pinned, checked))
+        contract, asked = pinned
+        _, version, _, _, replica, call.attempts, _ = response
+        call.replica = replica or self._replica
+        call.received_ns = time.monotonic_ns()
+        answer = contract.check_response(response, checked.batch, asked, call.request_id)
+        call.decoded_ns = ended = time.monotonic_ns()
         if ended > call.deadline_ns:
             raise DeadlineExceededError("the answer came after the deadline")
         if call.age_us is not None:
-            call.age_us += (ended - sent) / NS_PER_US
+            call.age_us += (ended - call.checked_ns) / NS_PER_US
             if self._too_old(call.age_us):
-                return self._observed(prepared, call.stale(pinned, checked))
-        signal = call.signal("OK", pinned, checked.flags, answer, response.version)
+                return self._observed(call, prepared, call.stale(pinned, checked))
+        signal = call.signal("OK", pinned, checked.flags, answer, version)
         if self._fallback is not None:
             self._fallback.remember(signal)
-        return self._observed(prepared, signal)
+        return self._observed(call, prepared, signal)
 
     def failed(self, call: Call, model: str, prepared: Prepared | None, error: RequestError) -> Signal:
         """The fallback's signal for a call that failed with `error`; without one, `error` is raised."""
@@ -169,25 +173,24 @@ class Core:
         call.replica, call.attempts = error.replica, error.attempts
         pinned = self._pinned.get(model) if isinstance(model, str) else None
         if prepared is not None:
-            pinned = prepared.pinned
+            pinned = prepared[0]
         signal = None
         if self._fallback is not None and pinned is not None:
             signal = self._fallback.answer(call, pinned, call.checked, error)
             if signal is not None:
                 self.statistics.signal(signal.status)
         if self._observer is not None:
-            call.stages.setdefault("total", (time.monotonic_ns() - call.started) / NS_PER_US)
-            tensors = () if prepared is None else prepared.checked.tensors
+            tensors = () if prepared is None else prepared[1].tensors
             self._tell(self._observer, _decision(call, error.model, pinned, tensors, signal, error))
         if signal is None:
             raise error
         return signal
 
-    def _observed(self, prepared: Prepared, signal: Signal) -> Signal:
+    def _observed(self, call: Call, prepared: Prepared, signal: Signal) -> Signal:
         self.statistics.signal(signal.status)
         if self._observer is not None:
-            tensors = prepared.checked.tensors
-            self._tell(self._observer, _decision(prepared.call, signal.model, prepared.pinned, tensors, signal, None))
+            pinned, checked, _ = prepared
+            self._tell(self._observer, _decision(call, signal.model, pinned, checked.tensors, signal, None))
         return signal
 
     def _tell(self, observer: Observer, decision: Decision) -> None:
@@ -243,6 +246,11 @@ class Core:
         return self._max_age_us is not None and age_us is not None and age_us > self._max_age_us
 
 
+def _budget(milliseconds: float) -> tuple[int, int]:
+    """A deadline's time in nanoseconds, and in microseconds as the server is told it."""
+    return int(milliseconds * 1e6), max(1, int(milliseconds * 1e3))
+
+
 def _decision(
     call: Call,
     model: str,
@@ -263,7 +271,7 @@ def _decision(
         bundle_digest=None if contract is None else contract.bundle_digest,
         feature_digest=None if contract is None else contract.feature_digest,
         state=None if contract is None else contract.manifest.state,
-        stage_us=call.stages,
+        stage_us=call.stages(),
         signal=signal,
         error=error,
     )

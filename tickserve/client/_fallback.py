@@ -17,10 +17,11 @@ import numpy as np
 
 from tickserve.client._arguments import positive_ms, shown
 from tickserve.client._call import NS_PER_US, Call
-from tickserve.client._check import Answer, Checked
+from tickserve.client._check import Answer
 from tickserve.client._local import LocalModel, trusted_keys
 from tickserve.client._manifests import Pinned
 from tickserve.client._transport import InferResponse
+from tickserve.client._usual import Checked
 from tickserve.errors import (
     DeadlineExceededError,
     DigestMismatchError,

@@ -1,7 +1,7 @@
 """Triton's binary HTTP protocol (KServe v2 with the binary tensor extension) over kept-alive connections.
 
-The JSON part of a request and of a response is the same for every call of one shape, so both are made once: what is
-left per call is an id, two lengths, and the tensors' bytes.
+The JSON part of a request and of a response is the same for every call of one shape and deadline, but for the id. Both
+are made or read once; what is left per call is the id, the tensors' bytes, and a comparison with the last answer.
 """
 
 from __future__ import annotations
@@ -16,29 +16,41 @@ import numpy as np
 from tickserve.client._arguments import shown
 from tickserve.client._hedge_line import LinePending, begin_on
 from tickserve.client._pool import Pool, as_error
-from tickserve.client._transport import Array, InferRequest, InferResponse, parse_version, refused, sized
+from tickserve.client._transport import (
+    InferRequest,
+    InferResponse,
+    Packed,
+    Places,
+    named,
+    parse_version,
+    refused,
+    sized,
+)
 from tickserve.client._url import Endpoint
 from tickserve.client._wire import Connection, Reply, WireError
 from tickserve.errors import ProtocolError, RequestError
 
 __all__ = ["HttpTransport", "as_error", "decode", "encode"]
 
+MAX_KNOWN = 256
+BEFORE_ID = b'{"id":'
+
 Signature = tuple[tuple[str, str, tuple[int, ...], int], ...]
-
-
-class _Output(NamedTuple):
-    name: str
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    offset: int
 
 
 class _Layout(NamedTuple):
     model: str
     version: int
     request_id: str
-    outputs: tuple[_Output, ...]
+    places: Places
     size: int
+
+
+class _Known(NamedTuple):
+    """What follows the id in the JSON part of an answer, and what it says."""
+
+    text: bytes
+    layout: _Layout
 
 
 class HttpTransport:
@@ -82,24 +94,34 @@ def _template(authority: str, model: str, version: int | None, signature: Signat
     return head.encode(), json.dumps(inputs, separators=(",", ":")).encode()
 
 
+@lru_cache(maxsize=256)
+def _around(
+    authority: str,
+    model: str,
+    version: int | None,
+    signature: Signature,
+    timeout_us: int,
+    priority: int | None,
+    id_bytes: int,
+) -> tuple[bytes, bytes]:
+    """What comes before the id of a request, and what between it and the tensors."""
+    head, inputs = _template(authority, model, version, signature)
+    lane = b"" if priority is None else b',"priority":%d' % priority
+    rest = b',"parameters":{"timeout":%d%b,"binary_data_output":true},"inputs":%b}' % (timeout_us, lane, inputs)
+    size = len(BEFORE_ID) + id_bytes + len(rest)
+    total = size + sum(each[3] for each in signature)
+    lengths = b"Content-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n" % (total, size)
+    return head + lengths + BEFORE_ID, rest
+
+
 def encode(request: InferRequest, authority: str) -> tuple[bytes, bytes]:
     """The request as (head with the JSON part, tensors' bytes)."""
-    tensors = request.tensors
-    signature = tuple([(tensor.name, tensor.dtype, tensor.shape, len(tensor.data)) for tensor in tensors])
-    head, inputs = _template(authority, request.model, request.version, signature)
+    model, version, request_id, timeout_us, tensors, priority = request
+    signature = tuple([(name, dtype, shape, len(data)) for name, dtype, shape, data in tensors])
     payload = tensors[0].data if len(tensors) == 1 else b"".join(tensor.data for tensor in tensors)
-    text = b'{"id":%b,"parameters":{"timeout":%d%b,"binary_data_output":true},"inputs":%b}' % (
-        json_string(request.request_id),
-        request.timeout_us,
-        b"" if request.priority is None else b',"priority":%d' % request.priority,
-        inputs,
-    )
-    size = len(text)
-    return (
-        b"%bContent-Length: %d\r\nInference-Header-Content-Length: %d\r\n\r\n%b"
-        % (head, size + len(payload), size, text),
-        payload,
-    )
+    identity = json_string(request_id)
+    before, rest = _around(authority, model, version, signature, timeout_us, priority, len(identity))
+    return before + identity + rest, payload
 
 
 def json_string(text: str) -> bytes:
@@ -122,60 +144,63 @@ def decode(reply: Reply, request_id: str) -> InferResponse:
             expected=f"at most {len(data) - start}",
             was=str(head.inference_header),
         )
-    layout = _layout_of(bytes(data[start:end]), request_id)
-    if end + layout.size != len(data):
+    (model, version, identity, places, size), echoed = _layout_of(data, start, end, request_id)
+    if end + size != len(data):
         raise ProtocolError(
-            "the outputs do not fill the body", expected=f"{layout.size} bytes", was=f"{len(data) - end} bytes"
+            "the outputs do not fill the body", expected=f"{size} bytes", was=f"{len(data) - end} bytes"
         )
-    outputs: dict[str, Array] = {
-        name: np.ndarray(shape, dtype, data, end + offset) for name, dtype, shape, offset in layout.outputs
-    }
-    if type(data) is not bytes:
-        for array in outputs.values():
-            array.flags.writeable = False
-    return InferResponse(layout.model, layout.version, layout.request_id, outputs)
+    return named(InferResponse, (model, version, identity or echoed, Packed(places, data, end), None, 1, False))
 
 
-def _layout_of(text: bytes, request_id: str) -> _Layout:
+# By its length: the JSON part that came last, without the id in front.
+_known: dict[int, _Known] = {}
+
+
+def _layout_of(data: bytes | bytearray, start: int, end: int, request_id: str) -> tuple[_Layout, str]:
+    """What the JSON part says; and the id in front of what is remembered, where it is `request_id`."""
     # Triton writes the id first. Without it the text is the same for every answer of one shape, and parsed once.
     prefix = b'{"id":%b,' % json_string(request_id)
+    after = start + len(prefix)
+    known = _known.get(end - after)
+    if known is not None and data.startswith(prefix, start) and data.startswith(known.text, after):
+        return known.layout, request_id
+    text = bytes(data[start:end])
     if not text.startswith(prefix):
-        return _parse_layout.__wrapped__(text)
-    layout = _parse_layout(b"{" + text[len(prefix) :])
-    return layout if layout.request_id else layout._replace(request_id=request_id)
+        return _parse_layout.__wrapped__(text), ""
+    rest = text[len(prefix) :]
+    layout = _parse_layout(b"{" + rest)
+    if len(_known) >= MAX_KNOWN:
+        _known.clear()
+    _known[len(rest)] = _Known(rest, layout)
+    return layout, request_id
 
 
 @lru_cache(maxsize=256)
 def _parse_layout(text: bytes) -> _Layout:
     try:
         answer = json.loads(text)
-        outputs, offset = [], 0
+        places, offset = Places(), 0
         for entry in answer["outputs"]:
-            output, size = _parse_output(entry, offset)
-            outputs.append(output)
+            name, dtype, shape, size = _parse_output(entry)
+            if name in places:
+                raise ProtocolError("an output is given twice", field="outputs")
+            places[name] = (dtype, shape, offset)
             offset += size
-        if len({output.name for output in outputs}) != len(outputs):
-            raise ProtocolError("an output is given twice", field="outputs")
-        return _Layout(
-            str(answer["model_name"]),
-            parse_version(answer["model_version"]),
-            str(answer.get("id", "")),
-            tuple(outputs),
-            offset,
-        )
+        model, version = str(answer["model_name"]), parse_version(answer["model_version"])
+        return _Layout(model, version, str(answer.get("id", "")), places, offset)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ProtocolError(
             f"the answer's header is not the protocol's JSON ({type(error).__name__})", expected="model and outputs"
         ) from error
 
 
-def _parse_output(entry: dict[str, Any], offset: int) -> tuple[_Output, int]:
+def _parse_output(entry: dict[str, Any]) -> tuple[str, np.dtype[Any], tuple[int, ...], int]:
     name, shape = str(entry["name"]), tuple(entry["shape"])
     dtype, expected = sized(name, entry["datatype"], shape)
     size = entry["parameters"]["binary_data_size"]
     if type(size) is not int or size != expected:
         raise ProtocolError("bytes do not match the shape", field=name[:100], expected=str(expected), was=shown(size))
-    return _Output(name, dtype, shape, offset), size
+    return name, dtype, shape, size
 
 
 def _server_error(status: int, body: bytes) -> RequestError:

@@ -11,8 +11,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from tickserve.client._lanes import all_finite
 from tickserve.client._transport import Array
 from tickserve.errors import InputRejectedError, ProtocolError
+
+FEW_BYTES = 4_096
+
+
+def finite(data: bytes) -> bool:
+    """Whether every float32 in `data` is finite."""
+    return (
+        all_finite(data) if len(data) <= FEW_BYTES else b"\0" not in np.isfinite(np.frombuffer(data, "<f4")).tobytes()
+    )
 
 
 def check_state(name: str, array: npt.NDArray[Any]) -> tuple[str, ...]:
@@ -28,7 +38,7 @@ def next_state(outputs: Mapping[str, Array], pairs: Sequence[tuple[str, str]]) -
     state = {}
     for fed_back, name in pairs:
         array = outputs[name]
-        if b"\0" in np.isfinite(array).tobytes():
+        if not finite(array.tobytes()):
             raise ProtocolError("the state of the answer is not finite", field=name, expected="finite numbers")
         if array.flags.writeable:
             array = array.view()

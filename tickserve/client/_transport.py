@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -47,6 +48,43 @@ _ELSEWHERE = (
 _ELSEWHERE_STATUS = ("HTTP 429", "HTTP 503", "gRPC UNAVAILABLE", "gRPC RESOURCE_EXHAUSTED")
 
 
+# `named(Tensor, (...))` is `Tensor(...)` at half its time: the constructor that a NamedTuple is given is Python code.
+named = tuple.__new__
+
+
+# By name: the dtype and the shape of an output, and where it begins.
+Places = dict[str, tuple[np.dtype[Any], tuple[int, ...], int]]
+
+
+class Packed(Mapping[str, Array]):
+    """Outputs where they lie in an answer's bytes: an array is made, read-only, when it is asked for.
+
+    `places` is the same object for every answer of one shape, so that what was found true of it holds for all of them.
+    """
+
+    __slots__ = ("data", "places", "start")
+
+    def __init__(self, places: Places, data: bytes | bytearray, start: int) -> None:
+        self.places, self.data, self.start = places, data, start
+
+    def __getitem__(self, name: str) -> Array:
+        dtype, shape, offset = self.places[name]
+        return self.array(dtype, shape, offset)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def array(self, dtype: np.dtype[Any], shape: tuple[int, ...], offset: int) -> Array:
+        """What lies at `offset`."""
+        array: Array = np.ndarray(shape, dtype, self.data, self.start + offset)
+        if type(self.data) is not bytes:
+            array.flags.writeable = False
+        return array
+
+
 class Tensor(NamedTuple):
     """One input tensor; `data` is its bytes in C order, little endian, and `shape` includes the batch."""
 
@@ -77,7 +115,7 @@ class InferResponse(NamedTuple):
     model: str
     version: int
     request_id: str
-    outputs: dict[str, Array]
+    outputs: Mapping[str, Array]
     replica: str | None = None
     attempts: int = 1
     hedged: bool = False
@@ -122,6 +160,8 @@ def sized(name: str, datatype: str, shape: tuple[Any, ...]) -> tuple[np.dtype[An
         raise ProtocolError(
             "not a shape", field=name[:100], expected=f"at most {MAX_RANK} whole numbers", was=shown(shape)
         )
+    if 0 in shape and math.prod(filter(None, shape)) > MAX_BODY_BYTES:  # numpy makes no such array, empty or not
+        raise ProtocolError("too large a shape, if an empty one", field=name[:100], was=shown(shape))
     return dtype, math.prod(shape) * dtype.itemsize
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
+from socket import socket
 from typing import NamedTuple
 
 from tickserve.client._socket import (
@@ -16,7 +17,7 @@ from tickserve.client._socket import (
     UnreachableError,
     WireError,
 )
-from tickserve.client._transport import MAX_BODY_BYTES
+from tickserve.client._transport import MAX_BODY_BYTES, named
 
 __all__ = [
     "Address",
@@ -108,7 +109,13 @@ def parse_head(head: bytes) -> Head:
 class Connection(Line):
     """A line that speaks HTTP/1.1."""
 
-    __slots__ = ()
+    __slots__ = ("_head", "_seen")
+
+    def __init__(self, sock: socket, busy: set[Line]) -> None:
+        super().__init__(sock, busy)
+        # The head of the last answer with its empty line, as it came and as it was read: the next one's is the same.
+        self._seen: bytes | None = None
+        self._head = Head(0, 0, None, False)
 
     def exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> Reply:
         """Send a request, receive its response. Raises WireError; the connection must then be closed."""
@@ -132,6 +139,21 @@ class Connection(Line):
 
     def _receive(self, deadline_ns: int) -> Reply:
         data = self.more(deadline_ns)
+        seen = self._seen
+        if seen is None or not data.startswith(seen):
+            data, seen = self._whole_head(data, deadline_ns)
+        head, start = self._head, len(seen)
+        if head.length is None:
+            return Reply(head, self._chunked(data[start:], deadline_ns), 0)
+        total = start + head.length
+        if len(data) < total:
+            return Reply(head, self._until(data, total, deadline_ns), start)
+        if len(data) > total:
+            raise MalformedError(f"content-length: expected {head.length} bytes, was more")
+        return named(Reply, (head, data, start))
+
+    def _whole_head(self, data: bytes, deadline_ns: int) -> tuple[bytes, bytes]:
+        """Wait for the head of the answer and read it; what has come with it and after it, and itself."""
         while True:
             end = data.find(b"\r\n\r\n")
             if end < 0 or end > MAX_HEAD_BYTES:
@@ -140,16 +162,9 @@ class Connection(Line):
                 continue
             head = parse_head(data[:end])
             if head.status >= 200:
-                break
+                self._seen, self._head = seen, _ = data[: end + 4], head
+                return data, seen
             data = data[end + 4 :] or self.more(deadline_ns)  # 100 Continue and its kind
-        if head.length is None:
-            return Reply(head, self._chunked(data[end + 4 :], deadline_ns), 0)
-        total = end + 4 + head.length
-        if len(data) < total:
-            return Reply(head, self._until(data, total, deadline_ns), end + 4)
-        if len(data) > total:
-            raise MalformedError(f"content-length: expected {head.length} bytes, was more")
-        return Reply(head, data, end + 4)
 
     def _until(self, data: bytes, total: int, deadline_ns: int) -> bytearray:
         buffer = bytearray(total)
