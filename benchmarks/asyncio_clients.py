@@ -7,16 +7,14 @@ As many coroutines as stated call in a loop, one real row a call; the contestant
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import sys
 import time
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Subject, machine, served, subject
+from benchmarks.harness import Subject, machine, options, served, subject
 from tickserve.client import AsyncClient
 from tickserve.errors import TickserveError
 
@@ -92,12 +90,9 @@ async def compare(server: Any, model: Subject, at_once: int, seconds: float) -> 
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="published models")
-    parser.add_argument("--model", help="default: the first model of the repository")
+    parser = options(__doc__)
     parser.add_argument("--at-once", type=int, nargs="*", default=[1, 16, 64])
     parser.add_argument("--seconds", type=float, default=3, help="for each contestant and number")
-    parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     model = subject(chosen.repository, chosen.model)
     rows = []

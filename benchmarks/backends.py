@@ -8,7 +8,6 @@ our client over HTTP and gRPC with its checks, and by tritonclient.grpc used as 
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from contextlib import ExitStack
@@ -16,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.client import BASE, documented_grpc, ours
-from benchmarks.harness import Call, machine, measure, quantiles, served, subject
+from benchmarks.harness import Call, machine, measure, options, quantiles, served, subject
 from serving import stubs
 from tickserve.config import BackendKind
 from tickserve.errors import TickserveError
@@ -62,13 +61,7 @@ def show(found: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="published models")
-    parser.add_argument("--model", help="default: the first model of the repository")
-    parser.add_argument("--rounds", type=int, default=20)
-    parser.add_argument("--block", type=int, default=100, help="calls a turn")
-    parser.add_argument("--json", action="store_true")
-    chosen = parser.parse_args(arguments)
+    chosen = options(__doc__, rounds=20).parse_args(arguments)
     found = run(chosen.repository, chosen.model, chosen.rounds, chosen.block)
     about = machine("tritonclient", "grpcio", "onnxruntime")
     if chosen.json:

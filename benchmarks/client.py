@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness import Call, Times, machine, measure, quantiles, served, subject
+from benchmarks.harness import Call, Times, machine, measure, options, quantiles, served, subject
 from tickserve.client import Client, InferRequest, Tensor
 from tickserve.client._http import encode
 from tickserve.errors import TickserveError
@@ -109,20 +109,15 @@ def contestants(
     }
 
 
-def options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="published models")
-    parser.add_argument("--model", help="default: the first model of the repository")
+def chosen_options(arguments: list[str]) -> argparse.Namespace:
+    parser = options(__doc__, rounds=40)
     parser.add_argument("--http-url", help="a server that runs already, host:port (with --grpc-url)")
     parser.add_argument("--grpc-url")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--block", type=int, default=100, help="calls a turn")
-    parser.add_argument("--json", action="store_true")
     return parser.parse_args(arguments)
 
 
 def main(arguments: list[str]) -> int:
-    chosen = options(arguments)
+    chosen = chosen_options(arguments)
     chosen_model = subject(chosen.repository, chosen.model)
     manifest, row = chosen_model.manifest, chosen_model.rows[:1]
     with ExitStack() as stack:

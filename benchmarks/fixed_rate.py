@@ -8,7 +8,6 @@ from its intended start, so that a slow answer is charged to every call it holds
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Subject, Times, machine, quantiles, served, subject
+from benchmarks.harness import Subject, Times, machine, options, quantiles, served, subject
 from tickserve.client import Client
 from tickserve.errors import TickserveError
 from tickserve.journal import Journal
@@ -79,12 +78,9 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="published models")
-    parser.add_argument("--model", help="default: the first model of the repository")
+    parser = options(__doc__)
     parser.add_argument("--rate", type=float, default=500, help="calls a second")
     parser.add_argument("--seconds", type=float, default=10, help="for each way")
-    parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     model = subject(chosen.repository, chosen.model)
     rows = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import random
@@ -34,6 +35,20 @@ class Subject(NamedTuple):
     folder: Path
     manifest: Manifest
     rows: npt.NDArray[np.float32]
+
+
+def options(
+    doc: str | None, *, rounds: int | None = None, model: str = "the first model of the repository"
+) -> argparse.ArgumentParser:
+    """The options that benchmarks of published models share; `rounds` for those whose contestants take turns."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="published models")
+    parser.add_argument("--model", help=f"default: {model}")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds)
+        parser.add_argument("--block", type=int, default=100, help="calls a turn")
+    parser.add_argument("--json", action="store_true")
+    return parser
 
 
 def subject(repository: Path, model: str | None = None) -> Subject:

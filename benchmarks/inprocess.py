@@ -8,7 +8,6 @@ array to checked numbers; the bare one hands ONNX Runtime the array and checks n
 
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import machine, measure
+from benchmarks.harness import machine, measure, options
 from tickserve.client import Client, newest_versions
 from tickserve.client._local import open_session
 from tickserve.errors import TickserveError
@@ -57,12 +56,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="published models")
-    parser.add_argument("--model", help="default: every model of the repository")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--block", type=int, default=100, help="calls a turn")
-    parser.add_argument("--json", action="store_true")
+    parser = options(__doc__, rounds=40, model="every model of the repository")
     chosen = parser.parse_args(arguments)
     folders = newest_versions(chosen.repository)
     with Client(f"local://{chosen.repository}", deadline_ms=5_000) as client:
