@@ -19,10 +19,9 @@ PIP := $(BIN)/pip --disable-pip-version-check -q
 SYSTEM_PACKAGES := chromium iproute2
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 
-NATIVE := $(VENV)/.native
-READY := $(INSTALLED) $(NATIVE)
+READY := $(INSTALLED) native
 
-.PHONY: install demo test test-system lint bench loadtest lock clean
+.PHONY: install native demo test test-system lint bench loadtest lock clean
 
 install: $(READY)
 
@@ -36,12 +35,12 @@ $(INSTALLED): requirements.lock pyproject.toml
 	$(BIN)/python -m tickserve.features.compile
 	@touch $@
 
-# The backend that scores in the server's own process, compiled by a compiler from pip that is removed again.
-$(NATIVE): $(wildcard serving/backends/native/*.[ch]) serving/native.py requirements-build.lock $(INSTALLED)
-	$(PIP) install --require-hashes --upgrade --target build/compiler -r requirements-build.lock
-	PYTHONPATH=build/compiler $(BIN)/python -m serving.native
-	@rm -rf build/compiler
-	@touch $@
+# The backend that scores in the server's own process, compiled by a compiler from pip that is removed again. Its name
+# holds the digest of its sources, so whether it is there is asked each time, and not of a stamp.
+native: $(INSTALLED)
+	@$(BIN)/python -m serving.native --is-built || { \
+	  $(PIP) install --require-hashes --upgrade --target build/compiler -r requirements-build.lock && \
+	  PYTHONPATH=build/compiler $(BIN)/python -m serving.native; status=$$?; rm -rf build/compiler; exit $$status; }
 
 demo: $(READY)
 	$(BIN)/tickserve demo --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")

@@ -9,12 +9,13 @@ from export import check_model, parity, runtime
 from export.onnx_graph import PROBABILITIES
 from export.triton_config import check_config_matches, read_config
 from tickserve import golden
-from tickserve.errors import ArtifactError, DigestMismatchError, TickserveError
+from tickserve.errors import ArtifactError, DigestMismatchError, TickserveError, UnsafeModelError
 from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, load_manifest, verify_file
 from tickserve.model_config import CONFIG_NAME, MODEL_FILE, BackendOptions
 from tickserve.signing import TrustedKeys, verify_signature
 from tickserve.store import sha256_file
 
+CODE_PATTERN = re.compile(r"\.so(\.|$)|\.py[a-z]?$", re.IGNORECASE)
 VERSION_PATTERN = re.compile(r"[1-9][0-9]{0,17}")
 
 
@@ -55,6 +56,7 @@ def verify_version(folder: Path, *, run_golden: bool = False) -> Manifest:
         raise DigestMismatchError(
             "wrong digest", field="export.bundle_digest", expected=manifest.digest(), was=record.bundle_digest[:100]
         )
+    refuse_code(folder)
     parity.check_tolerance(manifest)
     for name, digest in named_files(manifest).items():
         verify_file(folder, name, digest)
@@ -65,14 +67,26 @@ def verify_version(folder: Path, *, run_golden: bool = False) -> Manifest:
     return manifest
 
 
+def refuse_code(folder: Path) -> None:
+    """Refuse a folder of a model or a version that holds what Triton would load and run beside a model file.
+
+    Triton looks for a backend's library, or its `model.py`, there before it looks among its backends. No digest and no
+    signature covers a file that no manifest names. Raises UnsafeModelError.
+    """
+    for path in folder.iterdir():
+        if CODE_PATTERN.search(path.name):
+            raise UnsafeModelError("code beside a model", field=path.name[:100], expected="no library and no program")
+
+
 def verify_versions(
     folder: Path, trusted: TrustedKeys | None = None
 ) -> tuple[dict[int, Manifest], dict[int, TickserveError]]:
     """The versions of a model that can be trusted, and why each other one cannot.
 
     With `trusted` keys, each also has to be signed by one of them as the number it has. Raises ArtifactError when
-    config.pbtxt itself cannot be read or asks for what is not honoured.
+    config.pbtxt itself cannot be read or asks for what is not honoured, and UnsafeModelError for code beside it.
     """
+    refuse_code(folder)
     options = read_config(folder / CONFIG_NAME)
     verified: dict[int, Manifest] = {}
     refused: dict[int, TickserveError] = {}

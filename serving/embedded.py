@@ -234,10 +234,13 @@ class EmbeddedTriton:
 
     def _supervise(self) -> None:
         settings = self._settings
-        if settings.backend == "native":
-            return  # it scores in the server's own process: there is no other to lose
         self._supervisor = Supervisor(
-            self.target, self._surveys, self.metrics_url, settings.hang_s, settings.start_timeout_s
+            self.target,
+            self._surveys,
+            self.metrics_url,
+            settings.hang_s,
+            settings.start_timeout_s,
+            has_processes=settings.backend == "python",
         )
         self._supervisor.start()
 
@@ -302,7 +305,7 @@ class EmbeddedTriton:
         assert self._log is not None  # noqa: S101 - `start` opened it
         prefix = f"tickserve-{os.getpid()}-{secrets.token_hex(4)}-"
         command = self._command(files, backends, models, prefix)
-        variables = environment(files, backends, self._settings.backend)
+        variables = environment(files, backends, self._settings)
         self._process = ServerProcess(command, variables, self._log, prefix, self._empty_folder())
         self._wait_ready(time.monotonic() + self._settings.start_timeout_s)
 

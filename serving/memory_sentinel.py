@@ -21,7 +21,7 @@ from serving import stubs
 from serving.golden import infer
 from serving.target import Target
 from tickserve.config import SwapSettings
-from tickserve.errors import GateRefusedError
+from tickserve.errors import ComponentError, GateRefusedError
 from tickserve.manifest import Manifest
 
 ROUNDS = 8
@@ -56,14 +56,16 @@ def watch(target: Target, version: int, manifest: Manifest, rows: Arrays, settin
     """Score `rows` (the inputs [B, ...] of one batch) `settings.memory_requests` times and watch what it takes.
 
     Gives a reason in place of a measurement where the server's processes are not this machine's to see. Raises
-    GateRefusedError naming the growth when the version leaks.
+    GateRefusedError naming the growth when the version leaks, and ComponentError when its process is gone.
     """
     pid = target.pid
     if pid is None:
         return "not measured: the server's processes are on another machine; watch its container's memory there"
-    scoring = [
-        stub.pid for stub in stubs.stubs_of(pid).values() if (stub.model, stub.version) == (manifest.name, version)
-    ] or [pid]
+    living = stubs.stubs_of(pid)
+    scoring = [stub.pid for stub in living.values() if (stub.model, stub.version) == (manifest.name, version)]
+    if living and not scoring:
+        raise ComponentError("the version's process has ended", field="swap.memory")
+    scoring = scoring or [pid]  # the native backend scores in the server itself
     before = stubs.resident_bytes([pid, *stubs.stubs_of(pid)])
     sizes, done = _rounds(target, version, manifest, rows, settings, lambda: stubs.resident_bytes(scoring))
     after = stubs.resident_bytes([pid, *stubs.stubs_of(pid)])

@@ -39,16 +39,20 @@ def find_library() -> Path:
             field="serve.backend",
             expected="native",
             was="no library of these sources",
-            hint="make install builds it; serve.backend = 'python' does without",
+            hint="make install builds it (with a network); serve.backend = 'python' does without",
         )
     return path
 
 
-def environment(check: Path) -> dict[str, str]:
-    """Where the backend finds Python, the check of a version, and ONNX Runtime. Raises MissingExtraError."""
+def environment(check: Path, limit_s: float) -> dict[str, str]:
+    """Where the backend finds Python, ONNX Runtime and the check of a version, which may take `limit_s`.
+
+    Raises MissingExtraError and ComponentError.
+    """
     return {
         "TICKSERVE_BACKEND_PYTHON": sys.executable,
         "TICKSERVE_BACKEND_CHECK": str(check),
+        "TICKSERVE_BACKEND_CHECK_LIMIT_S": f"{limit_s:g}",
         "TICKSERVE_BACKEND_ONNXRUNTIME": str(_onnxruntime()),
     }
 
@@ -83,7 +87,7 @@ def build() -> Path:
 
 def _put(built: Path, path: Path) -> None:
     try:
-        staged = path.with_suffix(".new")
+        staged = path.with_suffix(f".{os.getpid()}")
         staged.write_bytes(built.read_bytes())
         staged.chmod(0o755)
         staged.replace(path)
@@ -119,6 +123,8 @@ def _onnxruntime() -> Path:
 
 
 if __name__ == "__main__":
+    if "--is-built" in sys.argv[1:]:
+        sys.exit(0 if _library_path().is_file() else 1)
     try:
         print(f"native backend ready: {build().name}")  # noqa: T201 - what `make install` shows
     except TickserveError as error:

@@ -38,13 +38,23 @@ Served = tuple[str, int]
 
 
 class Supervisor:
-    """Watches the stubs of one server from a thread of its own, from `start` to `stop`."""
+    """Watches the stubs of one server from a thread of its own, from `start` to `stop`.
+
+    With the native backend there are none (`has_processes` False); a version that hangs is then the server's problem.
+    """
 
     def __init__(
-        self, target: Target, models: Iterable[str], metrics_url: str, hang_s: float, timeout_s: float
+        self,
+        target: Target,
+        models: Iterable[str],
+        metrics_url: str,
+        hang_s: float,
+        timeout_s: float,
+        *,
+        has_processes: bool = True,
     ) -> None:
         self._target, self._models, self._metrics_url = target, list(models), metrics_url
-        self._hang_s, self._timeout_s = hang_s, timeout_s
+        self._hang_s, self._timeout_s, self._has_processes = hang_s, timeout_s, has_processes
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="triton-supervisor", daemon=True)
         self._suspects: dict[Served, int] = {}
@@ -68,6 +78,8 @@ class Supervisor:
         for (model, version), (count, _, reason) in list(self._failures.items()):
             if count >= TRIES:
                 return f"model {model!r} version {version} does not come back: {reason}"
+        for (model, version), reason in [] if self._has_processes else list(self._hanging.items()):
+            return f"model {model!r} version {version} {reason}"
         return None
 
     def _watch(self) -> None:
@@ -76,7 +88,8 @@ class Supervisor:
             with suppress(OSError, ValueError, http.client.HTTPException):
                 if self._hang_s and time.monotonic() - checked >= 1:
                     checked, self._hanging = time.monotonic(), self._hung()
-                self._look()
+                if self._has_processes:
+                    self._look()
 
     def _look(self) -> None:
         assert self._target.view is not None and self._target.pid is not None  # noqa: S101, PT018 - an embedded server

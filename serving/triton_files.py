@@ -20,7 +20,7 @@ from pathlib import Path
 
 import tickserve
 from serving import native
-from tickserve.config import BackendKind
+from tickserve.config import BackendKind, ServeSettings
 from tickserve.errors import ComponentError, MissingExtraError, UnsupportedPlatformError
 from tickserve.model_config import BACKEND
 
@@ -102,10 +102,10 @@ def _check_python(stub: Path) -> None:
         )
 
 
-def environment(files: TritonFiles, backends: Path, kind: BackendKind) -> dict[str, str]:
+def environment(files: TritonFiles, backends: Path, settings: ServeSettings) -> dict[str, str]:
     """The environment variables of the server and its processes; `backends` is what `lay_out_backends` filled.
 
-    Raises UnsupportedPlatformError, MissingExtraError and ComponentError for what a backend of `kind` lacks here.
+    Raises UnsupportedPlatformError, MissingExtraError and ComponentError for what the backend lacks here.
     """
     # The stub embeds Python and finds packages through the first python3 on PATH; PYTHON* variables mean nothing to it.
     interpreter = str(Path(sys.executable).parent)
@@ -116,8 +116,13 @@ def environment(files: TritonFiles, backends: Path, kind: BackendKind) -> dict[s
         "LD_LIBRARY_PATH": os.pathsep.join(libraries),
         # Files a server writes into the checkout would be another user's in a container.
         "PYTHONDONTWRITEBYTECODE": "1",
-        **(native.environment(backends / BACKEND / CHECK.name) if kind == "native" else {}),
+        **(_of_native(backends, settings) if settings.backend == "native" else {}),
     }
+
+
+def _of_native(backends: Path, settings: ServeSettings) -> dict[str, str]:
+    # A little less than the start may take, so that the reason is told and not only that time is up.
+    return native.environment(backends / BACKEND / CHECK.name, 0.9 * settings.start_timeout_s)
 
 
 def _libpython_folder() -> list[str]:
@@ -140,8 +145,9 @@ def lay_out_backends(files: TritonFiles, folder: Path, kind: BackendKind) -> Pat
     """Fill `folder` with a backends folder that has our backend of `kind`, and return it.
 
     Links where Triton takes them: it copies nothing that a killed process would leave behind, and a temporary folder
-    mounted `noexec` does not keep the stub from starting. Triton refuses a library that is a link. Raises
-    ComponentError where the native backend was not built.
+    mounted `noexec` does not keep the stub from starting. It does keep libraries from loading, and Triton refuses one
+    that is a link here, so both backends need a temporary folder (TMPDIR) that may hold code. Raises ComponentError
+    where the native backend was not built.
     """
     ours = folder / BACKEND
     ours.mkdir(parents=True)

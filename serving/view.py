@@ -19,7 +19,8 @@ from pathlib import Path
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as schema
 
-from tickserve.model_config import CONFIG_NAME, MANIFEST_PARAMETER, manifest_parameter
+from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME
+from tickserve.model_config import CONFIG_NAME, MANIFEST_PARAMETER, MODEL_FILE, manifest_parameter
 
 DIGEST_NAME = "manifest.sha256"
 
@@ -74,6 +75,7 @@ def _show_version(source: Path, target: Path, digest: str) -> None:
     if target.is_dir():
         return
     target.mkdir()
-    for file in source.iterdir():
-        (target / file.name).symlink_to(file)
+    # What a version is made of and nothing else: Triton would load a library that lies beside a model.
+    for name in (MANIFEST_NAME, MODEL_FILE, GOLDEN_NAME):
+        (target / name).symlink_to(source / name)
     (target / DIGEST_NAME).write_text(digest, "utf-8")

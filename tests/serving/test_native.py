@@ -20,15 +20,18 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as schema
 
 from monitoring.triton_metrics import scrape
-from serving import native, triton_files
+from serving import native, triton_files, view
 from serving.backends import served_version
 from serving.embedded import EmbeddedTriton
 from serving.golden import infer
 from serving.memory_sentinel import Memory
+from serving.supervisor import Supervisor
 from serving.swap import rollback, swap
 from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, publish_tiny
 from tests.serving.test_swap import QUICK, ids_of, traffic
-from tickserve.errors import ComponentError, MissingExtraError, ServerStartError
+from tickserve.config import ServeSettings
+from tickserve.errors import ArtifactError, ComponentError, MissingExtraError, ServerStartError, UnsafeModelError
+from tickserve.manifest import TensorSpec
 
 SIZES = (1, 2, 3, 7, 8, 9, 31, 32, 33, 63, 64)
 
@@ -122,7 +125,9 @@ def handing_over(graph: str) -> str:
 BROKEN_CHECKS = {
     "says something else": ("print('served-version 1 and more')", "something else than expected"),
     "says nothing": ("", "something else than expected"),
-    "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", "ended early"),
+    "crashes": ("import os, signal; os.kill(os.getpid(), signal.SIGSEGV)", r"ended early, by signal 11"),
+    "hangs": ("import time; time.sleep(60)", "says nothing more"),
+    "is stopped": ("import os, signal; os.kill(os.getpid(), signal.SIGSTOP)", "says nothing more"),
     "refuses": ("import sys; print('not this one'); sys.exit(1)", "not this one"),
     "half a graph": (handing_over("ha"), "something else than expected"),
     "no graph": (handing_over("none"), "cannot load model.onnx"),
@@ -138,7 +143,47 @@ def test_nothing_is_served_that_the_check_did_not_hand_over(
     check.write_text(code)
     monkeypatch.setattr(triton_files, "CHECK", check)
     with pytest.raises(ServerStartError, match=says):
-        EmbeddedTriton(repository, ANY_PORTS).start()
+        EmbeddedTriton(repository, ANY_PORTS.model_copy(update={"start_timeout_s": 5.0})).start()
+
+
+@pytest.mark.parametrize("settings", [ANY_PORTS, STUBS], ids=["native", "python"])
+@pytest.mark.parametrize("place", ["tiny", "tiny/1"])
+@pytest.mark.parametrize("name", [native.LIBRARY_NAME, "libtriton_other.so.1", "model.py"])
+def test_a_library_beside_a_model_is_not_loaded(
+    repository: Path, settings: ServeSettings, place: str, name: str
+) -> None:
+    """Triton looks there first, before any check of ours runs, and no digest or signature covers it."""
+    (repository / place / name).write_bytes(native.find_library().read_bytes())
+    with pytest.raises(UnsafeModelError, match=name):
+        EmbeddedTriton(repository, settings).start()
+
+
+def test_the_server_is_shown_what_a_version_is_made_of_and_no_more(repository: Path, tmp_path: Path) -> None:
+    (repository / "tiny" / "1" / "notes.txt").write_text("mine")
+    view.show(repository / "tiny", tmp_path / "view" / "tiny", [1])
+    shown = {path.name for path in (tmp_path / "view" / "tiny" / "1").iterdir()}
+    assert shown == {"manifest.json", "model.onnx", "golden.npz", view.DIGEST_NAME}
+
+
+def test_a_version_that_hangs_in_the_server_is_its_problem(
+    both: tuple[EmbeddedTriton, EmbeddedTriton], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server, _ = both
+    waiting = {("tiny", 1): (7.0, 2.0)}
+    monkeypatch.setattr(Supervisor, "_requests", lambda _: waiting)
+    watching = Supervisor(server.target, ["tiny"], server.metrics_url, 0.2, 5.0, has_processes=False)
+    watching.start()
+    try:
+        until = time.monotonic() + 10
+        while watching.problem is None and time.monotonic() < until:
+            time.sleep(0.02)
+        assert watching.problem == "model 'tiny' version 1 answered nothing for 0.2 s while requests waited"
+        waiting["tiny", 1] = (8.0, 0.0)
+        while watching.problem is not None and time.monotonic() < until:
+            time.sleep(0.02)
+        assert watching.problem is None
+    finally:
+        watching.stop()
 
 
 def configured(repository: Path) -> bytes:
@@ -153,6 +198,25 @@ def test_the_check_refuses_a_configuration_it_does_not_honour(repository: Path) 
     asked = io.BytesIO(json.dumps(config).encode())
     assert served_version.main([str(repository / "tiny"), "1"], asked, answer) == 1
     assert b"parameters.enable_mem_arena" in answer.getvalue()
+
+
+def test_the_check_refuses_an_output_that_is_an_input(repository: Path) -> None:
+    """ONNX Runtime leaves the buffer of such an output as it was: another caller's numbers."""
+    config = json.loads(configured(repository))
+    config["output"].append({**config["input"][0]})
+    answer = io.BytesIO()
+    asked = io.BytesIO(json.dumps(config).encode())
+    assert served_version.main([str(repository / "tiny"), "1"], asked, answer) == 1
+    assert b"names of their own" in answer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "says"),
+    [("a b", (1,), "without spaces"), ("x" * 256, (1,), "under 256 bytes"), ("x", (1,) * 8, "fewer than 8")],
+)
+def test_the_check_hands_over_no_tensor_there_is_no_room_for(name: str, shape: tuple[int, ...], says: str) -> None:
+    with pytest.raises(ArtifactError, match=says):
+        served_version._line("input", TensorSpec(name=name, dtype="FP32", shape=shape))
 
 
 def test_the_check_hands_over_the_bytes_it_verified(repository: Path) -> None:
@@ -217,7 +281,8 @@ def test_a_server_that_dies_takes_its_models_along_and_is_told(repository: Path)
 
 
 def test_the_environment_names_the_check_and_one_onnxruntime(tmp_path: Path) -> None:
-    found = native.environment(tmp_path / "check.py")
+    found = native.environment(tmp_path / "check.py", 54.0)
+    assert found["TICKSERVE_BACKEND_CHECK_LIMIT_S"] == "54"
     assert found["TICKSERVE_BACKEND_PYTHON"] == sys.executable
     assert json.dumps(found)
     assert Path(found["TICKSERVE_BACKEND_ONNXRUNTIME"]).is_file()

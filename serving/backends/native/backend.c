@@ -37,7 +37,7 @@ static void forget(TRITONSERVER_Error *error) {
 }
 
 static TRITONSERVER_Error *make_room(Buffer *buffer, size_t bytes) {
-  if (buffer->room >= bytes) return NULL;
+  if (buffer->room >= bytes) return NULL; /* bytes of a batch: rows are few, and a row's bytes did not overflow */
   void *grown = NULL;
   if (posix_memalign(&grown, 64, bytes) != 0) return TRITONSERVER_ErrorNew(ERROR_INTERNAL, "no memory for a batch");
   free(buffer->bytes);
@@ -69,6 +69,7 @@ EXPORTED TRITONSERVER_Error *TRITONBACKEND_ModelInitialize(TRITONBACKEND_Model *
   if (error == NULL) error = check_version(version, location, number, config, config_bytes);
   forget(TRITONSERVER_MessageDelete(message));
   if (error == NULL) error = TRITONBACKEND_ModelSetState(model, version);
+  if (error != NULL && version != NULL) free_version(version);
   if (error != NULL) free(version);
   return error;
 }
@@ -89,7 +90,7 @@ EXPORTED TRITONSERVER_Error *TRITONBACKEND_ModelInstanceInitialize(TRITONBACKEND
   if (kind != KIND_CPU)
     /* On a GPU host KIND_AUTO means the GPU; a silent fall back to the CPU would break the latency it was chosen for. */
     return TRITONSERVER_ErrorNew(
-        ERROR_UNSUPPORTED, "instance kind GPU: expected CPU; serve.backend = \"python\" or NVIDIA's image can use a GPU");
+        ERROR_UNSUPPORTED, "instance kind: expected CPU, was GPU or another; serve.backend = \"python\" or NVIDIA's image can use a GPU");
   RETURN_IF(TRITONBACKEND_ModelInstanceModel(triton, &model));
   RETURN_IF(TRITONBACKEND_ModelState(model, &version));
   Instance *instance = calloc(1, sizeof *instance);
@@ -120,7 +121,7 @@ EXPORTED TRITONSERVER_Error *TRITONBACKEND_ModelInstanceFinalize(TRITONBACKEND_M
 }
 
 /* B of one request. Triton has held its shape against the configuration, but for a number of rows so large that it is
- * small again as 32 bits. */
+ * small again as 32 bits, which comes through over gRPC. */
 static TRITONSERVER_Error *rows_of(const Version *version, TRITONBACKEND_Request *request, int64_t *rows) {
   TRITONBACKEND_Input *input;
   const int64_t *shape;

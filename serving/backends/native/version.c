@@ -5,6 +5,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <inttypes.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <stdio.h>
@@ -12,10 +13,12 @@
 #include <string.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
+#include <time.h>
 #include <unistd.h>
 
 #define PYTHON "TICKSERVE_BACKEND_PYTHON"
 #define CHECK "TICKSERVE_BACKEND_CHECK"
+#define LIMIT "TICKSERVE_BACKEND_CHECK_LIMIT_S"
 #define MOST_BYTES (1UL << 31)
 #define REASON_BYTES 2000
 
@@ -38,6 +41,7 @@ static int as_file(const char *bytes, size_t size) {
   if (file < 0) return -1;
   for (size_t written = 0; written < size;) {
     ssize_t more = write(file, bytes + written, size - written);
+    if (more < 0 && errno == EINTR) continue;
     if (more <= 0) {
       close(file);
       return -1;
@@ -48,13 +52,38 @@ static int as_file(const char *bytes, size_t size) {
   return file;
 }
 
-static int read_all(int from, Text *text) {
+static int64_t now_ms(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * 1000 + now.tv_nsec / 1000000;
+}
+
+/* 0 once there is something to read, or the end; -1 with errno ETIMEDOUT when `until_ms` has passed. */
+static int wait_for(int from, int64_t until_ms) {
+  struct pollfd one = {.fd = from, .events = POLLIN};
+  for (;;) {
+    int64_t left = until_ms - now_ms();
+    int ready = left > 0 ? poll(&one, 1, left > 1000000 ? 1000000 : (int)left) : 0;
+    if (ready > 0) return 0;
+    if (ready < 0 && errno != EINTR) return -1;
+    if (left <= 0) {
+      errno = ETIMEDOUT;
+      return -1;
+    }
+  }
+}
+
+static int read_all(int from, Text *text, int64_t until_ms) {
   size_t room = 0;
   for (;;) {
+    if (wait_for(from, until_ms) != 0) return -1;
     if (text->size + 1 >= room) {
       room = room ? 2 * room : 1 << 16;
       unsigned char *grown = room > MOST_BYTES ? NULL : realloc(text->bytes, room);
-      if (grown == NULL) return -1;
+      if (grown == NULL) {
+        errno = ENOMEM;
+        return -1;
+      }
       text->bytes = grown;
     }
     ssize_t more = read(from, text->bytes + text->size, room - text->size - 1);
@@ -74,13 +103,15 @@ static int start(pid_t *child, int input, int output, const char *location, uint
   char *const arguments[] = {getenv(PYTHON), "-I", "-B", getenv(CHECK), (char *)location, version, NULL};
   posix_spawn_file_actions_t files;
   posix_spawnattr_t attributes;
-  sigset_t none;
+  sigset_t none, usual;
   sigemptyset(&none);
+  sigfillset(&usual); /* what the server ignores is not for the check to ignore */
   posix_spawn_file_actions_init(&files);
   posix_spawnattr_init(&attributes);
   posix_spawn_file_actions_adddup2(&files, input, 0);
   posix_spawn_file_actions_adddup2(&files, output, 1);
-  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK);
+  posix_spawnattr_setflags(&attributes, POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+  posix_spawnattr_setsigdefault(&attributes, &usual);
   posix_spawnattr_setsigmask(&attributes, &none);
   int failed = posix_spawn(child, arguments[0], &files, &attributes, arguments, environ);
   posix_spawn_file_actions_destroy(&files);
@@ -92,8 +123,10 @@ static int start(pid_t *child, int input, int output, const char *location, uint
 /* What the process printed, and how it ended (as waitpid says). */
 static TRITONSERVER_Error *run(
     Text *said, int *ended, const char *location, uint64_t number, const char *config, size_t config_bytes) {
-  if (getenv(PYTHON) == NULL || getenv(CHECK) == NULL)
-    return TRITONSERVER_ErrorNew(ERROR_UNSUPPORTED, PYTHON " and " CHECK " have to name Python and the check");
+  double limit_s = getenv(LIMIT) == NULL ? 0 : atof(getenv(LIMIT));
+  if (getenv(PYTHON) == NULL || getenv(CHECK) == NULL || !(limit_s > 0 && limit_s < 1e6))
+    return TRITONSERVER_ErrorNew(ERROR_UNSUPPORTED, PYTHON ", " CHECK " and " LIMIT " have to say what to start");
+  int64_t until_ms = now_ms() + (int64_t)(limit_s * 1000);
   int input = as_file(config, config_bytes), both[2];
   if (input < 0) return internal("its input");
   if (pipe2(both, O_CLOEXEC) != 0) {
@@ -104,12 +137,14 @@ static TRITONSERVER_Error *run(
   int started = start(&child, input, both[1], location, number);
   close(input);
   close(both[1]);
-  int got = started == 0 ? read_all(both[0], said) : -1;
-  TRITONSERVER_Error *error = got == 0 ? NULL : internal(started == 0 ? "reading it" : "cannot start it");
+  int got = started == 0 ? read_all(both[0], said, until_ms) : -1;
+  TRITONSERVER_Error *error = got == 0 ? NULL : internal(started == 0 ? "it says nothing more" : "cannot start it");
   close(both[0]);
-  if (started == 0)
-    while (waitpid(child, ended, 0) < 0 && errno == EINTR) {
-    }
+  if (started == 0 && got != 0) kill(child, SIGKILL);
+  pid_t waited = 0;
+  while (started == 0 && (waited = waitpid(child, ended, 0)) < 0 && errno == EINTR) {
+  }
+  if (waited < 0 && error == NULL) error = internal("how it ended is not known");
   return error;
 }
 
@@ -122,12 +157,11 @@ static int parse_tensor(const char *line, const char *kind, Tensor *tensor) {
   tensor->type = type[0] == 'F' ? TYPE_FP32 : TYPE_INT64;
   tensor->row_bytes = tensor->type == TYPE_FP32 ? 4 : 8;
   tensor->rank = 1;
-  for (long long size; sscanf(line + used, "%lld", &size) == 1; tensor->rank++) {
+  line += used;
+  for (long long size; sscanf(line, "%lld%n", &size, &used) == 1; tensor->rank++, line += used) {
     if (tensor->rank == MOST_RANK || size < 1) return -1;
     tensor->shape[tensor->rank] = size;
-    tensor->row_bytes *= (size_t)size;
-    line += used;
-    sscanf(line, "%lld%n", &size, &used);
+    if (__builtin_mul_overflow(tensor->row_bytes, (size_t)size, &tensor->row_bytes)) return -1;
   }
   return 0;
 }
@@ -171,7 +205,10 @@ TRITONSERVER_Error *check_version(
   TRITONSERVER_Error *error = run(&said, &ended, location, number, config, config_bytes);
   if (error == NULL && !(WIFEXITED(ended) && WEXITSTATUS(ended) == 0)) {
     char reason[REASON_BYTES];
-    snprintf(reason, sizeof reason, "%.1900s", said.size ? (char *)said.bytes : "the check of the version ended early");
+    if (WIFSIGNALED(ended))
+      snprintf(reason, sizeof reason, "the check of the version ended early, by signal %d", WTERMSIG(ended));
+    else
+      snprintf(reason, sizeof reason, "%.1900s", said.size ? (char *)said.bytes : "the check of the version ended early");
     error = TRITONSERVER_ErrorNew(ERROR_INVALID_ARG, reason);
   }
   if (error == NULL && parse(version, &said) != 0) {
