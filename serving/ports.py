@@ -57,15 +57,29 @@ def _option(field: str) -> str:
 
 
 def _hold(stack: ExitStack, field: str, port: int) -> int:
-    listener = stack.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
-    # With this option only a listener is in the way, as it is for Triton; connections that linger are not.
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    """Take `port`, or a free one for 0. A given one is held without listening: who calls it meanwhile is refused."""
     try:
-        listener.bind((LOOPBACK, port))
-        listener.listen(1)
+        if port:
+            with _bound(port) as probe:
+                probe.listen(1)
+        held = stack.enter_context(_bound(port))
+        if not port:
+            held.listen(1)  # or another server's choice of a free one could be the same
     except OSError as error:
         raise _refused(field, port, error) from error
-    return int(listener.getsockname()[1])
+    return int(held.getsockname()[1])
+
+
+def _bound(port: int) -> socket.socket:
+    sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    # With this option only a listener is in the way, as it is for Triton; connections that linger are not.
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((LOOPBACK, port))
+    except OSError:
+        sock.close()
+        raise
+    return sock
 
 
 def _refused(field: str, port: int, error: OSError) -> Exception:

@@ -109,7 +109,9 @@ def _known(target: Target, model: str) -> str:
     except ValueError as error:
         raise ArtifactError(str(error), field="model") from error
     if not (target.repository / model / CONFIG_NAME).is_file():
-        raise ArtifactError("no such model in the repository", field="model", was=repr(model))
+        names = sorted(path.parent.name for path in target.repository.glob(f"[a-z0-9]*/{CONFIG_NAME}"))
+        expected = " or ".join(names) or "a published model"
+        raise ArtifactError("no such model in the repository", field="model", expected=expected, was=repr(model))
     return model
 
 

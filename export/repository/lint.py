@@ -20,7 +20,7 @@ from export.repository.lock import LOCK_NAME
 from export.repository.places import Repository, require_model
 from export.tensorrt.plan import PLAN_FILE, PLANS, RECORD_FILE, TIMINGS
 from export.triton_config import read_config
-from export.verify import named_files
+from export.verify import CODE_PATTERN, named_files
 from tickserve.current import CURRENT_NAME, folder_in_force
 from tickserve.errors import TickserveError
 from tickserve.manifest import MANIFEST_NAME, load_manifest
@@ -165,6 +165,8 @@ def _files(repository: Repository, model: str) -> Iterator[Finding]:
             yield Finding("error", "link", file, "a link: what it points to is in nobody's digest")
         elif any(part.startswith(STAGING_PREFIX) for part in parts):
             yield Finding("warning", "leftover", file, "left by a killed writer: tickserve repo gc")
+        elif CODE_PATTERN.search(parts[-1]):
+            yield Finding("error", "code", file, "Triton would load and run it: no such model is served")
         elif not _known(repository.root / model, parts[1:], published):
             yield Finding("warning", "stray", file, "no manifest names it")
 

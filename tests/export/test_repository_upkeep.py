@@ -48,6 +48,8 @@ def link(repository: Local) -> None:
     [
         (lambda r: (r.root / NAME / "9").mkdir(), ("error", "version", "tiny/9")),
         (lambda r: (r.root / NAME / "2" / "notes.txt").touch(), ("warning", "stray", "tiny/2/notes.txt")),
+        (lambda r: (r.root / NAME / "libtriton_x.so").touch(), ("error", "code", "tiny/libtriton_x.so")),
+        (lambda r: (r.root / NAME / "2" / "model.py").touch(), ("error", "code", "tiny/2/model.py")),
         (lambda r: (r.root / NAME / "notes.txt").touch(), ("warning", "stray", "tiny/notes.txt")),
         (lambda r: (r.root / "notes").write_text(""), ("warning", "stray", "notes")),
         (lambda r: (r.root / NAME / f"{STAGING_PREFIX}x").touch(), ("warning", "leftover", f"tiny/{STAGING_PREFIX}x")),

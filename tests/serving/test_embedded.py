@@ -21,6 +21,7 @@ import pytest
 from serving import embedded, ports, triton_files
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden
+from serving.ports import reserved
 from serving.repository import survey
 from tests.serving.conftest import ANY_PORTS, STUBS, Running, edit_config, publish_tiny
 from tickserve.config import ExportSettings
@@ -215,6 +216,17 @@ def test_taken_port_is_named_before_anything_starts(repository: Path, field: str
             EmbeddedTriton(repository, settings).start()
     assert f"serve.{field}" in str(caught.value)
     assert not left_running()
+
+
+def test_a_port_that_is_held_for_a_server_refuses_at_once(repository: Path) -> None:
+    """An engine that calls a server while it starts must not wait for its deadline."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with reserved(ANY_PORTS.model_copy(update={"http_port": port})) as ports:
+        assert ports.http == port
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port), timeout=5)
 
 
 def test_a_given_port_is_taken_by_its_server(repository: Path) -> None:

@@ -57,7 +57,7 @@ def predict(
         inputs = _as_inputs(_rows_of(rows), manifest, version)
     else:
         inputs, expected = pipeline.golden_inputs(version, manifest)
-    result = _ask(url, manifest, inputs, settings, times)
+    result = _ask(url, version, manifest, inputs, settings, times)
     if expected is not None:
         result |= _compare(result, expected, manifest)
     result.pop("_probabilities")
@@ -108,14 +108,17 @@ def _holds_other_than_numbers(values: object) -> bool:
     return isinstance(values, bool) or not isinstance(values, int | float)
 
 
-def _ask(url: str, manifest: Manifest, inputs: pipeline.Arrays, config: Config, times: Any) -> dict[str, Any]:
+def _ask(
+    url: str, version: Path, manifest: Manifest, inputs: pipeline.Arrays, config: Config, times: Any
+) -> dict[str, Any]:
+    """The answers of exactly `version`: one that a server has not loaded is said as that, not as a foreign answer."""
     transport = None if "://" in url else config.client.transport
     count = len(inputs[manifest.inputs[0].name])
     limit = manifest.export.max_batch if manifest.export else count
     starts = range(0, count or 1, limit)
     resilience = None if url.startswith("local://") else Resilience.of(config.client)
     with Client(
-        url, manifest=manifest, transport=transport, deadline_ms=config.client.deadline_ms, resilience=resilience
+        url, manifest=version, transport=transport, deadline_ms=config.client.deadline_ms, resilience=resilience
     ) as client:
         parts = [
             client.score(manifest.name, {name: array[start : start + limit] for name, array in inputs.items()})

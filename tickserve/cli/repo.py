@@ -134,7 +134,9 @@ def verify(
     emit(rows, as_json, lambda: _show("verified", rows))
     failed = [each for each in verdicts if each.error is not None]
     if failed:
-        raise ArtifactError(f"{len(failed)} of {len(verdicts)} cannot be trusted", field=failed[0].model)
+        raise ArtifactError(
+            f"{len(failed)} of {len(verdicts)} cannot be trusted, the first of model {failed[0].model!r}"
+        )
 
 
 @app.command("diff")

@@ -37,7 +37,7 @@ class Client:
       several servers as a list, or with commas between them (docs/client.md says how they are used);
       `local://folder` scores a repository folder in this process, and pins it where `manifest` is not given.
     - `manifest`: what the engine pins, out of band: a Manifest, a path to a manifest or a version directory, a mapping
-      from model to those, or a repository folder (the newest version of each model). A path with a version asks the
+      from model to those, or a repository folder (the version in force of each model). A path with a version asks the
       server for exactly that version.
     - `follow_ms`: with a repository folder, notice its version in force changing (a swap, a rollback) at most so late,
       and go over to it once the servers have it loaded (docs/client.md).
