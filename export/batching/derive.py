@@ -138,7 +138,8 @@ def candidates(
     for instances in range(STEADY_INSTANCES if bounded else 1, max(max_instances, STEADY_INSTANCES * bounded) + 1):
         for preferred in _preferred(fit):
             largest = _steered(preferred, fit)
-            slack = slack_us(deadline_us, service, largest)
+            # A large batch may be measured faster than a lone row; the rules hold a request to either.
+            slack = min(slack_us(deadline_us, service, rows) for rows in (1, largest))
             for share in (0.0,) if bounded or not preferred else DELAY_SHARES:
                 setting = Setting(max_batch, int(share * slack), preferred, instances, 0, 0, lanes)
                 if bounded:
@@ -170,7 +171,8 @@ def _bounded(setting: Setting, service: ServiceTimes, slack: float, largest: int
     """`setting` with the queue timeout and size that follow from its slack."""
     side_by_side = min(setting.instances, cores)
     in_time = slack / service.mean_us(largest, largest) * largest * side_by_side
-    return replace(setting, queue_size=max(largest, int(in_time)), queue_timeout_us=max(1, int(slack)))
+    # A microsecond less: `lint` knows the slack from the table, whose times are rounded.
+    return replace(setting, queue_size=max(largest, int(in_time)), queue_timeout_us=max(1, int(slack) - 1))
 
 
 def _reasons(found: Derivation) -> dict[str, str]:

@@ -64,13 +64,13 @@ class ServiceTimes:
         """Mean, p50 and p99 by size; the path's p99 too."""
         return {
             "source": self.source,
-            "overhead_us": round(self.overhead_us, 1),
+            "overhead_us": round(self.overhead_us, 3),
             "overhead_p99_us": round(float(np.percentile(self.paths(), 99)), 1),
-            "per_request_us": round(self.per_request_us, 1),
+            "per_request_us": round(self.per_request_us, 6),
             "rows": {
                 str(size): {
                     "calls": len(self.samples_us[size]),
-                    "mean_us": round(self.mean_us(size), 1),
+                    "mean_us": round(self.mean_us(size), 3),
                     "p50_us": round(float(np.percentile(self.samples_us[size], 50)), 1),
                     "p99_us": round(float(np.percentile(self.samples_us[size], 99)), 1),
                 }
