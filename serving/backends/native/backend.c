@@ -1,5 +1,5 @@
 /* Triton's `onnxruntime` backend for a machine without NVIDIA's, in the server's own process: no hop to a Python process
- * and back for a request, which is most of what a lone call costs there (docs/serving.md). It serves what the check
+ * and back for a request (`python -m benchmarks.backends` prints what that costs). It serves what the check
  * (version.c) lets through and honours nothing on its own account. Letters: R requests of one batch, B rows of them. */
 #include <stdlib.h>
 #include <string.h>
