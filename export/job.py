@@ -19,7 +19,7 @@ from export.runtimes.survey import Options, open_chosen, options_of, survey, wit
 from export.stepping import state_gates
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError, GateRefusedError
-from tickserve.manifest import GOLDEN_NAME, ExportRecord, GateResult, Manifest, load_bundle, load_manifest
+from tickserve.manifest import GOLDEN_NAME, TREES, ExportRecord, GateResult, Manifest, load_bundle, load_manifest
 from tickserve.runtimes import Gated, RuntimeRecord
 from tickserve.store import sha256_bytes
 
@@ -27,6 +27,8 @@ PARITY_NAME = "parity.npz"
 LATENCY_CALLS = 200
 # A gate over fewer rows would say little more than the golden pairs; the settings ask for no fewer either.
 MIN_PARITY_ROWS = 16
+# Families that read a row; the others read a window of rows.
+ROWS = TREES | {"mlp"}
 Progress = Callable[[str], None]
 
 
@@ -113,7 +115,7 @@ def _check_bundle(manifest: Manifest) -> None:
     for name in (manifest.model_file, GOLDEN_NAME, PARITY_NAME):
         if name not in manifest.files:
             raise ArtifactError("the bundle does not name a file that export needs", field=name[:100])
-    tensor, wanted = manifest.inputs[0], 2 if manifest.family == "lstm" and manifest.state is None else 1
+    tensor, wanted = manifest.inputs[0], 1 if manifest.family in ROWS or manifest.state is not None else 2
     if len(tensor.shape) != wanted:
         expected = "(F,)" if wanted == 1 else "(T, F)"
         raise ArtifactError(

@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 from export import versions
 from export.check_model import BATCH_DIMENSION, check_safe, dimensions, graph_inputs
 from tickserve.errors import ArtifactError
-from tickserve.manifest import StateTensor
+from tickserve.manifest import StateTensor, TensorSpec
 
 PROBABILITIES, SCORE, BUNDLE_ID = "probabilities", "score", "bundle_id"
 DIGEST_KEY = "tickserve.bundle_digest"
@@ -29,12 +29,12 @@ OPTIMIZATION = "none"
 DOWN, UP = 0, 2
 
 
-def net_to_onnx(model: Any, window: int, features: int) -> ModelProto:
-    """A torch module `[B, T, F] -> [B, 3]` as a graph `window -> probabilities` with a dynamic batch.
+def net_to_onnx(model: Any, tensor: TensorSpec) -> ModelProto:
+    """A torch module `[B, ...] -> [B, 3]` as a graph from `tensor` to `probabilities` with a dynamic batch.
 
     `model` is a torch.nn.Module (typed loosely so that importing this module does not load torch).
     """
-    return _exported(model, {"window": (window, features)}, [PROBABILITIES])
+    return _exported(model, {tensor.name: tensor.shape}, [PROBABILITIES])
 
 
 def stepped_to_onnx(model: Any, features: int, state: Sequence[StateTensor]) -> ModelProto:

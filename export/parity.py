@@ -11,14 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from export.onnx_graph import BUNDLE_ID, DOWN, PROBABILITIES, SCORE, UP
 from tickserve.errors import GateRefusedError
-from tickserve.manifest import GateResult, Manifest, Tolerance
+from tickserve.manifest import TREES, Family, GateResult, Manifest, Tolerance
 
 Rows = npt.NDArray[np.float32]
 Served = Mapping[str, npt.NDArray[Any]]
@@ -35,12 +35,14 @@ LEVELS = np.arange(-19, 20) / 20.0
 CEILINGS = {
     # The same float32 leaves, summed in another order.
     ("gbdt", "fp32"): Tolerance(atol=1e-5, rtol=1e-5),
-    # Float32 sums over steps and units, ordered and fused differently by the two runtimes.
-    ("lstm", "fp32"): Tolerance(atol=1e-5, rtol=1e-4),
-    # Research's numbers of a child are the child's own: the rounding to 16 or 8 bits is on both sides, and training
-    # holds the child against its teacher. What is left is float32 arithmetic as above.
-    ("lstm", "fp16"): Tolerance(atol=1e-5, rtol=1e-4),
-    ("lstm", "int8"): Tolerance(atol=1e-5, rtol=1e-4),
+    # A net: float32 sums over steps and units, ordered and fused differently by the two runtimes. Research's numbers of
+    # a child are the child's own: the rounding to 16 or 8 bits is on both sides, and training holds the child against
+    # its teacher.
+    **{
+        (family, precision): Tolerance(atol=1e-5, rtol=1e-4)
+        for family in sorted(set(get_args(Family)) - TREES)
+        for precision in ("fp32", "fp16", "int8")
+    },
 }
 
 

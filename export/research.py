@@ -75,20 +75,18 @@ def _trees(folder: Path, manifest: Manifest) -> Research:
 def _net(folder: Path, manifest: Manifest) -> Research:
     import torch
 
-    from models.lstm import LstmClassifier
+    from models.registry import net_from_bundle
 
     if manifest.state is not None:
         return _stepped(folder, manifest)
-    module = LstmClassifier.from_bundle(folder, manifest)
-    module.eval()
-    window, features = manifest.inputs[0].shape
+    module = net_from_bundle(folder, manifest)
 
     def predict(rows: Rows) -> Rows:
         with torch.inference_mode():
             scored: Any = module(torch.from_numpy(np.ascontiguousarray(rows)))
         return np.asarray(scored.numpy(), np.float32)
 
-    return Research(predict, lambda: onnx_graph.net_to_onnx(module, window, features))
+    return Research(predict, lambda: onnx_graph.net_to_onnx(module, manifest.inputs[0]))
 
 
 def _stepped(folder: Path, manifest: Manifest) -> Research:

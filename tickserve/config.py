@@ -5,9 +5,11 @@ What is in force is read from a profile, a file and the environment by `tickserv
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from tickserve.manifest import Family
 
 
 class Section(BaseModel):
@@ -62,19 +64,25 @@ class GbdtSettings(Section):
     threads: int = Field(2, ge=1)
 
 
-class LstmSettings(Section):
+class NetSettings(Section):
+    """How a net of any family is trained."""
+
+    enabled: bool = False
+    epochs: int = Field(4, ge=1)
+    patience: int = Field(2, ge=1)
+    batch_rows: int = Field(512, ge=1)
+    learning_rate: float = Field(0.003, gt=0)
+    max_train_windows: int = Field(20_000, ge=0, description="rows or windows per fit, evenly spaced; 0 takes all")
+    threads: int = Field(1, ge=1, description="small nets gain little from more, and lose much on a busy machine")
+
+
+class LstmSettings(NetSettings):
     """A recurrent net on windows of feature rows."""
 
     enabled: bool = True
     window: int = Field(20, ge=2, le=1_000, description="rows the net looks back over")
     hidden: int = Field(32, ge=1, le=2_048)
     layers: int = Field(1, ge=1, le=8)
-    epochs: int = Field(4, ge=1)
-    patience: int = Field(2, ge=1)
-    batch_rows: int = Field(512, ge=1)
-    learning_rate: float = Field(0.003, gt=0)
-    max_train_windows: int = Field(20_000, ge=0, description="windows per fit, evenly spaced; 0 takes all")
-    threads: int = Field(1, ge=1, description="small nets gain little from more, and lose much on a busy machine")
     stepped: bool = Field(True, description="also a child that takes one row and its state instead of a window")
 
 
@@ -323,8 +331,14 @@ class Config(Section):
     journal: JournalSettings = JournalSettings()
     limits: LimitSettings = LimitSettings()
 
+    @property
+    def families(self) -> tuple[str, ...]:
+        """The families that are trained, in the order of `tickserve.manifest.Family`."""
+        sections = ((name, getattr(self, name, None)) for name in get_args(Family))
+        return tuple(name for name, section in sections if section is not None and section.enabled)
+
     @model_validator(mode="after")
     def _something_to_train(self) -> Config:
-        if not (self.gbdt.enabled or self.lstm.enabled):
+        if not self.families:
             raise ValueError("gbdt.enabled, lstm.enabled: expected at least one true, was both false")
         return self

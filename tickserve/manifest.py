@@ -15,7 +15,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
@@ -31,6 +31,9 @@ MODEL_NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,99}")
 
 Dtype = Literal["FP32", "INT64"]
 NanPolicy = Literal["native", "impute_mean", "reject"]
+# Trees, then nets: a row each for the trees and the MLP, a window of rows for the others.
+Family = Literal["gbdt", "mlp", "lstm", "tcn", "deeplob", "tlob"]
+TREES: Final = frozenset({"gbdt"})
 
 
 class Frozen(BaseModel):
@@ -190,7 +193,7 @@ class Manifest(Frozen):
 
     schema_version: Literal[1] = 1
     name: str
-    family: Literal["gbdt", "lstm"]
+    family: Family
     precision: Literal["fp32", "fp16", "int8"] = "fp32"
     task: Literal["direction"] = "direction"
     horizon: Horizon

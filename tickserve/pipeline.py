@@ -69,7 +69,7 @@ def build_features(source: Any, config: Config, advance: Advance | None = None) 
 
 def train(feature_set: Any, config: Config, out: Path, *, name: str | None = None, progress: Any = None) -> list[Any]:
     """Train the enabled families; returns the bundles. Raises InsufficientDataError, GateRefusedError."""
-    families = tuple(family for family in ("gbdt", "lstm") if getattr(config, family).enabled)
+    families = config.families
     if not families:
         raise UsageError("nothing to train", field="gbdt.enabled, lstm.enabled", expected="at least one true")
     job = stages.load("training.train")

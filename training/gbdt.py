@@ -7,13 +7,13 @@ Letters: n rows, F features.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from models.gbdt import GbdtClassifier
 from tickserve.config import GbdtSettings
-from tickserve.manifest import NanPolicy, TensorSpec, Tolerance
+from tickserve.manifest import Family, NanPolicy, TensorSpec, Tolerance
 from training.examples import Examples, IntArray, LabelledFold, Rows
 from training.job import Fit
 
@@ -24,7 +24,7 @@ TOP_COLUMNS = 10
 class GbdtJob:
     """Trains `GbdtClassifier` on single feature rows."""
 
-    family: Literal["gbdt", "lstm"] = "gbdt"
+    family: Family = "gbdt"
     model_file = "model.ubj"
     nan_policy: NanPolicy = "native"
     tolerance = Tolerance(atol=1e-5, rtol=1e-5)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
-from tickserve.manifest import NanPolicy, TensorSpec, Tolerance
+from tickserve.manifest import Family, NanPolicy, TensorSpec, Tolerance
 from training.examples import IntArray, LabelledFold, Rows
 
 
@@ -22,7 +22,7 @@ class Fit:
 class Job(Protocol):
     """One family over one `Examples`."""
 
-    family: Literal["gbdt", "lstm"]
+    family: Family
     model_file: str
     nan_policy: NanPolicy
     tolerance: Tolerance

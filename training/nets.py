@@ -1,4 +1,4 @@
-"""The LSTM job: windows of feature rows, gathered batch by batch from the table, early stopping on validation loss.
+"""The job of every family of nets: rows or windows of rows, gathered batch by batch, early stopping on validation loss.
 
 No window crosses a session boundary, the scaler sees the training rows only, and the windows never exist all at once.
 Letters: N rows of the table, n windows, T steps, F features.
@@ -11,17 +11,18 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from models.lstm import LstmClassifier
-from tickserve.config import LstmSettings
+from models.net import Net
+from models.registry import NETS
+from tickserve.config import NetSettings
 from tickserve.errors import InsufficientDataError
-from tickserve.manifest import NanPolicy, TensorSpec, Tolerance
+from tickserve.manifest import Family, NanPolicy, TensorSpec, Tolerance
 from training.baselines import column_scale
 from training.examples import Examples, IntArray, LabelledFold, Rows, evenly
 from training.job import Fit
@@ -31,36 +32,40 @@ PREDICT_ROWS = 2_048
 VALIDATION_SHARE = 4
 
 
-class LstmJob:
-    """Trains `LstmClassifier` on windows that end at a row."""
+class NetJob:
+    """Trains the net of one family on rows, or on windows that end at a row (T is 1 where the family reads a row)."""
 
-    family: Literal["gbdt", "lstm"] = "lstm"
     model_file = "model.safetensors"
     nan_policy: NanPolicy = "impute_mean"
     tolerance = Tolerance(atol=1e-5, rtol=1e-4)
 
-    def __init__(self, examples: Examples, settings: LstmSettings, seed: int) -> None:
-        self.examples, self.settings, self.seed = examples, settings, seed
-        if len(examples.features) < settings.window:
+    def __init__(self, family: Family, examples: Examples, settings: NetSettings, seed: int) -> None:
+        self.family, self.examples, self.settings, self.seed = family, examples, settings, seed
+        self.window = int(getattr(settings, "window", 1))
+        if len(examples.features) < self.window:
             raise self._too_short(len(examples.features))
-        windows = np.lib.stride_tricks.sliding_window_view(examples.features, settings.window, axis=0)
+        windows = np.lib.stride_tricks.sliding_window_view(examples.features, self.window, axis=0)
         self._windows = windows.swapaxes(1, 2)  # a view [N - T + 1, T, F]
 
     @property
     def tensor(self) -> TensorSpec:
-        """`window` FP32 (T, F), oldest row first."""
-        return TensorSpec(name="window", dtype="FP32", shape=(self.settings.window, self.examples.features.shape[1]))
+        """`features` FP32 (F,), or `window` FP32 (T, F), oldest row first."""
+        features = self.examples.features.shape[1]
+        if "window" in NETS[self.family].sizes:
+            return TensorSpec(name="window", dtype="FP32", shape=(self.window, features))
+        return TensorSpec(name="features", dtype="FP32", shape=(features,))
 
     def eligible(self, rows: IntArray) -> IntArray:
         """Rows whose window lies in their own session."""
-        first = rows - (self.settings.window - 1)
+        first = rows - (self.window - 1)
         session = self.examples.session
         kept: IntArray = rows[(first >= 0) & (session[np.maximum(first, 0)] == session[rows])]
         return kept
 
     def inputs(self, rows: IntArray) -> Rows:
-        """Windows [n, T, F] that end at `rows`, copied."""
-        return np.ascontiguousarray(self._windows[rows - (self.settings.window - 1)])
+        """Rows [n, F], or windows [n, T, F] that end at `rows`, copied."""
+        taken = np.ascontiguousarray(self._windows[rows - (self.window - 1)])
+        return taken.reshape(len(rows), *self.tensor.shape)
 
     def fit(self, fold: LabelledFold) -> Fit:
         """Adam on cross-entropy; the weights of the epoch with the lowest validation loss are kept.
@@ -84,20 +89,21 @@ class LstmJob:
     def _too_short(self, rows: int) -> InsufficientDataError:
         return InsufficientDataError(
             "no session is as long as the window",
-            field="lstm.window",
-            expected=f"sessions of at least {self.settings.window} rows",
+            field=f"{self.family}.window",
+            expected=f"sessions of at least {self.window} rows",
             was=f"shorter ones in {rows} rows",
-            hint="use a shorter lstm.window or a longer recording",
+            hint=f"use a shorter {self.family}.window or a longer recording",
         )
 
-    def _new_net(self, fold: LabelledFold) -> LstmClassifier:
-        settings = self.settings
-        net = LstmClassifier(self.examples.features.shape[1], settings.window, settings.hidden, settings.layers)
+    def _new_net(self, fold: LabelledFold) -> Net:
+        declared = {"kind": self.family, "features": self.examples.features.shape[1]}
+        sizes = {name: getattr(self.settings, name) for name in NETS[self.family].sizes if name != "features"}
+        net = NETS[self.family].from_architecture(declared | sizes)
         mean, std = column_scale(self.examples.features[fold.rows.train].astype(np.float64))
         net.set_scaler(torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32)))
         return net
 
-    def _learn(self, net: LstmClassifier, train: IntArray, validation: IntArray, fold: LabelledFold) -> int:
+    def _learn(self, net: Net, train: IntArray, validation: IntArray, fold: LabelledFold) -> int:
         optimizer = torch.optim.Adam(net.parameters(), lr=self.settings.learning_rate)
         lowest, best, kept = math.inf, 0, copy.deepcopy(net.state_dict())
         for epoch in range(1, self.settings.epochs + 1):
@@ -110,7 +116,7 @@ class LstmJob:
         net.load_state_dict(kept)
         return best
 
-    def _epoch(self, net: LstmClassifier, optimizer: torch.optim.Optimizer, rows: IntArray, fold: LabelledFold) -> None:
+    def _epoch(self, net: Net, optimizer: torch.optim.Optimizer, rows: IntArray, fold: LabelledFold) -> None:
         net.train()
         order = torch.randperm(len(rows)).numpy()
         for windows, classes in self._batches(rows[order], fold, self.settings.batch_rows):
@@ -120,7 +126,7 @@ class LstmJob:
             nn.utils.clip_grad_norm_(net.parameters(), 1.0)
             optimizer.step()
 
-    def _validation_loss(self, net: LstmClassifier, rows: IntArray, fold: LabelledFold) -> float:
+    def _validation_loss(self, net: Net, rows: IntArray, fold: LabelledFold) -> float:
         net.eval()
         total = 0.0
         with torch.inference_mode():
@@ -135,12 +141,12 @@ class LstmJob:
             yield torch.from_numpy(self.inputs(chosen)), torch.from_numpy(classes)
 
     def predict(self, fit: Fit, rows: IntArray) -> Rows:
-        """Probabilities [n, 3] of the windows that end at `rows`."""
+        """Probabilities [n, 3] of table `rows`."""
         parts = [self.score(fit, self.inputs(rows[at : at + PREDICT_ROWS])) for at in range(0, len(rows), PREDICT_ROWS)]
         return np.concatenate(parts) if parts else np.zeros((0, 3), dtype=np.float32)
 
     def score(self, fit: Fit, inputs: Rows) -> Rows:
-        """Probabilities [n, 3] of windows [n, T, F]."""
+        """Probabilities [n, 3] of model inputs."""
         with reproducible(self.seed, self.settings.threads), torch.inference_mode():
             answer: Rows = fit.model(torch.from_numpy(np.ascontiguousarray(inputs))).numpy()
         return answer
@@ -151,7 +157,7 @@ class LstmJob:
 
     def architecture(self, fit: Fit) -> dict[str, Any]:
         """Sizes of the net, and that its steps are `stride` events apart."""
-        net: LstmClassifier = fit.model
+        net: Net = fit.model
         return net.architecture() | {"stride": self.examples.stride}
 
     def importance(self, fit: Fit, columns: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -61,8 +61,7 @@ def children(
     precisions: list[Precision] = [name for name in ("fp16", "int8") if getattr(wanted, name)]
     if not precisions:
         return [], []
-    steps, features = teacher.tensor.shape
-    graph = net_to_onnx(teacher.net, steps, features)
+    graph = net_to_onnx(teacher.net, teacher.tensor)
     bundles, rows = [], []
     for precision in precisions:
         child, row = _child(teacher, SHRINK[precision](graph), precision, out)

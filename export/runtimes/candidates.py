@@ -22,7 +22,7 @@ from export.packed import feed
 from export.parity import Rows, Served, score_of
 from export.research import Research
 from tickserve.errors import TickserveError
-from tickserve.manifest import Manifest
+from tickserve.manifest import TREES, Manifest
 from tickserve.model_config import GRAPH_LEVELS
 
 CPU = "CPUExecutionProvider"
@@ -104,7 +104,7 @@ def _found(
     yield _bound(graph, manifest, threads)
     for word, provider in GPUS.items():
         yield _gpu(graph, manifest, word, provider)
-    if manifest.family == "gbdt":
+    if manifest.family in TREES:
         yield from _forest(manifest, research)
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from tickserve.manifest import TREES
 from tickserve.runtimes import RuntimeCandidate
 
 GAIN = 0.10
@@ -46,7 +47,7 @@ def one_thread_only(family: str, threads: int | None) -> bool:
 
     More threads add a forest's leaves in another order, which the gate allows for by a bound. Only a person asks that.
     """
-    return family == "gbdt" and (threads or 1) > 1
+    return family in TREES and (threads or 1) > 1
 
 
 def _share(candidate: RuntimeCandidate, base: RuntimeCandidate) -> float | None:

@@ -8,16 +8,17 @@ other batch sizes would fail. A server on the CPU ignores all of it, by the rule
 from __future__ import annotations
 
 from tickserve.config import ExportSettings
-from tickserve.manifest import Manifest
+from tickserve.manifest import TREES, Manifest
 
 PRECISION_MODES = {"fp32": "FP32", "fp16": "FP16", "int8": "INT8"}
-# TensorRT has no operator for a forest; ONNX Runtime would run all of it on the CPU behind an empty engine.
-FAMILIES = frozenset({"lstm"})
 
 
 def runs_on_tensorrt(manifest: Manifest) -> bool:
-    """Whether TensorRT has the operators of this family of models."""
-    return manifest.family in FAMILIES
+    """Whether TensorRT has the operators of this family of models.
+
+    It has none for a forest: ONNX Runtime would run all of it on the CPU behind an empty engine.
+    """
+    return manifest.family not in TREES
 
 
 def accelerator_parameters(manifest: Manifest, settings: ExportSettings) -> dict[str, str]:

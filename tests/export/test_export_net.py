@@ -24,6 +24,7 @@ from tickserve.errors import GateRefusedError
 from tickserve.manifest import TensorSpec, Tolerance, load_manifest, write_manifest
 
 FEATURES, WINDOW = 6, 5
+TENSOR = TensorSpec(name="window", dtype="FP32", shape=(WINDOW, FEATURES))
 GATES = ["graph", "parity.recorded", "parity.nan", "parity.extreme", "parity.batch", "parity.composition"]
 
 
@@ -60,9 +61,8 @@ def net_bundle(
     folder.mkdir()
     save_file({name: tensor.contiguous() for name, tensor in net.state_dict().items()}, folder / "model.safetensors")
     pairs(folder, "window", windows, research(net, windows), np.r_[0, 200:215])
-    tensor = TensorSpec(name="window", dtype="FP32", shape=(WINDOW, FEATURES))
     changes = {"family": "lstm", "nan_policy": "impute_mean", "architecture": net.architecture()}
-    write_manifest(folder, describe(folder, folder.name, "model.safetensors", tensor, **changes))
+    write_manifest(folder, describe(folder, folder.name, "model.safetensors", TENSOR, **changes))
     return folder
 
 
@@ -73,7 +73,7 @@ def published(net_bundle: Path, settings: ExportSettings, tmp_path_factory: pyte
 
 @pytest.fixture(scope="module")
 def graph(net: LstmClassifier) -> onnx.ModelProto:
-    return onnx_graph.net_to_onnx(net, WINDOW, FEATURES)
+    return onnx_graph.net_to_onnx(net, TENSOR)
 
 
 def test_a_net_is_served_with_researchs_numbers(published: Published, net: LstmClassifier, windows: np.ndarray) -> None:
@@ -99,7 +99,7 @@ def test_only_the_batch_is_dynamic_and_nothing_names_this_machine(published: Pub
 
 
 def test_a_net_converts_to_the_same_bytes(net: LstmClassifier, graph: onnx.ModelProto) -> None:
-    again = onnx_graph.net_to_onnx(net, WINDOW, FEATURES)
+    again = onnx_graph.net_to_onnx(net, TENSOR)
     assert again.SerializeToString(deterministic=True) == graph.SerializeToString(deterministic=True)
 
 
@@ -137,7 +137,6 @@ def child_bundle(
     path = quantized(graph, folder)
     scored = score_onnx(path, {"window": windows})["probabilities"]
     pairs(folder, "window", windows, scored, np.r_[0, 200:215])
-    tensor = TensorSpec(name="window", dtype="FP32", shape=(WINDOW, FEATURES))
     changes: dict[str, Any] = {
         "family": "lstm",
         "precision": "int8",
@@ -145,7 +144,7 @@ def child_bundle(
         "parents": (load_manifest(net_bundle).digest(),),
         "tolerance": Tolerance(atol=0.05, rtol=0.0),
     }
-    write_manifest(folder, describe(folder, folder.name, "model.onnx", tensor, **changes))
+    write_manifest(folder, describe(folder, folder.name, "model.onnx", TENSOR, **changes))
     return folder
 
 

@@ -11,11 +11,11 @@ import torch
 from tickserve.config import Config
 from tickserve.errors import InsufficientDataError
 from training.examples import Examples
-from training.nets import LstmJob
+from training.nets import NetJob
 
 
-def job(examples: Examples, config: Config, seed: int = 7) -> LstmJob:
-    return LstmJob(examples, config.lstm, seed)
+def job(examples: Examples, config: Config, seed: int = 7) -> NetJob:
+    return NetJob("lstm", examples, config.lstm, seed)
 
 
 def test_windows_end_at_their_row_and_never_cross_a_session(examples: Examples, config: Config) -> None:
@@ -59,7 +59,7 @@ def test_the_seed_decides_the_weights_and_the_callers_randomness_is_left_alone(
 
 def test_training_windows_are_capped_evenly(examples: Examples, config: Config) -> None:
     settings = config.lstm.model_copy(update={"max_train_windows": 300, "epochs": 1})
-    assert LstmJob(examples, settings, 7).fit(examples.published).rows == 300
+    assert NetJob("lstm", examples, settings, 7).fit(examples.published).rows == 300
 
 
 def test_a_window_longer_than_the_data_is_refused(examples: Examples, config: Config) -> None:

@@ -14,6 +14,7 @@ from export.onnx_graph import net_to_onnx, serve_graph
 from export.runtime import open_session, run
 from models.lstm import LstmClassifier
 from tickserve.config import CompressSettings
+from tickserve.manifest import TensorSpec
 from training import quantize
 from training.quantize import Teacher, children, hold, quantize_rows, to_fp16, to_int8
 
@@ -55,7 +56,7 @@ def test_a_childs_numbers_do_not_depend_on_its_batch_or_the_optimiser(trained, p
 
 def test_int8_holds_for_stacked_layers_too(teacher: Teacher) -> None:
     net = LstmClassifier(features=6, window=8, hidden=64, layers=2).eval()
-    graph = net_to_onnx(net, 8, 6)
+    graph = net_to_onnx(net, TensorSpec(name="window", dtype="FP32", shape=(8, 6)))
     small = to_int8(graph)
     assert sum(node.op_type == "DequantizeLinear" for node in small.graph.node) == 4
     assert len(small.SerializeToString()) < 0.4 * len(graph.SerializeToString())
@@ -70,7 +71,7 @@ def test_dynamic_quantization_would_let_a_rows_number_depend_on_its_batch(teache
     # Why int8 is weight-only here. Should ONNX Runtime ever scale each row by itself, this fails: then think again.
     from onnxruntime.quantization import quantize_dynamic
 
-    graph = net_to_onnx(teacher.net, *teacher.tensor.shape)
+    graph = net_to_onnx(teacher.net, teacher.tensor)
     quantize_dynamic(graph, tmp_path / "dynamic.onnx")
     dynamic = open_session(tmp_path / "dynamic.onnx")
     extreme = np.concatenate([teacher.inputs[:32], 50 * teacher.inputs[32:64]])
@@ -93,7 +94,7 @@ def test_fp16_keeps_the_scaler_in_float32(teacher: Teacher) -> None:
     import torch
 
     net.set_scaler(torch.tensor([1e6, 0.0]), torch.tensor([1e5, 1.0]))  # more than float16 can hold
-    small = to_fp16(net_to_onnx(net, 4, 2))
+    small = to_fp16(net_to_onnx(net, TensorSpec(name="window", dtype="FP32", shape=(4, 2))))
     rows = (np.random.default_rng(0).normal(size=(16, 4, 2)) * [1e5, 1] + [1e6, 0]).astype(np.float32)
     was = run(open_session(small.SerializeToString()), {"window": rows})["probabilities"]
     with torch.inference_mode():

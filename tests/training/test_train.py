@@ -18,7 +18,8 @@ from tickserve.config import Config
 from tickserve.errors import ComponentError, GateRefusedError, UsageError
 from tickserve.manifest import load_bundle
 from training.examples import DataMeta
-from training.train import refuse_not_finite, train_table
+from training.train import train_table
+from training.walk import refuse_not_finite
 
 
 def test_every_bundle_verifies_and_is_named_by_its_market(trained) -> None:  # noqa: ANN001
