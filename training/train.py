@@ -88,7 +88,7 @@ def job_of(family: str, examples: Examples, config: Config) -> Job:
         from training.nets import NetJob
 
         return NetJob(cast(Family, family), examples, getattr(config, family), config.seed)
-    raise UsageError("unknown family", field="families", expected=" or ".join(get_args(Family)), was=family[:40])
+    raise UsageError("unknown family", field="families", expected=", ".join(get_args(Family)), was=family[:40])
 
 
 def _publish(run: Run, fit: Fit, report: dict[str, Any], out: Path, name: str) -> list[TrainedBundle]:

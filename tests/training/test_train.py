@@ -126,7 +126,7 @@ def test_an_answer_shared_by_columns_is_refused_by_the_score_it_gives(
 def test_an_unknown_family_and_an_unwritable_folder_are_typed_errors(
     table: FeatureTable, meta: DataMeta, config: Config, tmp_path: Path
 ) -> None:
-    with pytest.raises(UsageError, match="gbdt or lstm"):
+    with pytest.raises(UsageError, match="expected gbdt, mlp, lstm"):
         train_table(table, meta, config, tmp_path, families=("forest",))
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ComponentError, match="cannot write"):
