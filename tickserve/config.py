@@ -300,6 +300,24 @@ class JournalSettings(Section):
         return self
 
 
+class TuneSettings(Section):
+    """The search for hyper-parameters."""
+
+    trials: int = Field(2, ge=1, le=100_000, description="of the study, those of earlier runs included")
+    workers: int = Field(1, ge=1, le=256, description="processes that try at the same time")
+    objectives: tuple[Literal["ic", "p99_us", "size_bytes"], ...] = Field(
+        ("ic", "p99_us", "size_bytes"), min_length=1, description="ic is raised, the others are lowered"
+    )
+    sampler: Literal["tpe", "nsga2", "random"] = "tpe"
+    pruner: Literal["median", "none"] = Field("median", description="gives up a trial that is worse than half of them")
+    pruner_startup_trials: int = Field(5, ge=0, description="trials that are never given up")
+    pruner_warmup_steps: int = Field(10, ge=0, description="rounds or epochs of a trial before it may be given up")
+    latency_calls: int = Field(1_000, ge=50, description="timed calls of a lone row in each trial")
+    max_p99_us: float = Field(0.0, ge=0, description="the chosen trial may not be slower; 0: any")
+    folder: str = Field("runs/tune", min_length=1, description="journal, results and report of a study go below it")
+    storage: str = Field("", description="database URL for workers on several machines; empty: a journal in the folder")
+
+
 class LimitSettings(Section):
     """What a run may use; passing one is reported, not hidden."""
 
@@ -329,6 +347,7 @@ class Config(Section):
     batching: BatchingSettings = BatchingSettings()
     loadtest: LoadtestSettings = LoadtestSettings()
     journal: JournalSettings = JournalSettings()
+    tune: TuneSettings = TuneSettings()
     limits: LimitSettings = LimitSettings()
 
     @property

@@ -35,6 +35,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "gbdt": {"rounds": 1_000, "early_stopping_rounds": 20, "max_depth": 6, "learning_rate": 0.05, "max_bin": 256},
         "lstm": {"window": 50, "hidden": 100, "layers": 2, "epochs": 40, "patience": 5, "max_train_windows": 0},
         "runtime": {"measure": "full"},
+        "tune": {"trials": 100, "workers": 4},
         "limits": {"memory_mb": 8_192, "run_s": 86_400.0},
     },
 }
@@ -74,7 +75,8 @@ def _check_known(key: str, origin: str) -> None:
     raise ConfigError(f"unknown key in {origin}", field=key[:100], hint=hint)
 
 
-def _read_toml(path: Path) -> dict[str, Any]:
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file. Raises ConfigError: unreadable, empty, not UTF-8, not TOML."""
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -92,7 +94,7 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 
 def _file_layer(path: Path) -> Flat:
-    tree = _read_toml(path)
+    tree = read_toml(path)
     for name, value in tree.items():
         # An empty table has no keys to look up, yet its name can be misspelt.
         if isinstance(value, dict) and not value and name not in Config.model_fields:

@@ -15,7 +15,7 @@ from models.gbdt import GbdtClassifier
 from tickserve.config import GbdtSettings
 from tickserve.manifest import Family, NanPolicy, TensorSpec, Tolerance
 from training.examples import Examples, IntArray, LabelledFold, Rows
-from training.job import Fit
+from training.job import Fit, Watch
 
 MISSING = np.nan
 TOP_COLUMNS = 10
@@ -31,6 +31,7 @@ class GbdtJob:
 
     def __init__(self, examples: Examples, settings: GbdtSettings, seed: int) -> None:
         self.examples, self.settings, self.seed = examples, settings, seed
+        self.watch: Watch | None = None
 
     @property
     def tensor(self) -> TensorSpec:
@@ -55,6 +56,7 @@ class GbdtJob:
             evals=[(validation, "validation")],
             early_stopping_rounds=settings.early_stopping_rounds,
             verbose_eval=False,
+            callbacks=[_watching(self.watch)] if self.watch else None,
         )
         best = int(booster.best_iteration) + 1
         # A converter takes every tree it finds: those after the best round must not be there.
@@ -125,3 +127,16 @@ class GbdtJob:
         total = sum(gains.values()) or 1.0
         ranked = sorted(gains.items(), key=lambda item: (-item[1], item[0]))[:TOP_COLUMNS]
         return [{"column": columns[int(name[1:])], "gain_share": gain / total} for name, gain in ranked]
+
+
+def _watching(watch: Watch) -> Any:
+    """XGBoost's callback that tells `watch` the validation loss of every round."""
+    from xgboost.callback import TrainingCallback
+
+    class Watching(TrainingCallback):
+        def after_iteration(self, model: Any, epoch: int, evals_log: Any) -> bool:
+            (losses,) = evals_log["validation"].values()
+            watch(epoch + 1, losses[-1])
+            return False
+
+    return Watching()

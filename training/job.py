@@ -19,13 +19,22 @@ class Fit:
     rows: int
 
 
+class Watch(Protocol):
+    """Told the validation loss after each round or epoch (from 1); what it raises ends the training."""
+
+    def __call__(self, step: int, loss: float) -> None:
+        """Look at one step."""
+        ...
+
+
 class Job(Protocol):
-    """One family over one `Examples`."""
+    """One family over one `Examples`. `watch` is told how each fit goes."""
 
     family: Family
     model_file: str
     nan_policy: NanPolicy
     tolerance: Tolerance
+    watch: Watch | None
 
     @property
     def tensor(self) -> TensorSpec:

@@ -25,7 +25,7 @@ from tickserve.errors import InsufficientDataError
 from tickserve.manifest import Family, NanPolicy, TensorSpec, Tolerance
 from training.baselines import column_scale
 from training.examples import Examples, IntArray, LabelledFold, Rows, evenly
-from training.job import Fit
+from training.job import Fit, Watch
 
 PREDICT_ROWS = 2_048
 # Validation only has to rank epochs: a quarter of the training cap is enough.
@@ -41,6 +41,7 @@ class NetJob:
 
     def __init__(self, family: Family, examples: Examples, settings: NetSettings, seed: int) -> None:
         self.family, self.examples, self.settings, self.seed = family, examples, settings, seed
+        self.watch: Watch | None = None
         self.window = int(getattr(settings, "window", 1))
         if len(examples.features) < self.window:
             raise self._too_short(len(examples.features))
@@ -109,6 +110,8 @@ class NetJob:
         for epoch in range(1, self.settings.epochs + 1):
             self._epoch(net, optimizer, train, fold)
             loss = self._validation_loss(net, validation, fold)
+            if self.watch:
+                self.watch(epoch, loss)
             if loss < lowest:
                 lowest, best, kept = loss, epoch, copy.deepcopy(net.state_dict())
             elif epoch - best >= self.settings.patience:

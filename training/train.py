@@ -41,7 +41,12 @@ def train(
 
     Raises InsufficientDataError, GateRefusedError (a feature that knows the label) and ComponentError.
     """
-    meta = DataMeta(
+    return train_table(feature_set.load(), meta_of(feature_set), config, out, families, name_prefix, progress)
+
+
+def meta_of(feature_set: FeatureSet) -> DataMeta:
+    """What a feature set is made of."""
+    return DataMeta(
         symbol=feature_set.symbol,
         kind=feature_set.kind,
         levels=feature_set.spec.levels,
@@ -52,7 +57,6 @@ def train(
         simulated=feature_set.simulated,
         definition=feature_set.spec.to_json(),
     )
-    return train_table(feature_set.load(), meta, config, out, families, name_prefix, progress)
 
 
 def train_table(
@@ -93,8 +97,14 @@ def job_of(family: str, examples: Examples, config: Config) -> Job:
 
 def _publish(run: Run, fit: Fit, report: dict[str, Any], out: Path, name: str) -> list[TrainedBundle]:
     """Write the last fold's model as a bundle and make its children; the bundles, the teacher first."""
-    fold = run.examples.published
-    rows = parity_rows(run.job.eligible(fold.rows.test), run.config)
+    teacher, inputs, rows = bundle_of(run, fit, report, out, name)
+    run.say(f"{name}: {report['verdict']}")
+    return [teacher, *_children(run, fit, teacher, inputs, rows, out)]
+
+
+def bundle_of(run: Run, fit: Fit, report: dict[str, Any], out: Path, name: str) -> tuple[TrainedBundle, Rows, IntArray]:
+    """The bundle of the last fold's model, written to `out/<name>/`, the inputs it carries, and their table rows."""
+    rows = parity_rows(run.job.eligible(run.examples.published.rows.test), run.config)
     inputs = run.job.inputs(rows)
     path, manifest = write_bundle(
         out,
@@ -106,9 +116,8 @@ def _publish(run: Run, fit: Fit, report: dict[str, Any], out: Path, name: str) -
         parity_inputs=inputs,
         fields=_fields(run, fit, report),
     )
-    teacher = TrainedBundle(path, manifest, {"model": name, "family": run.job.family, "precision": "fp32", **report})
-    run.say(f"{name}: {report['verdict']}")
-    return [teacher, *_children(run, fit, teacher, inputs, rows, out)]
+    described = {"model": name, "family": run.job.family, "precision": "fp32", **report}
+    return TrainedBundle(path, manifest, described), inputs, rows
 
 
 def parity_rows(rows: IntArray, config: Config) -> IntArray:

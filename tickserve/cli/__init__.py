@@ -31,6 +31,7 @@ from tickserve.cli import (
     serve,
     tensorrt,
     train,
+    tune,
 )
 from tickserve.cli.output import fail
 from tickserve.errors import TickserveError
@@ -46,6 +47,7 @@ app.command("demo")(demo.demo)
 app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
 app.command("train")(train.train)
+app.command("tune")(tune.tune)
 app.command("export")(export.export)
 app.add_typer(repo.app, name="repo")
 app.add_typer(runtime.app, name="runtime")
