@@ -48,6 +48,30 @@ def test_a_difference_exits_1_and_is_shown(tickserve: Run, recorded: tuple[Path,
     assert "3 of 12 requests" in done.stdout
 
 
+def test_what_could_not_be_replayed_exits_4_unless_something_differs(
+    tickserve: Run, recorded: tuple[Path, Path], tmp_path: Path
+) -> None:
+    repository, journal = recorded
+    newer = Path(shutil.copytree(repository, tmp_path / "newer", symlinks=True))
+    (newer / MODEL / "1").rename(newer / MODEL / "2")
+    done = tickserve("replay", journal, "--repository", newer)
+    assert done.returncode == 4, done.stdout + done.stderr
+    assert "12 of 12 requests could not be replayed" in done.stderr
+    assert f"could not be replayed: {MODEL} 1: ModelNotFoundError" in done.stdout
+    assert "differ" not in done.stdout + done.stderr
+    # One more model, which has changed: the difference counts.
+    name = "hand-l2-gbdt"
+    both = Path(shutil.copytree(journal, tmp_path / "both"))
+    publish(newer, build_manifest(name=name))
+    with Journal(both) as written, Client(f"local://{newer}", observer=written) as client:
+        client.score(name, np.zeros((1, 4), np.float32))
+    shutil.rmtree(newer / name)
+    publish(newer, build_manifest(name=name, provenance=Provenance(created="2024-01-02T00:00:00Z", seed=8)))
+    done = tickserve("replay", both, "--repository", newer, "--json")
+    told = json.loads(done.stdout)
+    assert (done.returncode, told["different"], told["not_replayed"]) == (1, 1, 12), done.stderr
+
+
 def test_wrong_use_is_told_in_one_line(tickserve: Run, recorded: tuple[Path, Path], tmp_path: Path) -> None:
     repository, journal = recorded
     torn = Path(shutil.copytree(journal, tmp_path / "torn"))

@@ -14,9 +14,11 @@ import pytest
 from tests.tickserve.conftest import build_manifest, publish
 from tests.tickserve.test_journal_files import make_decision, make_signal
 from tickserve import Client
+from tickserve.client import InferRequest, InferResponse
 from tickserve.client._open import open_transport
 from tickserve.errors import DeadlineExceededError, InputRejectedError, TransportError
 from tickserve.journal import DecisionRecord, Journal, Replay, read_journal, replay, summarize
+from tickserve.journal._replay import GIVE_UP
 from tickserve.manifest import Provenance
 
 MODEL = "hand-l1-gbdt"
@@ -107,13 +109,15 @@ def test_another_model_under_the_same_name_is_told_by_its_bundle(recorded: tuple
     assert len(result.differences) == 10
 
 
-def test_the_recorded_version_is_asked_for(recorded: tuple[Path, Path], tmp_path: Path) -> None:
+def test_a_version_that_is_not_there_is_no_difference(recorded: tuple[Path, Path], tmp_path: Path) -> None:
+    """The recorded version is asked for. Nothing was compared, so nothing is called different."""
     repository = Path(shutil.copytree(recorded[0], tmp_path / "model_repository", symlinks=True))
     (repository / MODEL / "1").rename(repository / MODEL / "2")
-    result = again(recorded[1], f"local://{repository}", shown=1)
-    assert (result.different, result.by_what) == (CALLS, {"answer": CALLS})
-    assert "ModelNotFoundError" in result.differences[0].replayed
-    assert len(result.differences) == 1
+    result = again(recorded[1], f"local://{repository}")
+    assert (result.replayed, result.different, result.not_replayed, result.differences) == (0, 0, CALLS, [])
+    (one,) = result.to_json()["unanswered"]
+    assert (one["model"], one["version"], one["error"], one["count"]) == (MODEL, 1, "ModelNotFoundError", CALLS)
+    assert one["message"]
 
 
 def test_an_answer_of_another_shape_is_a_difference(recorded: tuple[Path, Path]) -> None:
@@ -126,9 +130,28 @@ def test_an_answer_of_another_shape_is_a_difference(recorded: tuple[Path, Path])
     assert result.by_what == {"score": CALLS, "unheard_of": CALLS}
 
 
-def test_a_server_that_is_not_there_is_no_difference(recorded: tuple[Path, Path]) -> None:
-    with pytest.raises(TransportError):
-        again(recorded[1], "127.0.0.1:1")
+@pytest.mark.parametrize(("failures", "sent"), [(GIVE_UP - 1, CALLS), (CALLS, GIVE_UP)])
+def test_a_server_that_goes_is_given_up_and_no_difference(
+    recorded: tuple[Path, Path], failures: int, sent: int
+) -> None:
+    """A connection that breaks now and then costs its own request alone."""
+    calls = []
+    with closing(open_transport(f"local://{recorded[0]}", None)) as whole:
+
+        class Failing:
+            def infer(self, request: InferRequest, deadline_ns: int) -> InferResponse:
+                calls.append(request.request_id)
+                if len(calls) <= failures:
+                    raise TransportError("gone")
+                return whole.infer(request, deadline_ns)
+
+            def close(self) -> None:
+                """Nothing is held."""
+
+        result = replay(read_journal(recorded[1]), Failing())
+    assert (len(calls), result.not_replayed, result.different) == (sent, failures, 0)
+    assert result.identical == CALLS - failures
+    assert {key[2] for key in result.unanswered} == {"TransportError"}
 
 
 def test_fallbacks_are_asked_again_only_where_the_artifact_spoke(recorded: tuple[Path, Path], tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ from tickserve.cli import options
 from tickserve.cli.journal import JournalPath, Tolerant
 from tickserve.cli.output import emit, out, table
 from tickserve.client._open import open_transport
-from tickserve.errors import EmptyDataError, GateRefusedError, UsageError
-from tickserve.journal import read_journal
+from tickserve.errors import ComponentError, EmptyDataError, GateRefusedError, UsageError
+from tickserve.journal import Replay, read_journal
 from tickserve.journal import replay as ask_again
 
 
@@ -33,7 +33,10 @@ def replay(
     tolerant: Tolerant = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Send every recorded request again, as it was, and compare the answers bit for bit. Any difference exits 1."""
+    """Send every recorded request again, as it was, and compare the answers bit for bit.
+
+    Any difference exits 1. Without one, what could not be replayed (server or version missing) exits 4.
+    """
     if url is not None and repository is not None:
         raise UsageError("give one of them", field="--url, --repository")
     where = f"local://{repository}" if repository is not None else url or "127.0.0.1:8000"
@@ -42,12 +45,24 @@ def replay(
         result = ask_again(records, transport, deadline_ms=deadline_ms, tolerance=tolerance, shown=shown)
     told = result.to_json() | {"tolerance": tolerance}
     emit(told, as_json, lambda: _show(told))
-    if not result.replayed:
-        raise EmptyDataError("no recorded answer to ask for again", field=journal.name)
+    _judge(result, journal.name)
+
+
+def _judge(result: Replay, name: str) -> None:
+    """Raises GateRefusedError for a difference; else ComponentError for what got no answer, EmptyDataError for none."""
     if result.different:
         raise GateRefusedError(
-            f"{result.different:,} of {result.replayed:,} answers differ from the recorded ones", field=journal.name
+            f"{result.different:,} of {result.replayed:,} answers differ from the recorded ones", field=name
         )
+    if result.not_replayed:
+        first = next(iter(result.unanswered.values()))
+        raise ComponentError(
+            f"{result.not_replayed:,} of {result.not_replayed + result.replayed:,} requests could not be replayed, "
+            f"the first: {first.model} {first.version}: {first.message}",
+            field=name,
+        )
+    if not result.replayed:
+        raise EmptyDataError("no recorded answer to ask for again", field=name)
 
 
 def _show(told: dict[str, Any]) -> None:
@@ -56,6 +71,9 @@ def _show(told: dict[str, Any]) -> None:
         out.print(f"  {model}: {count:,}", markup=False)
     for reason, count in told["skipped"].items():
         out.print(f"  not asked: {reason}: {count:,}", markup=False)
+    for one in told["unanswered"]:
+        what = "{model} {version}: {error}: {message}".format(**one)
+        out.print(f"  could not be replayed: {what}: {one['count']:,}", markup=False)
     if told["differences"]:
         out.print(f"  largest difference of a number: {told['max_abs_difference']:.3e}")
         rows = [list(one.values()) for one in told["differences"]]

@@ -21,11 +21,13 @@ from tickserve.journal._schema import DecisionRecord, Record
 
 MAX_SHOWN = 10
 BUNDLE_ID = "bundle_id"
+# So many connections in a row that failed: the server is gone, and nothing more is sent.
+GIVE_UP = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One thing about one request that is not as recorded: `what` is an output, `version`, `bundle` or `answer`."""
+    """One thing about one request that is not as recorded: `what` is an output, `version` or `bundle`."""
 
     request_id: str
     model: str
@@ -36,17 +38,38 @@ class Difference:
 
 
 @dataclass(slots=True)
+class Unanswered:
+    """`count` requests that could not be replayed, each with this error; `message` is the first one's."""
+
+    model: str
+    version: int | None
+    error: str
+    message: str
+    count: int = 0
+
+
+@dataclass(slots=True)
 class Replay:
-    """What came of a replay. `skipped` counts what holds no number to compare, by its status."""
+    """What came of a replay: `replayed` is `identical` and `different` together, the answers that were compared.
+
+    `skipped` counts what holds no number to compare, by its status; `unanswered` what was asked for again and got no
+    answer, by model, version and type of the error: nothing was compared there.
+    """
 
     replayed: int = 0
     identical: int = 0
     different: int = 0
     max_abs_difference: float = 0.0
+    unanswered: dict[tuple[str, int | None, str], Unanswered] = field(default_factory=dict)
     skipped: Counter[str] = field(default_factory=Counter)
     by_what: Counter[str] = field(default_factory=Counter)
     models: Counter[str] = field(default_factory=Counter)
     differences: list[Difference] = field(default_factory=list)
+
+    @property
+    def not_replayed(self) -> int:
+        """How many requests got no answer."""
+        return sum(one.count for one in self.unanswered.values())
 
     def to_json(self) -> dict[str, Any]:
         """The result as plain JSON values."""
@@ -54,6 +77,10 @@ class Replay:
             "replayed": self.replayed,
             "identical": self.identical,
             "different": self.different,
+            "not_replayed": self.not_replayed,
+            "unanswered": [
+                {name: getattr(one, name) for name in Unanswered.__slots__} for one in self.unanswered.values()
+            ],
             "max_abs_difference": self.max_abs_difference,
             "skipped": dict(self.skipped),
             "by_what": dict(self.by_what),
@@ -72,10 +99,11 @@ def replay(
 ) -> Replay:
     """Send what was recorded through `transport` and compare, bit for bit unless a `tolerance` is given.
 
-    The recorded version is asked for. A request that the server refuses or does not answer is a difference; a server
-    that cannot be reached raises TransportError. Keeps the first `shown` differences, and counts all.
+    The recorded version is asked for. A request that the server refuses or does not answer is counted apart, with its
+    reason; after `GIVE_UP` failed connections in a row the rest counts as theirs, unasked. Keeps the first `shown`
+    differences, and counts all.
     """
-    result = Replay()
+    result, gone = Replay(), list[TransportError]()
     for record in records:
         if not isinstance(record, DecisionRecord):
             continue
@@ -83,7 +111,12 @@ def replay(
         if reason is not None:
             result.skipped[reason] += 1
             continue
-        found = _compare(record, _ask(record, transport, deadline_ms), tolerance, result)
+        answer = gone[-1] if len(gone) >= GIVE_UP else _ask(record, transport, deadline_ms)
+        gone = [*gone[: GIVE_UP - 1], answer] if isinstance(answer, TransportError) else []
+        if isinstance(answer, RequestError):
+            _count(record, answer, result)
+            continue
+        found = _compare(record, answer, tolerance, result)
         result.replayed += 1
         result.models[f"{record.model} {record.version}"] += 1
         result.identical += not found
@@ -107,20 +140,19 @@ def _ask(record: DecisionRecord, transport: Transport, deadline_ms: float) -> In
     request = InferRequest(record.model, version, record.request_id, int(deadline_ms * 1e3), record.tensors)
     try:
         return transport.infer(request, time.monotonic_ns() + int(deadline_ms * 1e6))
-    except TransportError:
-        raise
     except RequestError as error:
         return error
 
 
-def _compare(
-    record: DecisionRecord, answer: InferResponse | RequestError, tolerance: float, result: Replay
-) -> list[Difference]:
+def _count(record: DecisionRecord, error: RequestError, result: Replay) -> None:
+    key = (record.model, record.version, type(error).__name__)
+    result.unanswered.setdefault(key, Unanswered(*key, str(error))).count += 1
+
+
+def _compare(record: DecisionRecord, answer: InferResponse, tolerance: float, result: Replay) -> list[Difference]:
     def differs(what: str, recorded: object, replayed: object) -> Difference:
         return Difference(record.request_id, record.model, record.version, what, str(recorded), str(replayed))
 
-    if isinstance(answer, RequestError):
-        return [differs("answer", "a number", f"{type(answer).__name__}: {answer}")]
     found = []
     if answer.version != record.version:
         found.append(differs("version", record.version, answer.version))
