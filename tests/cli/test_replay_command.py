@@ -12,6 +12,7 @@ import pytest
 from tests.cli.conftest import Run
 from tests.tickserve.conftest import build_manifest, publish
 from tickserve import Client
+from tickserve.errors import InputRejectedError
 from tickserve.journal import Journal, journal_files
 from tickserve.manifest import Provenance
 
@@ -101,3 +102,14 @@ def test_inspect_counts(tickserve: Run, recorded: tuple[Path, Path]) -> None:
     assert (model["model"], model["version"], model["status"], model["count"]) == (MODEL, 1, "OK", 12)
     assert model["bundle_digest"] == build_manifest().digest()
     assert told["stage_us"]["total"]["p50"] > 0
+    assert (told["not_sent"], told["not_sent_us"]) == (0, {})
+
+
+def test_inspect_tells_apart_what_was_never_sent(tickserve: Run, recorded: tuple[Path, Path], tmp_path: Path) -> None:
+    with Journal(tmp_path / "journal") as journal, Client(f"local://{recorded[0]}", observer=journal) as client:
+        client.score(MODEL, np.zeros((1, 4), np.float32))
+        with pytest.raises(InputRejectedError):
+            client.score(MODEL, np.zeros((1, 5), np.float32))
+    done = tickserve("journal", "inspect", tmp_path / "journal")
+    assert done.returncode == 0, done.stderr
+    assert "total of 1 never sent" in done.stdout

@@ -191,3 +191,17 @@ def test_a_summary_counts_what_is_there(recorded: tuple[Path, Path]) -> None:
     assert told["first"] <= told["last"]
     quantiles = told["stage_us"]["total"]
     assert 0 < quantiles["p50"] <= quantiles["p90"] <= quantiles["p99"] <= quantiles["p99.9"]
+
+
+def test_what_was_never_sent_does_not_look_like_speed(recorded: tuple[Path, Path]) -> None:
+    """Refused inputs, stale events and open breakers end in microseconds; a call that waited in vain is a wait."""
+    records = [one for one in read_journal(recorded[1]) if isinstance(one, DecisionRecord)]
+    answered = [replace(one, stage_us={"check": 1.0, "send_wait": 9.0, "total": 10.0}) for one in records[:2]]
+    silent = replace(records[0], attempts=1, status="ERROR", stage_us={"check": 1.0, "total": 10.0})
+    unsent = [replace(one, stage_us={"total": 0.5}) for one in records if one.attempts == 0]
+    assert [one.status for one in unsent] == ["ERROR", "STALE"]
+    told = summarize([*answered, silent, *unsent])
+    assert (told["decisions"], told["not_sent"]) == (5, 2)
+    assert set(told["stage_us"]["total"].values()) == {10.0}
+    assert set(told["not_sent_us"].values()) == {0.5}
+    assert summarize(answered)["not_sent_us"] == {}

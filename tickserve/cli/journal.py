@@ -34,9 +34,12 @@ def _show(result: dict[str, Any]) -> None:
         columns = ("model", "version", "bundle", "status", "count")
         rows = [(m["model"], m["version"], m["bundle_digest"][:19], m["status"], m["count"]) for m in result["models"]]
         table("decisions", columns, rows)
-    if result["stage_us"]:
-        quantiles = list(next(iter(result["stage_us"].values())))
-        stages = [(name, *(values[quantile] for quantile in quantiles)) for name, values in result["stage_us"].items()]
+    spent = dict(result["stage_us"])
+    if result["not_sent"]:
+        spent[f"total of {result['not_sent']:,} never sent"] = result["not_sent_us"]
+    if spent:
+        quantiles = list(next(iter(spent.values())))
+        stages = [(name, *(values[quantile] for quantile in quantiles)) for name, values in spent.items()]
         table("microseconds", ("stage", *quantiles), stages)
     if result["actions_without_decision"]:
         out.print(f"{result['actions_without_decision']:,} actions name no decision before them")

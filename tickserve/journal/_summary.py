@@ -12,15 +12,19 @@ import numpy as np
 from tickserve.journal._schema import ActionRecord, DecisionRecord, GapRecord, Record
 
 QUANTILES = (0.5, 0.9, 0.99, 0.999)
+TOTAL, ANSWERED = "total", "send_wait"  # stages: of the whole call; until an answer came
 
 
 def summarize(records: Iterable[Record]) -> dict[str, Any]:
     """Counts by model, version and status, range of time, quantiles of each stage in microseconds, gaps and actions.
 
+    `stage_us` is of the calls that asked a server or an artifact; those that ended before (refused input, too old an
+    event, every breaker open) would make it look fast, so their count is `not_sent` and their whole time `not_sent_us`.
     Holds one number a stage and one id a decision; nothing else grows with the journal.
     """
     models: Counter[tuple[str, int | None, str, str]] = Counter()
     stages: dict[str, list[float]] = {}
+    unsent: list[float] = []
     ids: set[str] = set()
     acted: Counter[bool] = Counter()
     gaps: list[GapRecord] = []
@@ -35,6 +39,9 @@ def summarize(records: Iterable[Record]) -> dict[str, Any]:
             ids.add(record.request_id)
             first = record.wall_ns if first is None else min(first, record.wall_ns)
             last = record.wall_ns if last is None else max(last, record.wall_ns)
+            if not _was_sent(record):
+                unsent.append(record.stage_us.get(TOTAL, 0.0))
+                continue
             for stage, microseconds in record.stage_us.items():
                 stages.setdefault(stage, []).append(microseconds)
     return {
@@ -50,7 +57,14 @@ def summarize(records: Iterable[Record]) -> dict[str, Any]:
             for key, count in sorted(models.items(), key=str)
         ],
         "stage_us": {stage: _quantiles(values) for stage, values in stages.items()},
+        "not_sent": len(unsent),
+        "not_sent_us": _quantiles(unsent) if unsent else {},
     }
+
+
+def _was_sent(record: DecisionRecord) -> bool:
+    """Whether anybody was asked: an answer came, or an attempt failed."""
+    return record.attempts > 0 or ANSWERED in record.stage_us
 
 
 def _key_of(record: DecisionRecord) -> tuple[str, int | None, str, str]:
