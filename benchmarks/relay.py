@@ -2,9 +2,9 @@
 
     python -m benchmarks.relay --target 127.0.0.1:8000      # prints its own address, then obeys lines on its input
 
-Orders: `clear`; `slow F`, answers take F times as long; `dark`, bytes are taken and lost and nothing is said, as on a
-half-open connection; `cut N`, every answer is reset after N bytes; `refuse`, no connection is accepted and those there
-are reset.
+Orders: `clear`; `slow F`, answers take F times as long; `cold N`, the first answer of each connection comes N ms
+later; `dark`, bytes are taken and lost and nothing is said, as on a half-open connection; `cut N`, every answer is
+reset after N bytes; `refuse`, no connection is accepted and those there are reset.
 """
 
 from __future__ import annotations
@@ -84,7 +84,11 @@ class _Relay:
                 writer.write(data)
 
     async def _down(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, asked: list[float]) -> None:
+        fresh = True
         while data := await reader.read(CHUNK):
+            if self.order == "cold" and fresh:
+                await asyncio.sleep(self.number / 1_000)
+            fresh = False
             if self.order == "slow" and asked[0]:  # what a server says unasked is not an answer
                 taken = asyncio.get_running_loop().time() - asked[0]
                 asked[0] = 0.0

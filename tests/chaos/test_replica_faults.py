@@ -73,6 +73,9 @@ def test_all_down_is_told_at_once_and_heals(stage: Stage) -> None:
 def test_a_link_that_drops_is_left_and_found_again(stage: Stage) -> None:
     report = faults.dropped_link(stage)
     hold_invariants(report, stage.deadline_ms)
+    assert report.recovery_s is not None
+    # A trial comes within a second. This path is two relays longer than the other's, and a warm hedge won each trial.
+    assert report.recovery_s < 5
     assert report.during.failed <= report.during.calls * 0.02, report.during.statuses
 
 

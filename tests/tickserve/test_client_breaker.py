@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from tickserve.client._backoff import Backoff
-from tickserve.client._balance import Balance, Call
+from tickserve.client._balance import CONNECT_ANSWERS, CONNECT_FLOOR_NS, Balance, Call
 from tickserve.client._breaker import TRIAL_NS, Breaker
 from tickserve.client._latency import REFRESH, WINDOW, RunningQuantile
 from tickserve.client._report import LOGGER, MAX_LINES, REPORTER
@@ -219,6 +219,42 @@ def test_slow_beside_another_and_not_by_itself() -> None:
         answer(slow, 20)
     assert slow.breaker.state == "open"
     assert fast.breaker.closed
+
+
+def test_a_trial_has_the_time_that_connecting_takes() -> None:
+    chosen = balance(2, breaker_failures=1, backoff_ms=1, max_backoff_ms=1)
+    back, warm = chosen.replicas
+    now = time.monotonic_ns()
+    half = now + 500_000_000
+
+    def patience(replica: Any) -> int:
+        return chosen.patience_ns(replica, "m", now, now + 1_000_000_000)
+
+    assert patience(back) == half  # the usual time is not known yet
+    for _ in range(WINDOW):
+        chosen.answered(warm, "m", time.monotonic_ns() - 1_000_000, time.monotonic_ns() - 1_000_000)
+    usual = patience(back) - now
+    assert 1_000_000 <= usual < CONNECT_FLOOR_NS
+    back.breaker.failed("x")
+    time.sleep(0.01)
+    trial = Call[None]()
+    assert chosen.first(trial) is back
+    assert patience(back) - now == max(CONNECT_FLOOR_NS, CONNECT_ANSWERS * usual)
+    assert patience(warm) - now == usual
+    # Never more than half of what is left.
+    assert chosen.patience_ns(back, "m", now, now + 2_000_000) == now + 1_000_000
+    # One that takes connections and does not answer, or slowly, holds up few calls.
+    long = []
+    for slow in (False, False, False, True, False, False):
+        if slow:
+            chosen.answered(back, "m", time.monotonic_ns() - 900_000_000, now)
+        else:
+            chosen.overtaken(back, now)
+        time.sleep(0.005)
+        trial = Call()
+        assert chosen.first(trial) is back
+        long.append(patience(back) - now > usual)
+    assert long == [False, False, False, True, False, False]
 
 
 def test_every_change_is_one_line_and_no_call_waits_for_it(caplog: pytest.LogCaptureFixture) -> None:

@@ -141,6 +141,23 @@ def test_a_refusing_replica_costs_nobody_an_answer(
         time.sleep(0.01)
 
 
+def test_one_that_comes_back_is_not_overtaken_for_ever(
+    client: Client, relays: list[Relay], triton: Any, rows: np.ndarray
+) -> None:
+    """Its trial has to connect, by a path that is slow with a new connection, beside one that is warm."""
+    for _ in range(100):
+        assert client.score(MODEL, rows).ok
+    relays[0].order("refuse")
+    while client.statistics()["replicas"][relays[0].address]["breaker"] == "closed":
+        assert client.score(MODEL, rows).ok
+    relays[0].order("cold 12")
+    until = time.monotonic() + 10
+    while client.statistics()["replicas"][relays[0].address]["breaker"] != "closed":
+        assert client.score(MODEL, rows).ok
+        assert time.monotonic() < until, "every trial is overtaken"
+        time.sleep(0.002)
+
+
 def test_an_answer_that_is_reset_is_asked_elsewhere(
     client: Client, relays: list[Relay], triton: Any, rows: np.ndarray
 ) -> None:

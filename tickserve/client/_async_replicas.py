@@ -141,7 +141,7 @@ class AsyncReplicas:
         runners = [await self._begin(call.tried[-1], request, deadline_ns, hurry=len(call.tried) == 1)]
         first = runners[0]
         try:
-            until = self._balance.patience_ns(request.model, first.began_ns, deadline_ns)
+            until = self._balance.patience_ns(first.replica, request.model, first.began_ns, deadline_ns)
             second, waits = None, await _first_done([first.pending.done], until) is None
             if waits:
                 second = self._balance.beside(call)

@@ -20,6 +20,8 @@ from tickserve.errors import RequestError, UnavailableError
 NS_PER_MS = 1_000_000
 HEDGE_BURST = 10.0
 CONNECT_ANSWERS, CONNECT_FLOOR_NS = 4, 20 * NS_PER_MS
+# Of the trials of a replica that was overtaken, one in so many has time to connect. Each holds up one call.
+LONG_TRIALS = 4
 # Below this a ratio of latencies is the machine's noise.
 SLOW_FLOOR_NS = 1 * NS_PER_MS
 
@@ -29,7 +31,7 @@ T = TypeVar("T")
 class Replica(Generic[T]):
     """One server: its transport, what is believed of it, and its counts."""
 
-    __slots__ = ("_calls", "breaker", "failures", "mean", "name", "requests", "transport")
+    __slots__ = ("_calls", "breaker", "failures", "mean", "name", "overtaken", "requests", "transport")
 
     def __init__(self, name: str, transport: T, resilience: Resilience) -> None:
         backoff = Backoff(int(resilience.backoff_ms * NS_PER_MS), int(resilience.max_backoff_ms * NS_PER_MS))
@@ -37,6 +39,7 @@ class Replica(Generic[T]):
         self.breaker = Breaker(name, resilience.breaker_failures, backoff)
         self.mean = RunningMean()
         self.requests = self.failures = 0
+        self.overtaken = 0  # how often in a row it lost to a hedge, or was slow after that; 0 after a failure
         self._calls: set[ref[Call[T]]] = set()
 
     @property
@@ -150,12 +153,21 @@ class Balance(Generic[T]):
             self.hedges += 1
         return replica
 
-    def patience_ns(self, model: str, now_ns: int, deadline_ns: int) -> int:
-        """Until when the first replica has the call alone: its model's usual time, at most half of what is left."""
+    def patience_ns(self, replica: Replica[T], model: str, now_ns: int, deadline_ns: int) -> int:
+        """Until when `replica`, asked first, has the call alone: the model's usual time, at most half of what is left.
+
+        Some trials have some times that. Who comes back has no connection left, and those that are warm would overtake
+        it each time, however well it is; an answer, even a slow one, leaves a connection for the next trial. After
+        failures all trials are such; of one that was overtaken, as who hangs is each time, one in `LONG_TRIALS`.
+        """
         half = half_ns(now_ns, deadline_ns)
         quantile = self._quantiles.get(model)
         usual = None if quantile is None else quantile.value
-        return half if usual is None else min(half, now_ns + usual)
+        if usual is None:
+            return half
+        if replica.breaker.state == "half_open" and replica.overtaken % LONG_TRIALS == 0:
+            usual = max(CONNECT_FLOOR_NS, CONNECT_ANSWERS * usual)
+        return min(half, now_ns + usual)
 
     def connect_by_ns(self, replica: Replica[T], model: str, now_ns: int, deadline_ns: int) -> int:
         """Until when `replica` may take to connect: half of what is left, so that a dead path leaves some for another.
@@ -182,6 +194,7 @@ class Balance(Generic[T]):
         quantile.add(now - started_ns)
         replica.mean.add(model, taken)
         if self._is_slow(replica, model, taken):
+            replica.overtaken += replica.overtaken > 0
             replica.breaker.struck(f"{taken / NS_PER_MS:.1f} ms")
         elif replica.breaker.troubled:
             replica.breaker.succeeded()
@@ -190,6 +203,7 @@ class Balance(Generic[T]):
         """`replica` gave `error`."""
         replica.failures += 1
         if harmful(error):
+            replica.overtaken = 0
             replica.breaker.failed(type(error).__name__)
         elif replica.breaker.troubled:
             replica.breaker.succeeded()
@@ -197,6 +211,7 @@ class Balance(Generic[T]):
     def overtaken(self, replica: Replica[T], began_ns: int) -> None:
         """A replica that was asked later answered earlier."""
         waited = monotonic_ns() - began_ns
+        replica.overtaken = replica.overtaken + 1 if replica.breaker.state == "half_open" else 1
         replica.breaker.struck(f"none after {waited / NS_PER_MS:.1f} ms")
 
     def ended(self, call: Call[T]) -> None:

@@ -109,7 +109,7 @@ class Replicas:
         runners: list[_Runner] = []
         try:
             self._begin(runners, call.tried[-1], request, deadline_ns, hurry=len(call.tried) == 1)
-            until = self._balance.patience_ns(request.model, runners[0].began_ns, deadline_ns)
+            until = self._balance.patience_ns(call.tried[-1], request.model, runners[0].began_ns, deadline_ns)
             second, waits = None, not runners[0].pending.wait(until)
             if waits:
                 second = self._balance.beside(call)
