@@ -105,6 +105,11 @@ def running() -> list[Run]:
     return sorted(found, key=lambda run: run.started)
 
 
+def serving(repository: Path) -> list[Run]:
+    """The servers of this user that serve the models of this folder, oldest first."""
+    return [run for run in running() if Path(run.repository) == repository.resolve()]
+
+
 def only(pid: int | None = None) -> Run:
     """The one server that runs, or that of process `pid`. Raises ComponentError and UsageError."""
     runs = running()

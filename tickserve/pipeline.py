@@ -76,12 +76,13 @@ def train(feature_set: Any, config: Config, out: Path, *, name: str | None = Non
     return list(job.train(feature_set, config, out, families=families, name_prefix=name, progress=progress))
 
 
-def export(bundle: Path, repository: Path, config: Config) -> Any:
+def export(bundle: Path, repository: Path, config: Config, *, activate: bool = True) -> Any:
     """Export one bundle, publish it and put it in force, signed where a key is configured.
 
+    Without `activate` what was in force stays so.
     Raises GateRefusedError, ArtifactError and SignatureError; then nothing is published.
     """
-    terms = stages.load("export.publish").Terms.of(config.repository)
+    terms = stages.load("export.publish").Terms.of(config.repository, activate=activate)
     job = stages.load("export.job")
     return job.export_bundle(bundle, repository, config.export, terms=terms, measure=config.runtime.measure)
 

@@ -18,6 +18,7 @@ ConfigFile = Annotated[Path | None, typer.Option("--config", help="A TOML file o
 RequireSignature = Annotated[
     bool | None, typer.Option("--require-signature", help="Refuse to run without trusted keys.", show_default=False)
 ]
+NoActivate = Annotated[bool, typer.Option("--no-activate", help="Publish, and leave the version in force as it is.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 DEFAULT_REPOSITORY = Path("model_repository")

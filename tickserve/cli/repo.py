@@ -22,7 +22,7 @@ Where = Annotated[str, typer.Option("--repository", help="A folder, or s3://buck
 Model = Annotated[str | None, typer.Option("--model", help="Only this model.")]
 Models = Annotated[list[str] | None, typer.Option("--model", help="Only this model; may be repeated.")]
 Required = options.RequireSignature
-NoActivate = Annotated[bool, typer.Option("--no-activate", help="Publish, and leave the version in force as it is.")]
+NoActivate = options.NoActivate
 HERE = str(options.DEFAULT_REPOSITORY)
 
 

@@ -1,0 +1,78 @@
+"""`tickserve export` as a person uses it: what is in force afterwards, and what it says to do next."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from serving import runfile
+from tests.export.bundles import Rewrite
+from tickserve.cli import app
+
+NAME = "btcusd-bars-gbdt"
+QUICK = {"TICKSERVE_EXPORT__PARITY_ROWS": "100", "TICKSERVE_RUNTIME__MEASURE": "off"}
+
+
+@pytest.fixture(autouse=True)
+def _own_runtime_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "runtime"
+    folder.mkdir(mode=0o700)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(folder))
+
+
+def export(bundle: Path, repository: Path, *options: str) -> str:
+    """Standard output; in this process, whose start would take longer than the rest."""
+    done = CliRunner().invoke(app, ["export", str(bundle), "--repository", str(repository), *options], env=QUICK)
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def announce(repository: Path, pid: int) -> None:
+    """As if `tickserve serve` ran here as process `pid`."""
+    started, common = runfile.started_ticks(pid), {"metrics": "m", "credential": ("h", "v"), "view": "v"}
+    where = str(repository.resolve())
+    runfile.write(runfile.Run(pid, 1, f"127.0.0.1:{pid}", None, repository=where, started=started, **common))  # type: ignore[arg-type]
+
+
+def test_without_activating_what_is_in_force_stays(trees_bundle: Path, repository: Path, rewrite: Rewrite) -> None:
+    assert f"next: tickserve serve --repository {repository}" in export(trees_bundle, repository)
+    current = repository / NAME / "current.json"
+    before = current.read_bytes()
+    rewrite(trees_bundle, metrics={"accuracy": 0.5})
+    told = export(trees_bundle, repository, "--no-activate")
+    assert (repository / NAME / "2" / "model.onnx").is_file()
+    assert current.read_bytes() == before
+    assert f"next: tickserve repo rollback {NAME} --to 2 --repository {repository}\n" in told
+    rewrite(trees_bundle, metrics={"accuracy": 0.6})
+    (done,) = json.loads(export(trees_bundle, repository, "--no-activate", "--json"))
+    assert (done["version"], done["in_force"]) == (3, 1)
+    rewrite(trees_bundle, metrics={"accuracy": 0.7})
+    (done,) = json.loads(export(trees_bundle, repository, "--json"))
+    assert (done["version"], done["in_force"]) == (4, 4)
+
+
+def test_a_running_server_is_asked_to_swap(trees_bundle: Path, repository: Path, tmp_path: Path) -> None:
+    announce(tmp_path / "another", os.getpid())
+    assert "next: tickserve serve" in export(trees_bundle, repository), "that one serves another repository"
+    announce(repository, os.getpid())
+    assert export(trees_bundle, repository).endswith(f"next: tickserve models swap {NAME} --version 1\n")
+    announce(tmp_path / "another", os.getppid())
+    told = export(trees_bundle, repository)
+    assert told.endswith(f"next: tickserve models swap {NAME} --version 1 --pid {os.getpid()}\n")
+
+
+def test_a_version_that_is_new_is_the_newest(trees_bundle: Path, repository: Path) -> None:
+    repository.mkdir(parents=True)
+    announce(repository, os.getpid())
+    told = export(trees_bundle, repository, "--no-activate")
+    assert told.endswith(f"next: tickserve models swap {NAME}\n"), "which takes the newest"
+
+
+def test_a_runtime_folder_that_is_open_to_others_names_no_server(trees_bundle: Path, repository: Path) -> None:
+    announce(repository, os.getpid())
+    (Path(os.environ["XDG_RUNTIME_DIR"]) / "tickserve").chmod(0o755)
+    assert "next: tickserve serve" in export(trees_bundle, repository)
