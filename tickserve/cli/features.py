@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -12,6 +13,7 @@ from tickserve.cli.output import counting, emit, out, table
 from tickserve.errors import UsageError
 
 app = typer.Typer(help="Compute features.", no_args_is_help=True)
+DEFAULT_LEVELS = 5
 
 
 @app.command("build")
@@ -41,14 +43,45 @@ def _show(folder: str, reused: bool, meta: dict[str, object]) -> None:
 
 @app.command("list")
 def list_features(
-    kind: Annotated[str, typer.Option("--kind", help="book or bars.")] = "book",
-    levels: Annotated[int, typer.Option("--levels", min=1, max=20, help="Order-book levels.")] = 5,
+    kind: Annotated[str | None, typer.Option("--kind", help="The columns of one spec: book or bars.")] = None,
+    levels: Annotated[
+        int | None, typer.Option("--levels", min=1, max=20, help="Order-book levels of that one.", show_default="5")
+    ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """List the columns of the default feature spec, in order, with its digest."""
-    if kind not in ("book", "bars"):
+    """List the default feature specs, each with its digest; with --kind or --levels the columns of one, in order."""
+    if kind not in (None, "book", "bars"):
         raise UsageError("unknown kind", field="--kind", expected="book or bars", was=repr(kind))
-    spec = stages.load_core("tickserve.features.spec").default_spec(kind, levels)
+    if kind == "bars" and levels is not None:
+        raise UsageError("bars have no levels", field="--levels", hint="leave it out")
+    specs = stages.load_core("tickserve.features.spec")
+    if kind is None and levels is None:
+        _list_specs(specs.default_specs(), as_json)
+    else:
+        _list_columns(specs.default_spec(kind or "book", DEFAULT_LEVELS if levels is None else levels), as_json)
+
+
+def _list_specs(specs: Sequence[Any], as_json: bool) -> None:
+    told = [
+        {
+            "spec": spec.name,
+            "kind": spec.kind,
+            "levels": spec.levels or None,
+            "column_count": len(spec.columns),
+            "digest": spec.digest,
+        }
+        for spec in specs
+    ]
+
+    def show() -> None:
+        rows = [(one["spec"], one["column_count"], one["digest"]) for one in told]
+        table("default feature specs", ("spec", "columns", "digest"), rows)
+        out.print("next: tickserve features list --kind book --levels 5")
+
+    emit(told, as_json, show)
+
+
+def _list_columns(spec: Any, as_json: bool) -> None:
     result = {"spec": spec.name, "digest": spec.digest, "columns": list(spec.columns)}
     rows = [(index, name) for index, name in enumerate(spec.columns)]
     emit(result, as_json, lambda: table(f"{spec.name} {spec.digest}", ("column", "name"), rows))

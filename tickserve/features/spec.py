@@ -19,6 +19,7 @@ from tickserve.store import canonical_json, sha256_bytes
 
 # Part of every spec's digest: raise it when a formula of the engine changes.
 ENGINE_VERSION: Final = 2
+MOST_LEVELS: Final = 20
 _KEYS: Final = ("name", "kind", "levels", "features", "session_gap_ns", "warmup_events")
 _HOUR_NS: Final = 3_600 * 10**9
 _DAY_NS: Final = 24 * _HOUR_NS
@@ -218,3 +219,8 @@ def default_bars_spec() -> FeatureSpec:
 def default_spec(kind: Kind, levels: int) -> FeatureSpec:
     """The default spec for rows of this kind (`levels` is ignored for bars)."""
     return default_book_spec(levels) if kind == "book" else default_bars_spec()
+
+
+def default_specs() -> tuple[FeatureSpec, ...]:
+    """Every default spec: of bars, then of books with 1 to `MOST_LEVELS` levels. Each has a digest of its own."""
+    return default_bars_spec(), *(default_book_spec(levels) for levels in range(1, MOST_LEVELS + 1))
