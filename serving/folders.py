@@ -8,6 +8,7 @@ import re
 import shutil
 import stat
 import tempfile
+import time
 from pathlib import Path
 
 from tickserve.errors import ComponentError
@@ -16,16 +17,23 @@ from tickserve.store import unwritable
 PREFIX = "tickserve-triton-"
 LOCK_NAME = ".owner"
 FOLDER_MODE = 0o700
+# A folder whose owner has not signed yet is being made.
+SIGNED_WITHIN_S = 60.0
 OWNED = re.compile(re.escape(PREFIX) + r"([1-9][0-9]*)-.+")
 
 
 class OwnedFolder:
-    """A new temporary folder of this process; `remove` ends it, and so does the next start after a crash."""
+    """A new temporary folder of this process; `remove` ends it, and so does the next start after a crash.
+
+    Its owner's file is locked for as long as the owner lives, and says when the owner started.
+    """
 
     def __init__(self) -> None:
         self.path = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-"))
         self._lock = (self.path / LOCK_NAME).open("w")
         fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._lock.write(str(started_ticks(os.getpid())))
+        self._lock.flush()
 
     def remove(self) -> None:
         """Remove the folder with all in it."""
@@ -33,12 +41,50 @@ class OwnedFolder:
         self._lock.close()
 
 
+def started_ticks(pid: int) -> int:
+    """When a process started, in clock ticks since boot: with it, a process id is never mistaken for a later one's."""
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
 def sweep() -> None:
     """Remove the folders of this user's processes that are gone, for whatever reason they did not do it themselves."""
     for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
         match = OWNED.fullmatch(path.name)
-        if match and not _alive(int(match[1])) and _ours(path) and not _locked(path):
+        if match and _ours(path) and _abandoned(path, int(match[1])):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _abandoned(path: Path, pid: int) -> bool:
+    """Whether the owner is gone: its process id is nobody's, or that of another process, and nobody holds its lock.
+
+    A process id alone proves nothing: in a container each start may have the one that was killed, and a process of
+    another container is not seen here at all.
+    """
+    signed = _signature(path)
+    if signed is None or (not signed and _is_fresh(path)):
+        return False
+    another = signed.isdecimal() and started_ticks(pid) not in (0, int(signed))
+    return (another or not _alive(pid)) and not _locked(path)
+
+
+def _signature(path: Path) -> str | None:
+    """What the owner wrote; empty before it did, None when it cannot be read."""
+    try:
+        return (path / LOCK_NAME).read_text("utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _is_fresh(path: Path) -> bool:
+    try:
+        return time.time() - path.stat().st_mtime < SIGNED_WITHIN_S
+    except OSError:
+        return True
 
 
 def _alive(pid: int) -> bool:

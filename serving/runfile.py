@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from serving.folders import runtime_folder
+from serving.folders import started_ticks as started_ticks
 from serving.target import Target
 from tickserve.errors import ComponentError, UsageError
 from tickserve.signing import TrustedKeys
@@ -46,14 +47,6 @@ class Run:
     def keys(self) -> TrustedKeys | None:
         """`trusted` as keys."""
         return None if self.trusted is None else {key: bytes.fromhex(raw) for key, raw in self.trusted.items()}
-
-
-def started_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since boot: with it, a process id is never mistaken for a later one's."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def write(run: Run) -> Path:

@@ -18,7 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from serving import embedded, ports, triton_files
+from serving import embedded, folders, ports, triton_files
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden
 from serving.ports import reserved
@@ -203,6 +203,9 @@ def test_nothing_outlives_the_parent(repository: Path, root: Path, end: signal.S
         parent.send_signal(end)
         parent.communicate()
     assert all_gone(processes, within_s=15)
+    (left,) = Path(tempfile.gettempdir()).glob(f"{folders.PREFIX}{parent.pid}-*")
+    folders.sweep()  # as the next start does
+    assert not left.exists()
 
 
 @pytest.mark.parametrize("field", ["http_port", "grpc_port", "metrics_port"])

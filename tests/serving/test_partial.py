@@ -106,22 +106,60 @@ def test_the_command_ends_when_its_server_does(repository: Path, root: Path) -> 
     kept.unlink()
 
 
-def test_folders_of_dead_owners_are_swept(repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def gone() -> int:
+    """The id of a process that is not there any more."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def owned(folder: Path, signed: str | None, age_s: float = 0) -> Path:
+    """A folder as a server that was killed leaves it."""
+    (folder / "backends").mkdir(parents=True)
+    if signed is not None:
+        (folder / folders.LOCK_NAME).write_text(signed)
+    os.utime(folder, (time.time() - age_s,) * 2)
+    return folder
+
+
+def test_folders_of_dead_owners_are_swept(gone: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    dead = tmp_path / f"{folders.PREFIX}{gone.pid}-abc"
-    living = tmp_path / f"{folders.PREFIX}{os.getppid()}-abc"
-    others = tmp_path / f"{folders.PREFIX}x-abc"
-    for folder in (dead, living, others):
-        (folder / "backends").mkdir(parents=True)
-    kept = folders.OwnedFolder()
-    hidden = kept.path.rename(tmp_path / f"{folders.PREFIX}{gone.pid}-held")
+    here, parent = folders.started_ticks(os.getpid()), folders.started_ticks(os.getppid())
+    later = 2 * folders.SIGNED_WITHIN_S
+    # By a process id that is nobody's; by our own, that an earlier process had, as in a container that is started anew.
+    owned(tmp_path / f"{folders.PREFIX}{gone}-signed", "1")
+    owned(tmp_path / f"{folders.PREFIX}{gone}-unsigned", None, later)
+    owned(tmp_path / f"{folders.PREFIX}{os.getpid()}-reused", str(here - 1))
+    kept = [
+        owned(tmp_path / f"{folders.PREFIX}{os.getpid()}-lives", str(here)),
+        owned(tmp_path / f"{folders.PREFIX}{os.getppid()}-lives", str(parent), later),
+        owned(tmp_path / f"{folders.PREFIX}{os.getppid()}-before", None, later),  # as versions up to now left them
+        owned(tmp_path / f"{folders.PREFIX}{gone}-unsigned-yet", None),
+        owned(tmp_path / f"{folders.PREFIX}{gone}-empty-yet", ""),
+        owned(tmp_path / f"{folders.PREFIX}x-abc", "1", later),
+    ]
+    link = tmp_path / f"{folders.PREFIX}{gone}-link"
+    link.symlink_to(tmp_path)
+    mine = folders.OwnedFolder()
+    # Its owner is in another container, so its process id is nobody's here: the lock alone says that it lives.
+    hidden = mine.path.rename(tmp_path / f"{folders.PREFIX}{gone}-held")
     folders.sweep()
-    assert sorted(tmp_path.glob(f"{folders.PREFIX}*")) == sorted([living, others, hidden])
-    kept.path = hidden
-    kept.remove()
+    assert sorted(tmp_path.glob(f"{folders.PREFIX}*")) == sorted([*kept, hidden, link])
+    mine.path = hidden
+    mine.remove()
     assert not hidden.exists()
+
+
+def test_a_folder_of_another_user_is_left_alone(gone: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    theirs = owned(tmp_path / f"{folders.PREFIX}{gone}-theirs", "1")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "getuid", lambda: theirs.stat().st_uid + 1)
+        folders.sweep()
+    assert theirs.is_dir()
+    folders.sweep()
+    assert not theirs.exists()
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04", b"\x93NUMPY\x01\x00", b"text"])
