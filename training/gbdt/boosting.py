@@ -34,7 +34,7 @@ class Boosting:
         settings, objective = self.settings, train.objective
         # XGBoost guesses from a metric's name whether it is lowered or raised; here the objective says it.
         stop = EarlyStopping(
-            settings.early_stopping_rounds,
+            rounds=settings.early_stopping_rounds,
             metric_name=objective.metric,
             data_name=VALIDATION,
             maximize=objective.raised,
