@@ -47,7 +47,8 @@ class Boosting:
                 num_boost_round=settings.rounds,
                 evals=[(make(validation, learned), VALIDATION)],
                 verbose_eval=False,
-                callbacks=[stop, *([_watching(watch, objective)] if watch else [])],
+                # The watch first: a callback that stops keeps those after it from seeing that round.
+                callbacks=[*([_watching(watch, objective)] if watch else []), stop],
             )
         # A converter takes every tree it finds: those after the best round must not be there.
         kept = booster[: int(booster.best_iteration) + 1]
