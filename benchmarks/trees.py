@@ -1,15 +1,18 @@
 """Training trees: memory and time of XGBoost's matrices, sampling of rows, selection of columns, on real bars.
 
-    python -m benchmarks.trees --data BTCUSD_1m.parquet [--passes 2] [--rounds 50] [--json]
+    python -m benchmarks.trees --data BTCUSD_1m.parquet [--wide] [--tables matrices ...] [--passes 2] [--rounds 50]
 
 Every line is a process of its own that loads the same arrays from disk, trains the last walk-forward fold with the
 project's job on one thread and judges it on the test rows. Memory is the peak of that process (VmHWM) until training
-ends, less the peak of one that only loads the arrays and the libraries. Each pass runs every line once, in turn.
+ends, less the peak of one that only loads the arrays and the libraries ("growth"), and less the peak of one that also
+trains on a thousand rows, so that XGBoost's own code and buffers are in both ("data alone"). Each pass runs every line
+once, in turn. `--wide` takes each window of the default columns at four lengths.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import subprocess
 import sys
@@ -22,12 +25,15 @@ import numpy as np
 
 from benchmarks.harness import machine
 from tickserve.config import Config
+from tickserve.features.spec import Feature, FeatureSpec, default_spec
 from tickserve.settings import load_settings
 from training.examples import Examples, LabelledFold
 from training.job import Fit
 
 ARRAYS = ("features", "session", "ret", "end")
 LATENCY_CALLS = 5_000
+Found = dict[str, list[dict[str, Any]]]
+EVERY = "every row"
 # Lines of the three tables: what each sets, beside the subject's own settings.
 MATRICES: dict[str, dict[str, Any]] = {
     "DMatrix": {},
@@ -35,7 +41,7 @@ MATRICES: dict[str, dict[str, Any]] = {
     "external memory": {"external_memory": True},
 }
 SAMPLING: dict[str, dict[str, Any]] = {
-    "every row": {"subsample": 1.0},
+    EVERY: {"subsample": 1.0},
     **{
         f"{method} {share}": {"subsample": share, "sampling_method": method}
         for share in (0.5, 0.2, 0.1)
@@ -43,20 +49,35 @@ SAMPLING: dict[str, dict[str, Any]] = {
     },
 }
 COLUMNS: dict[str, dict[str, Any]] = {"all columns": {}} | {f"top {n}": {"top_features": n} for n in (16, 8, 4)}
-PLAIN, BASELINE = "DMatrix", "baseline"
+PLAIN, BASELINE, WARM = "DMatrix", "baseline", "warm"
+WARM_ROWS = 1_000
 
 
-def prepared(data: Path, config: Config, folder: Path) -> dict[str, int]:
+TABLES = {"matrices": MATRICES, "sampling": SAMPLING, "columns": COLUMNS}
+
+
+def wide(spec: FeatureSpec) -> FeatureSpec:
+    """The default bars, and each window of them at two, four and eight times its length; warm-up fills the last."""
+    features = dict.fromkeys(spec.features)
+    for feature in spec.features:
+        counts = dict(feature.params)
+        if set(counts) == {"count"}:
+            features |= dict.fromkeys(Feature.of(feature.kind, count=int(counts["count"] * by)) for by in (2, 4, 8))
+    longest = max(int(value) for feature in features for name, value in feature.params if name == "count")
+    return dataclasses.replace(spec, name="bars-wide", features=tuple(features), warmup_events=longest)
+
+
+def prepared(data: Path, config: Config, folder: Path, *, widened: bool) -> dict[str, int]:
     """The arrays of the last fold, written for the workers; its sizes."""
     from market.build import build_features
     from market.readers import open_source
-    from tickserve.features.spec import default_spec
     from training.examples import prepare
     from training.train import meta_of
 
     source = open_source([data], levels=config.features.levels)
     settings = config.features.model_copy(update={"max_rows": 0, "store": str(folder / "store")})
-    built = build_features(source, default_spec(source.kind, source.levels), settings)
+    spec = default_spec(source.kind, source.levels)
+    built = build_features(source, wide(spec) if widened else spec, settings)
     examples = prepare(built.load(), meta_of(built), config)
     for name in ARRAYS:
         np.save(folder / f"{name}.npy", getattr(examples, name))
@@ -120,6 +141,12 @@ def worker(folder: Path, line: str, changes: dict[str, Any], rounds: int, latenc
             nthread=settings.threads,
         )
     job = GbdtJob(examples, settings, 7)
+    if line == WARM:
+        few = dataclasses.replace(
+            fold.rows, train=fold.rows.train[:WARM_ROWS], validation=fold.rows.validation[:WARM_ROWS]
+        )
+        job.fit(dataclasses.replace(fold, rows=few))
+        return {"peak_mib": peak_mib()}
     started = time.perf_counter()
     fit = job.fit(fold)
     result: dict[str, Any] = {"seconds": time.perf_counter() - started, "peak_mib": peak_mib(), "rounds": fit.best}
@@ -150,41 +177,54 @@ def run(folder: Path, line: str, changes: dict[str, Any], rounds: int, latency: 
     return answer
 
 
-def measured(folder: Path, passes: int, rounds: int) -> dict[str, list[dict[str, Any]]]:
-    """Every line of every table, `passes` times; memory is the growth over that pass's baseline."""
-    found: dict[str, list[dict[str, Any]]] = {}
+def measured(folder: Path, tables: list[str], passes: int, rounds: int) -> Found:
+    """Every line of every table, `passes` times; memory is the growth over that pass's baselines."""
+    found: Found = {}
     for number in range(passes):
-        base = run(folder, BASELINE, {}, rounds)["peak_mib"]
-        for table in (MATRICES, SAMPLING, COLUMNS):
-            for line, changes in table.items():
+        base, warm = (run(folder, line, {}, rounds)["peak_mib"] for line in (BASELINE, WARM))
+        for table in tables:
+            for line, changes in TABLES[table].items():
                 print(f"pass {number + 1}: {line}", file=sys.stderr)
-                result = run(folder, line, changes, rounds, latency=table is COLUMNS)
-                result["growth_mib"] = result.pop("peak_mib") - base
+                result = run(folder, line, changes, rounds, latency=table == "columns")
+                peak = result.pop("peak_mib")
+                result |= {"growth_mib": peak - base, "data_mib": peak - warm}
                 found.setdefault(line, []).append(result)
     return found
 
 
-def printed(found: dict[str, list[dict[str, Any]]]) -> None:
-    plain, all_rows = found[PLAIN], found["every row"]
-    print("\nmatrix            growth MiB     times less      seconds            IC")
+def print_matrices(found: Found) -> None:
+    print("\nmatrix            growth MiB     times less    data alone MiB  times less    seconds            IC")
     for line in MATRICES:
-        less = [each["growth_mib"] / mine["growth_mib"] for each, mine in zip(plain, found[line], strict=True)]
-        print(f"{line:17} {_of(found, line, 'growth_mib', '.0f'):14} {_join(less, '.2f'):15} {_tail(found, line)}")
-    print("\nrows per round    times faster   seconds            IC")
+        shown = []
+        for key in ("growth_mib", "data_mib"):
+            less = [each[key] / mine[key] for each, mine in zip(found[PLAIN], found[line], strict=True)]
+            shown.append(f"{_of(found, line, key, '.0f'):14} {_join(less, '.2f'):13}")
+        print(f"{line:17} {'  '.join(shown)} {_tail(found, line)}")
+
+
+def print_sampling(found: Found) -> None:
+    print("\nrows per round      times faster  seconds            IC")
     for line in SAMPLING:
-        faster = [each["seconds"] / mine["seconds"] for each, mine in zip(all_rows, found[line], strict=True)]
-        print(f"{line:19} {_join(faster, '.2f'):13} {_tail(found, line)}")
+        pairs = zip(found[EVERY], found[line], strict=True)
+        faster = _join([each["seconds"] / mine["seconds"] for each, mine in pairs], ".2f")
+        print(f"{line:19} {faster:13} {_tail(found, line)}")
+
+
+def print_columns(found: Found) -> None:
     print("\ncolumns           p50 us         p99 us          seconds            IC")
     for line in COLUMNS:
         latency = f"{_of(found, line, 'p50_us', '.1f'):14} {_of(found, line, 'p99_us', '.1f'):15}"
         print(f"{line:17} {latency} {_tail(found, line)}")
 
 
-def _tail(found: dict[str, list[dict[str, Any]]], line: str) -> str:
+PRINTED = {"matrices": print_matrices, "sampling": print_sampling, "columns": print_columns}
+
+
+def _tail(found: Found, line: str) -> str:
     return f"{_of(found, line, 'seconds', '.1f'):18} {_of(found, line, 'ic', '.4f')}"
 
 
-def _of(found: dict[str, list[dict[str, Any]]], line: str, key: str, form: str) -> str:
+def _of(found: Found, line: str, key: str, form: str) -> str:
     return _join([result[key] for result in found[line]], form)
 
 
@@ -195,6 +235,8 @@ def _join(values: list[float], form: str) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="bars, one file")
+    parser.add_argument("--wide", action="store_true", help="about 90 columns instead of about 30")
+    parser.add_argument("--tables", nargs="+", choices=TABLES, default=list(TABLES))
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", action="store_true")
@@ -207,14 +249,15 @@ def main() -> None:
     if asked.data is None:
         parser.error("--data: expected a file of bars")
     with tempfile.TemporaryDirectory(prefix="tickserve-trees-") as folder:
-        sizes = prepared(asked.data, load_settings(environ={}).config, Path(folder))
-        found = measured(Path(folder), asked.passes, asked.rounds)
+        sizes = prepared(asked.data, load_settings(environ={}).config, Path(folder), widened=asked.wide)
+        found = measured(Path(folder), asked.tables, asked.passes, asked.rounds)
     if asked.json:
         print(json.dumps({"machine": machine("xgboost"), **sizes, "lines": found}))
         return
     print(machine("xgboost", "onnxruntime"))
     print(", ".join(f"{name} {value:,}" for name, value in sizes.items()) + f", {asked.rounds} rounds at most")
-    printed(found)
+    for table in asked.tables:
+        PRINTED[table](found)
 
 
 if __name__ == "__main__":

@@ -37,11 +37,13 @@ def test_only_the_rows_given_have_a_say(examples: Examples) -> None:
     fold, settings = examples.published, settings_of(top_features=3)
     rows = fold.rows.train
     honest = select_columns(examples, rows, fold.threshold, settings, 7)
-    features, ret = examples.features.copy(), examples.ret.copy()
-    others = np.setdiff1d(np.arange(len(features)), rows)
-    features[others], ret[others] = -5.0, 1.0
-    told = replace(examples, features=features, ret=ret)
+    features, others = examples.features.copy(), np.setdiff1d(np.arange(len(examples.ret)), rows)
+    features[others, 6] = np.nan_to_num(examples.ret[others])
+    told = replace(examples, features=features)
     assert select_columns(told, rows, fold.threshold, settings, 7).tolist() == honest.tolist()
+    fit = GbdtJob(told, settings, 7).fit(fold)
+    assert fit.columns is not None
+    assert fit.columns.tolist() == honest.tolist()
     assert len(honest) == 3
     assert (np.diff(honest) > 0).all()
     # The control: what it is told about those rows counts.
