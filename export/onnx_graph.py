@@ -17,6 +17,8 @@ from onnx import GraphProto, ModelProto, TensorProto, helper
 
 from export import versions
 from export.check_model import BATCH_DIMENSION, check_safe, dimensions, graph_inputs
+from export.link_graph import add_link
+from models.ordinal import OrdinalLink
 from tickserve.errors import ArtifactError
 from tickserve.manifest import StateTensor, TensorSpec
 
@@ -92,21 +94,41 @@ def trees_to_onnx(booster: Any, features: int) -> ModelProto:
     The trees up to `best_iteration` are converted, as early stopping means them. Raises ArtifactError for what does
     not convert faithfully: DART, categorical splits, another objective.
     """
-    from onnxmltools.convert import convert_xgboost
-    from onnxmltools.convert.common.data_types import FloatTensorType
-
     from export.trees import prepare_booster
 
-    prepared = prepare_booster(booster, features)
-    kind = FloatTensorType([None, features])
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", category=DeprecationWarning)
-        model = convert_xgboost(prepared, initial_types=[("features", kind)], target_opset=versions.TREE_OPSET)
-    converted = ModelProto()
-    converted.CopyFrom(model)
+    converted = _converted(prepare_booster(booster, features), features)
     _keep_probabilities(converted)
     _name_batch(converted.graph)
     return clean_graph(converted)
+
+
+def margin_to_onnx(booster: Any, features: int, link: OrdinalLink) -> ModelProto:
+    """A booster of one margin (a regression or a ranking) and its link as a graph `features -> probabilities`.
+
+    Raises ArtifactError as `trees_to_onnx` does.
+    """
+    from export.trees import as_regression, prepare_booster
+
+    converted = _converted(as_regression(prepare_booster(booster, features, margin=True)), features)
+    if len(converted.graph.output) != 1:
+        raise ArtifactError("expected one margin from the converted trees", field="output")
+    _name_batch(converted.graph)
+    graph = clean_graph(converted)
+    add_link(graph, link, PROBABILITIES)
+    return clean_graph(graph)
+
+
+def _converted(booster: Any, features: int) -> ModelProto:
+    from onnxmltools.convert import convert_xgboost
+    from onnxmltools.convert.common.data_types import FloatTensorType
+
+    kind = FloatTensorType([None, features])
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", category=DeprecationWarning)
+        model = convert_xgboost(booster, initial_types=[("features", kind)], target_opset=versions.TREE_OPSET)
+    converted = ModelProto()
+    converted.CopyFrom(model)
+    return converted
 
 
 def _keep_probabilities(model: ModelProto) -> None:

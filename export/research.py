@@ -18,6 +18,7 @@ from export import check_model, onnx_graph, runtime, trees
 from export.packed import feed
 from export.parity import Rows
 from export.split_rows import Split, read_splits
+from models.ordinal import OrdinalLink
 from tickserve.errors import ArtifactError
 from tickserve.manifest import Manifest
 
@@ -53,22 +54,24 @@ def load_research(folder: Path, manifest: Manifest) -> Research:
 
 
 def _trees(folder: Path, manifest: Manifest) -> Research:
-    import xgboost
-
     (features,) = manifest.inputs[0].shape
-    booster = trees.prepare_booster(trees.load_booster(folder / manifest.model_file), features)
+    link = OrdinalLink.from_architecture(manifest.architecture)
+    loaded = trees.load_booster(folder / manifest.model_file)
+    booster = trees.prepare_booster(loaded, features, margin=link is not None)
 
-    def predict(rows: Rows) -> Rows:
-        return np.asarray(booster.predict(xgboost.DMatrix(rows, missing=np.nan, nthread=1)), np.float32)
+    def convert() -> ModelProto:
+        if link is None:
+            return onnx_graph.trees_to_onnx(booster, features)
+        return onnx_graph.margin_to_onnx(booster, features, link)
 
     forest = trees.trees_of(booster)
     return Research(
-        predict,
-        lambda: onnx_graph.trees_to_onnx(booster, features),
+        trees.matrix_predictor(booster, link),
+        convert,
         splits=tuple(read_splits(forest)),
         trees=len(forest),
-        second=lambda: trees.treelite_predictor(booster),
-        inplace=lambda: trees.inplace_predictor(booster),
+        second=lambda: trees.treelite_predictor(booster, link),
+        inplace=lambda: trees.inplace_predictor(booster, link),
     )
 
 

@@ -12,11 +12,16 @@ import numpy.typing as npt
 
 from export import sandbox
 from export.check_model import check_not_foreign
+from models.ordinal import OrdinalLink
 from tickserve.errors import ArtifactError, MissingExtraError, UnsafeModelError
 
 OBJECTIVE = "multi:softprob"
+# Of one margin per row, which a link turns into probabilities: what XGBoost makes of it afterwards is the identity.
+MARGIN_OBJECTIVES = ("reg:squarederror", "reg:pseudohubererror", "rank:ndcg", "rank:pairwise")
 CLASSES = 3
 MAX_FEATURES = 1_000_000
+Rows = npt.NDArray[np.float32]
+Predict = Callable[[Rows], Rows]
 
 
 def load_booster(path: Path) -> Any:
@@ -71,12 +76,13 @@ def _check_tree(tree: dict[str, Any], features: int, field: str) -> None:
         raise UnsafeModelError("NaN or infinite thresholds or leaves", field=field)
 
 
-def prepare_booster(booster: Any, features: int) -> Any:
+def prepare_booster(booster: Any, features: int, *, margin: bool = False) -> Any:
     """A copy with the trees early stopping kept and without column names, which the converter would misread.
 
-    Raises ArtifactError for what does not convert faithfully: DART, categorical splits, another objective.
+    With `margin` a booster of one margin is expected, else one of three classes. Raises ArtifactError for what does not
+    convert faithfully: DART, categorical splits, several targets, another objective.
     """
-    _check_convertible(booster, features)
+    _check_convertible(booster, features, margin)
     best = booster.attr("best_iteration")
     rounds = booster.num_boosted_rounds()
     # A native booster with early stopping still holds the later trees, and the converter would take them all.
@@ -85,22 +91,39 @@ def prepare_booster(booster: Any, features: int) -> Any:
     return kept
 
 
-def _check_convertible(booster: Any, features: int) -> None:
+def _check_convertible(booster: Any, features: int, margin: bool) -> None:
     learner = json.loads(booster.save_config())["learner"]
+    sizes = learner["learner_model_param"]
     found = {
         "booster": learner["gradient_booster"]["name"],
         "objective": learner["objective"]["name"],
-        "num_class": int(learner["learner_model_param"]["num_class"]),
+        "num_class": int(sizes["num_class"]),
+        "num_target": int(sizes["num_target"]),
         "features": int(booster.num_features()),
     }
-    wanted = {"booster": "gbtree", "objective": OBJECTIVE, "num_class": CLASSES, "features": features}
-    for field, value in wanted.items():
-        if found[field] != value:
-            raise ArtifactError(
-                "these trees cannot be exported", field=field, expected=str(value), was=str(found[field])
-            )
+    wanted = {
+        "booster": ("gbtree",),
+        "objective": MARGIN_OBJECTIVES if margin else (OBJECTIVE,),
+        "num_class": (0,) if margin else (CLASSES,),
+        "num_target": (1,),
+        "features": (features,),
+    }
+    for field, values in wanted.items():
+        if found[field] not in values:
+            expected = " or ".join(map(str, values))
+            raise ArtifactError("these trees cannot be exported", field=field, expected=expected, was=str(found[field]))
     if "c" in (booster.feature_types or ()):
         raise ArtifactError("categorical splits cannot be exported", field="feature_types", expected="numbers")
+
+
+def as_regression(booster: Any) -> Any:
+    """A booster of one margin under the objective that the converter takes for what it is; its trees are the same.
+
+    The converter makes a binary classifier of a ranking, and knows no pseudo-Huber loss.
+    """
+    model = json.loads(bytes(booster.save_raw("json")))
+    model["learner"]["objective"] = {"name": "reg:squarederror", "reg_loss_param": {"scale_pos_weight": "1"}}
+    return read_booster(json.dumps(model).encode())
 
 
 def trees_of(booster: Any) -> list[dict[str, Any]]:
@@ -110,7 +133,7 @@ def trees_of(booster: Any) -> list[dict[str, Any]]:
     return trees
 
 
-def treelite_predictor(booster: Any) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+def treelite_predictor(booster: Any, link: OrdinalLink | None = None) -> Predict:
     """Another engine for the same trees: treelite's reference interpreter, probabilities [B, 3] of rows [B, F].
 
     Raises MissingExtraError, and ArtifactError when treelite does not read these trees.
@@ -125,18 +148,37 @@ def treelite_predictor(booster: Any) -> Callable[[npt.NDArray[np.float32]], npt.
     except treelite.TreeliteError as error:
         raise ArtifactError("treelite does not read these trees", field="model") from error
 
-    def predict(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return np.asarray(gtil.predict(model, rows, nthread=1), np.float32).reshape(-1, CLASSES)
+    def predict(rows: Rows) -> Rows:
+        said = gtil.predict(model, rows, nthread=1, pred_margin=link is not None)
+        return _probabilities(said, link)
 
     return predict
 
 
-def inplace_predictor(booster: Any) -> Callable[[npt.NDArray[np.float32]], npt.NDArray[np.float32]]:
+def inplace_predictor(booster: Any, link: OrdinalLink | None = None) -> Predict:
     """XGBoost without building its matrix, in one thread: probabilities [B, 3] of rows [B, F]."""
     alone = booster.copy()
     alone.set_param({"nthread": 1})
+    kind = "value" if link is None else "margin"
 
-    def predict(rows: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        return np.asarray(alone.inplace_predict(rows, missing=np.nan), np.float32)
+    def predict(rows: Rows) -> Rows:
+        return _probabilities(alone.inplace_predict(rows, missing=np.nan, predict_type=kind), link)
 
     return predict
+
+
+def matrix_predictor(booster: Any, link: OrdinalLink | None = None) -> Predict:
+    """XGBoost as research calls it: probabilities [B, 3] of rows [B, F]."""
+    import xgboost
+
+    def predict(rows: Rows) -> Rows:
+        matrix = xgboost.DMatrix(rows, missing=np.nan, nthread=1)
+        return _probabilities(booster.predict(matrix, output_margin=link is not None), link)
+
+    return predict
+
+
+def _probabilities(said: Any, link: OrdinalLink | None) -> Rows:
+    """What an engine says: probabilities of three classes, or a margin for the link."""
+    numbers = np.asarray(said, np.float32)
+    return numbers.reshape(-1, CLASSES) if link is None else link.probabilities(numbers.reshape(-1))

@@ -62,6 +62,41 @@ class GbdtSettings(Section):
     subsample: float = Field(0.8, gt=0, le=1)
     max_bin: int = Field(128, ge=2, le=1024)
     threads: int = Field(2, ge=1)
+    task: Literal["classification", "regression", "ranking"] = Field(
+        "classification", description="what the trees learn; the served tensors are the same (docs/trees.md)"
+    )
+    regression_loss: Literal["squared", "pseudo_huber"] = Field("squared", description="of task regression")
+    ranking_loss: Literal["ndcg", "pairwise"] = Field("ndcg", description="of task ranking")
+    ranking_block_rows: int = Field(64, ge=2, description="of task ranking: neighbouring rows ranked among each other")
+    ranking_grades: int = Field(5, ge=2, le=31, description="of task ranking: grades of the return, by its quantiles")
+    sampling_method: Literal["uniform", "gradient_based"] = Field("uniform", description="how subsample draws rows")
+    top_features: int = Field(0, ge=0, description="columns a fold's model sees, those of highest gain; 0: all")
+    monotone: dict[str, Literal[-1, 1]] = Field(
+        {}, description="columns the score may only rise with (1) or fall with (-1); not of task classification"
+    )
+    external_memory: bool = Field(False, description="hold the binned rows in files instead of memory")
+    external_memory_chunk_rows: int = Field(65_536, ge=1_024, description="rows of one such file page")
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: a GPU where XGBoost can use one")
+    memory_pool: Literal["none", "cuda_async", "rmm"] = Field("none", description="of device cuda")
+
+    @model_validator(mode="after")
+    def _nothing_inert(self) -> GbdtSettings:
+        """Refuse what would have no effect: each key in the first column works only under what follows it."""
+        classification = self.task == "classification"
+        inert: tuple[tuple[str, object, bool, str], ...] = (
+            ("regression_loss", "squared", self.task != "regression", f"task {self.task}"),
+            ("ranking_loss", "ndcg", self.task != "ranking", f"task {self.task}"),
+            ("ranking_block_rows", 64, self.task != "ranking", f"task {self.task}"),
+            ("ranking_grades", 5, self.task != "ranking", f"task {self.task}"),
+            ("sampling_method", "uniform", self.subsample == 1, "subsample 1, which takes every row"),
+            ("monotone", {}, classification, "task classification, whose score is a difference of two classes"),
+            ("external_memory_chunk_rows", 65_536, not self.external_memory, "external_memory off"),
+            ("memory_pool", "none", self.device == "cpu", "device cpu"),
+        )
+        for name, default, off, why in inert:
+            if off and getattr(self, name) != default:
+                raise ValueError(f"{name}: expected {default} with {why}, was {getattr(self, name)}")
+        return self
 
 
 class NetSettings(Section):

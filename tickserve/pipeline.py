@@ -138,14 +138,14 @@ def last_inputs(feature_set: Any, manifest: Manifest, count: int) -> tuple[Float
     """
     if count < 1:
         raise UsageError("nothing asked for", field="count", expected="at least 1", was=str(count))
-    _check_features(feature_set, manifest)
+    keep = _columns_of(feature_set, manifest)
     rows = feature_set.load()
     if len(manifest.inputs[0].shape) == 1:
-        return np.ascontiguousarray(rows.features[-count:]), rows.ts_ns[-count:]
+        return np.ascontiguousarray(rows.features[-count:, keep]), rows.ts_ns[-count:]
     _check_pace(rows, manifest)
     window = manifest.inputs[0].shape[0]
     ends = _window_ends(rows.session, window)[-count:]
-    views = np.lib.stride_tricks.sliding_window_view(rows.features, window, axis=0)[ends - window + 1]
+    views = np.lib.stride_tricks.sliding_window_view(rows.features[:, keep], window, axis=0)[ends - window + 1]
     return np.ascontiguousarray(views.transpose(0, 2, 1)), rows.ts_ns[ends]
 
 
@@ -158,11 +158,12 @@ def last_stepped_inputs(
     """
     if count < 1:
         raise UsageError("nothing asked for", field="count", expected="at least 1", was=str(count))
-    _check_features(feature_set, manifest)
+    keep = _columns_of(feature_set, manifest)
     rows = feature_set.load()
     _check_pace(rows, manifest)
     first = int(np.flatnonzero(rows.session == rows.session[-1])[0])
-    features = np.where(np.isinf(rows.features[first:]), np.float32(np.nan), rows.features[first:])
+    features = rows.features[first:, keep]
+    features = np.where(np.isinf(features), np.float32(np.nan), features)
     return stepped_inputs(features, manifest, count, answer), rows.ts_ns[first:][-count:]
 
 
@@ -187,15 +188,22 @@ def stepped_inputs(
     return {name: np.concatenate(parts) for name, parts in kept.items()}
 
 
-def _check_features(feature_set: Any, manifest: Manifest) -> None:
-    spec = feature_set.spec
-    if spec.digest != manifest.features.digest:
-        raise ArtifactError(
-            "the data gives other features than the model takes",
-            field="feature digest",
-            expected=manifest.features.digest,
-            was=spec.digest,
-        )
+def _columns_of(feature_set: Any, manifest: Manifest) -> slice | list[int]:
+    """Where a feature set has the model's columns: all of it, or those of a spec narrowed to them.
+
+    Raises ArtifactError where the model was trained on other features.
+    """
+    spec, contract = feature_set.spec, manifest.features
+    if spec.digest == contract.digest:
+        return slice(None)
+    if set(contract.columns) <= set(spec.columns) and spec.narrowed(contract.columns).digest == contract.digest:
+        return [spec.columns.index(name) for name in contract.columns]
+    raise ArtifactError(
+        "the data gives other features than the model takes",
+        field="feature digest",
+        expected=contract.digest,
+        was=spec.digest,
+    )
 
 
 def _check_pace(rows: Any, manifest: Manifest) -> None:

@@ -22,6 +22,8 @@ from tickserve.config import Config
 from tickserve.errors import ConfigError
 
 ENV_PREFIX = "TICKSERVE_"
+# Keys whose value is a table of names that the data choose: a value, no section.
+TABLES = frozenset({"gbdt.monotone"})
 # Read by other tools of the project, not configuration keys.
 RESERVED_ENV = frozenset(
     {"TICKSERVE_DATA", "TICKSERVE_PROFILE", "TICKSERVE_CONFIG", "TICKSERVE_SIGNING_KEY", "TICKSERVE_CREDENTIAL"}
@@ -60,7 +62,8 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """A nested mapping as dotted keys: `{"a": {"b": 1}}` is `{"a.b": 1}`."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        section = isinstance(value, Mapping) and f"{prefix}{key}" not in TABLES
+        flat |= flatten(value, f"{prefix}{key}.") if section else {f"{prefix}{key}": value}
     return flat
 
 

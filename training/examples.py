@@ -7,7 +7,7 @@ the same question on the same rows. Letters: N rows, F features.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -18,7 +18,9 @@ from market.walkforward import Fold, purged_walk_forward
 from tickserve.config import Config
 from tickserve.errors import InsufficientDataError
 from tickserve.events import Kind
+from tickserve.features.spec import FeatureSpec
 from tickserve.manifest import Horizon
+from tickserve.store import canonical_json, sha256_bytes
 
 if TYPE_CHECKING:
     from market.build import FeatureTable
@@ -46,6 +48,17 @@ class DataMeta:
     simulated: bool = False
     definition: Mapping[str, Any] | None = None
 
+    def narrowed(self, keep: IntArray) -> DataMeta:
+        """The same data with only the columns at the positions `keep`, under a spec and a digest of their own."""
+        columns = tuple(self.columns[index] for index in keep)
+        if self.definition is None:
+            digest = sha256_bytes(canonical_json({"of": self.feature_digest, "columns": columns}))
+            return replace(self, spec=f"{self.spec}-top{len(columns)}", feature_digest=digest, columns=columns)
+        spec = FeatureSpec.from_json(self.definition).narrowed(columns)
+        return replace(
+            self, spec=spec.name, feature_digest=spec.digest, columns=spec.columns, definition=spec.to_json()
+        )
+
     @property
     def tag(self) -> str:
         """`symbol-l5` for a book of five levels, `symbol-bars` for bars: the start of its models' names."""
@@ -67,7 +80,8 @@ class Examples:
 
     `ret` is the forward return (NaN without label), `end` the row where it is known (-1 without), `trailing` the last
     move over the same horizon, `cost_bps` the half-spread crossed at that row; `assumed_spreads` is the share of rows
-    that have no quote, whose half-spread is an assumption of the configuration. `mid` is the price.
+    that have no quote, whose half-spread is an assumption of the configuration. `mid` is the price. `columns` are the
+    names of the features' columns, empty where they have none.
     """
 
     features: Rows
@@ -83,6 +97,7 @@ class Examples:
     horizon_median_ms: float
     stride: int
     folds: tuple[LabelledFold, ...]
+    columns: tuple[str, ...] = ()
 
     @property
     def published(self) -> LabelledFold:
@@ -127,6 +142,7 @@ def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
         horizon_median_ms=span_ns / labels.NS_PER_MS,
         stride=table.stride,
         folds=_folds(table, ret, end, usable, round(span_ns * config.validation.embargo_horizons), config),
+        columns=meta.columns,
     )
 
 

@@ -12,11 +12,15 @@ from training.examples import IntArray, LabelledFold, Rows
 
 @dataclass(frozen=True)
 class Fit:
-    """A trained model: `best` is the round or epoch that early stopping kept (from 1), `rows` how many it saw."""
+    """A trained model: `best` is the round or epoch that early stopping kept (from 1), `rows` how many it saw.
+
+    `columns` are the positions of the table's columns that this model takes, in order; None: all of them.
+    """
 
     model: Any
     best: int
     rows: int
+    columns: IntArray | None = None
 
 
 class Watch(Protocol):

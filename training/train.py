@@ -10,6 +10,7 @@ The report of a bundle is JSON: `folds` (rows, n_eff, metrics, baselines), `pool
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -104,6 +105,7 @@ def _publish(run: Run, fit: Fit, report: dict[str, Any], out: Path, name: str) -
 
 def bundle_of(run: Run, fit: Fit, report: dict[str, Any], out: Path, name: str) -> tuple[TrainedBundle, Rows, IntArray]:
     """The bundle of the last fold's model, written to `out/<name>/`, the inputs it carries, and their table rows."""
+    run, fit = _narrowed(run, fit)
     rows = parity_rows(run.job.eligible(run.examples.published.rows.test), run.config)
     inputs = run.job.inputs(rows)
     path, manifest = write_bundle(
@@ -118,6 +120,16 @@ def bundle_of(run: Run, fit: Fit, report: dict[str, Any], out: Path, name: str) 
     )
     described = {"model": name, "family": run.job.family, "precision": "fp32", **report}
     return TrainedBundle(path, manifest, described), inputs, rows
+
+
+def _narrowed(run: Run, fit: Fit) -> tuple[Run, Fit]:
+    """The run over the columns alone that the model takes: what is published is a model of a narrower feature spec."""
+    if fit.columns is None:
+        return run, fit
+    meta = run.meta.narrowed(fit.columns)
+    examples = replace(run.examples, features=run.examples.features[:, fit.columns], columns=meta.columns)
+    job = job_of(run.job.family, examples, run.config)
+    return replace(run, examples=examples, meta=meta, job=job), replace(fit, columns=None)
 
 
 def parity_rows(rows: IntArray, config: Config) -> IntArray:

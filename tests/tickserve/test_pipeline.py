@@ -16,9 +16,9 @@ WINDOW, FEATURES = 4, 2
 
 
 class _Set:
-    """What `last_inputs` reads of a feature set: its spec's digest and its rows."""
+    """What `last_inputs` reads of a feature set: the digest and columns of its spec, and its rows."""
 
-    spec = SimpleNamespace(digest="sha256:spec")
+    spec = SimpleNamespace(digest="sha256:spec", columns=("a", "b"))
 
     def __init__(self, table: FeatureTable) -> None:
         self.table = table
@@ -38,7 +38,7 @@ def feature_set(*lengths: int) -> _Set:
 
 def manifest(*shape: int, digest: str = "sha256:spec", stride: int = 1) -> Any:
     return SimpleNamespace(
-        features=SimpleNamespace(digest=digest),
+        features=SimpleNamespace(digest=digest, columns=("other",)),
         inputs=(SimpleNamespace(shape=shape),),
         architecture={"stride": stride},
     )

@@ -7,8 +7,8 @@ so that a model is never fed columns it was not trained on.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
@@ -84,6 +84,18 @@ class FeatureSpec:
     def digest(self) -> str:
         """`sha256:...` over the spec and the engine's version."""
         return sha256_bytes(canonical_json({"engine": ENGINE_VERSION, "spec": self.to_json()}))
+
+    def narrowed(self, columns: Collection[str]) -> FeatureSpec:
+        """The spec of these of its columns alone, in its own order: the same rows and values, another digest.
+
+        Each feature is a state machine of its own, so none is missed by another. Raises UsageError for a column that
+        is not there.
+        """
+        unknown = sorted(set(columns) - set(self.columns))
+        if unknown:
+            raise UsageError("unknown column", field="columns", expected=", ".join(self.columns), was=unknown[0][:80])
+        features = tuple(feature for feature in self.features if feature.name in set(columns))
+        return replace(self, name=f"{self.name}-top{len(features)}", features=features)
 
     def to_json(self) -> dict[str, Any]:
         """The spec as JSON values; `from_json` reads it back."""
