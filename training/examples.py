@@ -67,10 +67,12 @@ class Examples:
 
     `ret` is the forward return (NaN without label), `end` the row where it is known (-1 without), `trailing` the last
     move over the same horizon, `cost_bps` the half-spread crossed at that row; `assumed_spreads` is the share of rows
-    that have no quote, whose half-spread is an assumption of the configuration. `mid` is the price.
+    that have no quote, whose half-spread is an assumption of the configuration. `mid` is the price, `columns` are the F
+    names of the features.
     """
 
     features: Rows
+    columns: tuple[str, ...]
     session: npt.NDArray[np.int32]
     mid: FloatArray
     ret: FloatArray
@@ -115,6 +117,7 @@ def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
     span_ns = float(np.median(table.ts_ns[end[usable]] - table.ts_ns[usable]))
     return Examples(
         features=features,
+        columns=meta.columns,
         session=table.session,
         mid=table.mid,
         ret=ret,
