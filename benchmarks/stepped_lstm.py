@@ -3,8 +3,8 @@
     python -m benchmarks.stepped_lstm [--shapes a b c] [--seconds 5] [--json]
 
 The shapes are those of models/latency_shapes.py, with random weights: what is timed is arithmetic, not forecasts. Both
-graphs are the ones export writes. ONNX Runtime, one thread, one row a call, the two in turns within one run; a contestant
-makes at least 20 calls. Before timing, stepping through the window from zeros has to give the windowed answer.
+graphs are the ones export writes. ONNX Runtime, one thread, one row a call, the two in turns within one run, 20 calls
+each at least. Before timing, stepping through the window from zeros has to give the windowed answer.
 """
 
 from __future__ import annotations

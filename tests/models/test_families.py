@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from models.deeplob import DeepLobClassifier
 from models.registry import NETS, net_from_bundle
+from models.tlob import positions
 from tests.models.families import COLUMNS, rows_for, small
 from tickserve.errors import ArtifactError, ConfigError
 from tickserve.features.spec import default_spec
@@ -93,6 +94,18 @@ def test_the_tcn_looks_back_as_far_as_it_says() -> None:
     changed = rows.clone()
     changed[0, 0] += 5
     assert not torch.equal(net(changed), net(rows))
+
+
+@torch.inference_mode()
+def test_tlob_knows_where_a_step_stands() -> None:
+    """Sines and cosines of the step's number, as in Attention Is All You Need, and the answer depends on them."""
+    expected = [[0.0, 1.0, 0.0], [0.84147, 0.54030, 0.00215]]
+    assert torch.allclose(positions(2, 3), torch.tensor(expected), atol=1e-4)
+    net = small("tlob")
+    rows = rows_for(net, 2)
+    before = net(rows)
+    net.position.zero_()
+    assert not torch.equal(net(rows), before)
 
 
 @torch.inference_mode()
