@@ -17,6 +17,7 @@ from export.repository.lock import locked
 from export.research import Research, load_research
 from export.runtimes.survey import Options, open_chosen, options_of, survey, without
 from export.stepping import state_gates
+from models.latency_shapes import UNTRAINED, is_untrained
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError, GateRefusedError
 from tickserve.manifest import GOLDEN_NAME, TREES, ExportRecord, GateResult, Manifest, load_bundle, load_manifest
@@ -112,6 +113,10 @@ def export_bundle(
 def _check_bundle(manifest: Manifest) -> None:
     if manifest.export is not None:
         raise ArtifactError("expected a bundle, was a published version", field="export")
+    if is_untrained(manifest.architecture):
+        hint = "time it with 'python -m benchmarks.stepped_lstm'"
+        expected, was = "a trained model", UNTRAINED
+        raise ArtifactError("never published", field="architecture.status", expected=expected, was=was, hint=hint)
     for name in (manifest.model_file, GOLDEN_NAME, PARITY_NAME):
         if name not in manifest.files:
             raise ArtifactError("the bundle does not name a file that export needs", field=name[:100])

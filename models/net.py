@@ -6,6 +6,7 @@ Letters: B rows, T steps of a window (oldest first), F features.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -19,18 +20,22 @@ from tickserve.manifest import Manifest
 
 # A z-score beyond this says "extreme" and no more: one wild print must not saturate every gate.
 Z_LIMIT = 10.0
+LARGEST = torch.finfo(torch.float32).max
+# As many as a served graph may hold (export/check_model.py): sizes within their limits may still be absurd together.
+MAX_WEIGHTS = 128 * 1024 * 1024
 
 
 class Net(nn.Module):
     """Raw rows `[B, F]` or windows `[B, T, F]`, float32, to `[B, 3]` probabilities (down, flat, up).
 
-    A family sets `kind` and `sizes` (the constructor's arguments, each with its largest value), keeps each size as an
-    attribute, and defines `logits`. NaN and infinite values become the training mean, so a hole says "nothing
-    unusual"; z-scores are cut at +-10.
+    A family sets `kind`, `sizes` (the constructor's whole numbers, each with its largest value) and `choices` (its
+    words, each with those it may be), keeps each as an attribute, and defines `logits`. NaN and infinite values become
+    the training mean, so a hole says "nothing unusual"; z-scores are cut at +-10.
     """
 
     kind: ClassVar[str]
     sizes: ClassVar[dict[str, int]]
+    choices: ClassVar[dict[str, tuple[str, ...]]] = {}
     features: int
     window: int
     mean: torch.Tensor
@@ -54,7 +59,8 @@ class Net(nn.Module):
 
     def scaled(self, rows: torch.Tensor) -> torch.Tensor:
         """Raw feature rows `[..., F]` as the net reads them: imputed, standardised, cut."""
-        known = torch.where(torch.isfinite(rows), rows, self.mean)
+        # NaN and the infinities compare as false. In a graph `isfinite` is five operators, this is two.
+        known = torch.where(rows.abs() <= LARGEST, rows, self.mean)
         return torch.clamp((known - self.mean) / self.std, -Z_LIMIT, Z_LIMIT)
 
     def logits(self, rows: torch.Tensor) -> torch.Tensor:
@@ -67,20 +73,37 @@ class Net(nn.Module):
 
     def architecture(self) -> dict[str, Any]:
         """What a manifest declares, and `from_architecture` builds again."""
-        return {"kind": self.kind} | {name: getattr(self, name) for name in self.sizes}
+        return {"kind": self.kind} | {name: getattr(self, name) for name in (*self.sizes, *self.choices)}
+
+    @classmethod
+    def column_sizes(cls, columns: Sequence[str]) -> dict[str, int]:
+        """The sizes that the table's columns decide. Raises ConfigError for columns the family can make nothing of."""
+        return {"features": len(columns)}
+
+    @classmethod
+    def declared(cls, settings: object, columns: Sequence[str]) -> dict[str, Any]:
+        """The architecture of a new net for rows of these columns; the rest is the settings', by the same names."""
+        given: dict[str, Any] = {"kind": cls.kind} | cls.column_sizes(columns)
+        return given | {name: getattr(settings, name) for name in (*cls.sizes, *cls.choices) if name not in given}
 
     @classmethod
     def from_architecture(cls, declared: dict[str, Any]) -> Self:
         """An untrained net of the declared sizes. Raises ArtifactError naming what is missing or absurd."""
         if declared.get("kind") != cls.kind:
-            was = repr(declared.get("kind"))[:40]
-            raise ArtifactError("unknown architecture", field="architecture.kind", expected=cls.kind, was=was)
+            raise _absurd("unknown architecture", "kind", cls.kind, declared.get("kind"))
         for name, limit in cls.sizes.items():
             value = declared.get(name)
             if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
-                expected = f"an integer from 1 to {limit}"
-                raise ArtifactError("bad size", field=f"architecture.{name}", expected=expected, was=repr(value)[:40])
-        return cls(**{name: declared[name] for name in cls.sizes})
+                raise _absurd("bad size", name, f"an integer from 1 to {limit}", value)
+        for name, words in cls.choices.items():
+            if declared.get(name) not in words:
+                raise _absurd("unknown", name, " or ".join(words), declared.get(name))
+        arguments = {name: declared[name] for name in (*cls.sizes, *cls.choices)}
+        with torch.device("meta"):  # counted before any memory is taken
+            weights = sum(tensor.numel() for tensor in cls(**arguments).state_dict().values())
+        if weights > MAX_WEIGHTS:
+            raise _absurd("too large a net", "sizes", f"at most {MAX_WEIGHTS} weights", weights)
+        return cls(**arguments)
 
     @classmethod
     def from_bundle(cls, folder: Path, manifest: Manifest) -> Self:
@@ -98,3 +121,7 @@ class Net(nn.Module):
         if not all(bool(torch.isfinite(tensor).all()) for tensor in weights.values()):
             raise ArtifactError("NaN or infinite weights", field=manifest.model_file)
         return net.eval()
+
+
+def _absurd(message: str, name: str, expected: str, was: object) -> ArtifactError:
+    return ArtifactError(message, field=f"architecture.{name}", expected=expected, was=repr(was)[:40])

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from models.deeplob import DeepLobClassifier
 from models.lstm import LstmClassifier
+from models.mlp import MlpClassifier
 from models.net import Net
+from models.tcn import TcnClassifier
+from models.tlob import TlobClassifier
 from tickserve.errors import ArtifactError
 from tickserve.manifest import Manifest
 
-NETS: dict[str, type[Net]] = {net.kind: net for net in (LstmClassifier,)}
+FAMILIES: tuple[type[Net], ...] = (MlpClassifier, LstmClassifier, TcnClassifier, DeepLobClassifier, TlobClassifier)
+NETS: dict[str, type[Net]] = {net.kind: net for net in FAMILIES}
 
 
 def net_class(kind: object) -> type[Net]:

@@ -353,6 +353,62 @@ class TuneSettings(Section):
     storage: str = Field("", description="database URL for workers on several machines; empty: a journal in the folder")
 
 
+class MlpSettings(NetSettings):
+    """A feed-forward net on one feature row."""
+
+    hidden: int = Field(64, ge=1, le=4_096, description="units of a layer")
+    layers: int = Field(2, ge=1, le=16)
+    activation: Literal["gelu", "relu"] = "gelu"
+    norm: Literal["none", "layer"] = Field("none", description="layer: layer normalisation before the activation")
+
+
+def tcn_reach(kernel: int, layers: int) -> int:
+    """Steps that the answer of a TCN looks back over: two convolutions a block, dilated by 1, 2, 4, and so on."""
+    return 1 + 2 * (kernel - 1) * ((1 << layers) - 1)
+
+
+class TcnSettings(NetSettings):
+    """A net of dilated causal convolutions on windows of feature rows."""
+
+    window: int = Field(24, ge=2, le=1_000, description="rows the net looks back over")
+    channels: int = Field(32, ge=1, le=1_024)
+    kernel: int = Field(3, ge=2, le=16, description="steps that one convolution spans")
+    layers: int = Field(3, ge=1, le=10, description="residual blocks; each looks back twice as far as the one before")
+
+    @model_validator(mode="after")
+    def _window_is_read(self) -> TcnSettings:
+        reach = tcn_reach(self.kernel, self.layers)
+        if self.window > reach:
+            raise ValueError(
+                f"window: expected at most the {reach} rows that kernel {self.kernel} and {self.layers} layers "
+                f"reach back, was {self.window}"
+            )
+        return self
+
+
+class DeepLobSettings(NetSettings):
+    """Convolutions over book levels and time, then an LSTM, on windows of order-book rows."""
+
+    window: int = Field(24, ge=2, le=1_000, description="rows the net looks back over")
+    channels: int = Field(16, ge=1, le=256, description="of the convolutions")
+    hidden: int = Field(32, ge=1, le=2_048, description="of the LSTM")
+
+
+class TlobSettings(NetSettings):
+    """Attention over time and over features by turns, on windows of order-book rows."""
+
+    window: int = Field(24, ge=2, le=1_000, description="rows the net looks back over")
+    hidden: int = Field(32, ge=1, le=1_024)
+    heads: int = Field(2, ge=1, le=64, description="of the attention over time; a divisor of hidden")
+    layers: int = Field(2, ge=1, le=16)
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> TlobSettings:
+        if self.hidden % self.heads:
+            raise ValueError(f"heads: expected a divisor of hidden ({self.hidden}), was {self.heads}")
+        return self
+
+
 class LimitSettings(Section):
     """What a run may use; passing one is reported, not hidden."""
 
@@ -383,6 +439,10 @@ class Config(Section):
     loadtest: LoadtestSettings = LoadtestSettings()
     journal: JournalSettings = JournalSettings()
     tune: TuneSettings = TuneSettings()
+    mlp: MlpSettings = MlpSettings()
+    tcn: TcnSettings = TcnSettings()
+    deeplob: DeepLobSettings = DeepLobSettings()
+    tlob: TlobSettings = TlobSettings()
     limits: LimitSettings = LimitSettings()
 
     @property
@@ -394,5 +454,6 @@ class Config(Section):
     @model_validator(mode="after")
     def _something_to_train(self) -> Config:
         if not self.families:
-            raise ValueError("gbdt.enabled, lstm.enabled: expected at least one true, was both false")
+            names = ", ".join(f"{name}.enabled" for name in get_args(Family))
+            raise ValueError(f"{names}: expected at least one true, was all false")
         return self

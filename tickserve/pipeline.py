@@ -71,7 +71,7 @@ def train(feature_set: Any, config: Config, out: Path, *, name: str | None = Non
     """Train the enabled families; returns the bundles. Raises InsufficientDataError, GateRefusedError."""
     families = config.families
     if not families:
-        raise UsageError("nothing to train", field="gbdt.enabled, lstm.enabled", expected="at least one true")
+        raise UsageError("nothing to train", field="<family>.enabled", expected="at least one true")
     job = stages.load("training.train")
     return list(job.train(feature_set, config, out, families=families, name_prefix=name, progress=progress))
 

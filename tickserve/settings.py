@@ -29,13 +29,19 @@ RESERVED_ENV = frozenset(
     {"TICKSERVE_DATA", "TICKSERVE_PROFILE", "TICKSERVE_CONFIG", "TICKSERVE_SIGNING_KEY", "TICKSERVE_CREDENTIAL"}
 )
 
+# Nets that take tens of microseconds a window and a step: all windows of a long recording would take days.
+LARGE_FIT = {"epochs": 20, "patience": 4, "max_train_windows": 200_000}
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
     "quick": {},
     "production": {
         "features": {"max_rows": 0, "bars_max_rows": 0},
         "validation": {"folds": 8},
         "gbdt": {"rounds": 1_000, "early_stopping_rounds": 20, "max_depth": 6, "learning_rate": 0.05, "max_bin": 256},
-        "lstm": {"window": 50, "hidden": 100, "layers": 2, "epochs": 40, "patience": 5, "max_train_windows": 0},
+        "lstm": {"window": 50, "hidden": 104, "layers": 2, "epochs": 40, "patience": 5, "max_train_windows": 0},
+        "mlp": {"enabled": True, "hidden": 128, "layers": 3, "epochs": 40, "patience": 5, "max_train_windows": 0},
+        "tcn": {"enabled": True, "window": 48, "channels": 64, "layers": 4, **LARGE_FIT},
+        "deeplob": {"enabled": True, "window": 48, "channels": 32, "hidden": 64, **LARGE_FIT},
+        "tlob": {"enabled": True, "window": 48, "hidden": 64, "heads": 4, "layers": 3, **LARGE_FIT},
         "runtime": {"measure": "full"},
         "tune": {"trials": 100, "workers": 4},
         "limits": {"memory_mb": 8_192, "run_s": 86_400.0},

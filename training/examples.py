@@ -80,11 +80,12 @@ class Examples:
 
     `ret` is the forward return (NaN without label), `end` the row where it is known (-1 without), `trailing` the last
     move over the same horizon, `cost_bps` the half-spread crossed at that row; `assumed_spreads` is the share of rows
-    that have no quote, whose half-spread is an assumption of the configuration. `mid` is the price. `columns` are the
-    names of the features' columns, empty where they have none.
+    that have no quote, whose half-spread is an assumption of the configuration. `mid` is the price, `columns` are the F
+    names of the features.
     """
 
     features: Rows
+    columns: tuple[str, ...]
     session: npt.NDArray[np.int32]
     mid: FloatArray
     ret: FloatArray
@@ -97,7 +98,6 @@ class Examples:
     horizon_median_ms: float
     stride: int
     folds: tuple[LabelledFold, ...]
-    columns: tuple[str, ...] = ()
 
     @property
     def published(self) -> LabelledFold:
@@ -130,6 +130,7 @@ def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
     span_ns = float(np.median(table.ts_ns[end[usable]] - table.ts_ns[usable]))
     return Examples(
         features=features,
+        columns=meta.columns,
         session=table.session,
         mid=table.mid,
         ret=ret,
@@ -142,7 +143,6 @@ def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
         horizon_median_ms=span_ns / labels.NS_PER_MS,
         stride=table.stride,
         folds=_folds(table, ret, end, usable, round(span_ns * config.validation.embargo_horizons), config),
-        columns=meta.columns,
     )
 
 

@@ -97,9 +97,8 @@ class NetJob:
         )
 
     def _new_net(self, fold: LabelledFold) -> Net:
-        declared = {"kind": self.family, "features": self.examples.features.shape[1]}
-        sizes = {name: getattr(self.settings, name) for name in NETS[self.family].sizes if name != "features"}
-        net = NETS[self.family].from_architecture(declared | sizes)
+        declared = NETS[self.family].declared(self.settings, self.examples.columns)
+        net = NETS[self.family].from_architecture(declared)
         mean, std = column_scale(self.examples.features[fold.rows.train].astype(np.float64))
         net.set_scaler(torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32)))
         return net

@@ -20,6 +20,7 @@ from tickserve.manifest import TREES, Family, TensorSpec
 from training import baselines
 from training.bundles import TrainedBundle, feature_contract, provenance, stream_contract, write_bundle
 from training.examples import DataMeta, Examples, IntArray, Rows, evenly, prepare
+from training.families import fitting
 from training.job import Fit, Job
 from training.leakage import refuse_leaks
 from training.walk import Run, Say, walk
@@ -69,8 +70,9 @@ def train_table(
     name_prefix: str | None = None,
     progress: Say | None = None,
 ) -> list[TrainedBundle]:
-    """As `train`, from a loaded table."""
+    """As `train`, from a loaded table. Raises ConfigError too, for a family that this data has nothing for."""
     say = progress or (lambda text: None)
+    families = fitting(families, meta, config, say)
     examples = prepare(table, meta, config)
     refuse_leaks(examples, meta.columns)
     yardsticks = {fold.number: baselines.predict_all(examples, fold, meta.columns) for fold in examples.folds}

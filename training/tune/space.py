@@ -37,6 +37,38 @@ SHIPPED: dict[str, dict[str, Any]] = {
         "learning_rate": RATES,
         "batch_rows": BATCHES,
     },
+    "mlp": {
+        "hidden": [32, 64, 128, 256],
+        "layers": {"low": 1, "high": 4},
+        "activation": ["gelu", "relu"],
+        "norm": ["none", "layer"],
+        "learning_rate": RATES,
+        "batch_rows": BATCHES,
+    },
+    "tcn": {
+        # Each reaches as far back as 3 layers of kernel 3 do: a longer window would be refused.
+        "window": [8, 16, 24],
+        "channels": [16, 32, 64],
+        "kernel": {"low": 3, "high": 5},
+        "layers": {"low": 3, "high": 4},
+        "learning_rate": RATES,
+        "batch_rows": BATCHES,
+    },
+    "deeplob": {
+        "window": [16, 24, 48],
+        "channels": [8, 16, 32],
+        "hidden": [16, 32, 64],
+        "learning_rate": RATES,
+        "batch_rows": BATCHES,
+    },
+    "tlob": {
+        "window": [16, 24, 48],
+        "hidden": [16, 32, 64],
+        "heads": [1, 2, 4],
+        "layers": {"low": 1, "high": 3},
+        "learning_rate": RATES,
+        "batch_rows": BATCHES,
+    },
 }
 
 

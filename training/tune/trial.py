@@ -17,6 +17,7 @@ from tickserve.config import Config
 from tickserve.errors import InsufficientDataError
 from training import baselines
 from training.examples import DataMeta, Examples, prepare
+from training.families import check_fit
 from training.leakage import refuse_leaks
 from training.metrics import Prediction
 from training.train import bundle_of, job_of
@@ -42,7 +43,8 @@ class Question:
 
 
 def question(table: FeatureTable, meta: DataMeta, config: Config, family: str) -> Question:
-    """Every fold but the last. Raises InsufficientDataError for a single fold, GateRefusedError for a leak."""
+    """Every fold but the last. Raises InsufficientDataError for one fold, GateRefusedError for a leak, ConfigError."""
+    check_fit(family, meta)
     examples = prepare(table, meta, config)
     if len(examples.folds) < 2:
         raise InsufficientDataError(
