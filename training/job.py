@@ -12,11 +12,15 @@ from training.examples import IntArray, LabelledFold, Rows
 
 @dataclass(frozen=True)
 class Fit:
-    """A trained model: `best` is the round or epoch that early stopping kept (from 1), `rows` how many it saw."""
+    """A trained model: `best` is the round or epoch that early stopping kept (from 1), `rows` how many it saw.
+
+    `resumed_at` is the step of the checkpoint that the training went on from (0: none).
+    """
 
     model: Any
     best: int
     rows: int
+    resumed_at: int = 0
 
 
 class Watch(Protocol):

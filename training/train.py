@@ -91,7 +91,7 @@ def job_of(family: str, examples: Examples, config: Config) -> Job:
     if family in set(get_args(Family)) - TREES:
         from training.nets import NetJob
 
-        return NetJob(cast(Family, family), examples, getattr(config, family), config.seed)
+        return NetJob(cast(Family, family), examples, getattr(config, family), config.seed, config.trainer)
     raise UsageError("unknown family", field="families", expected=", ".join(get_args(Family)), was=family[:40])
 
 
