@@ -41,7 +41,10 @@ def train(
 
     Raises InsufficientDataError, GateRefusedError (a feature that knows the label) and ComponentError.
     """
-    return train_table(feature_set.load(), meta_of(feature_set), config, out, families, name_prefix, progress)
+    from market.feature_matrix import load_table
+
+    table = load_table(feature_set, config.trainer)
+    return train_table(table, meta_of(feature_set), config, out, families, name_prefix, progress)
 
 
 def meta_of(feature_set: FeatureSet) -> DataMeta:

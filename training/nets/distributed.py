@@ -66,13 +66,13 @@ def write_task(task: Task, folder: Path) -> None:
             places[name] = _place(getattr(task, name), folder / f"{name}.npy")
     except OSError as error:
         raise unwritable(folder, error) from error
+    checkpoints = str(Path(task.trainer.checkpoint_folder).resolve())
     said = {
         "name": task.name,
         "architecture": task.architecture,
         "section": type(task.settings).__name__,
         "settings": task.settings.model_dump(),
-        "trainer": task.trainer.model_dump()
-        | {"checkpoint_folder": str(Path(task.trainer.checkpoint_folder).resolve())},
+        "trainer": task.trainer.model_dump() | {"checkpoint_folder": checkpoints},
         "seed": task.seed,
         "window": task.window,
         "arrays": places,

@@ -1,4 +1,4 @@
-"""What one fit is about, whole: the rows to learn from, the net to begin with, and the settings that decide its weights.
+"""What one fit is about: the rows to learn from, the net to begin with, the settings that decide its weights.
 
 A task is what a process of its own is given, and its fingerprint is what a checkpoint belongs to.
 Letters: N rows of the table, T steps of a window, F features.
@@ -19,8 +19,7 @@ from models.net import Net
 from models.registry import NETS
 from tickserve.config import NetSettings, TrainerSettings
 from tickserve.store import canonical_json
-from training.examples import IntArray, Rows
-from training.nets.windows import chunks
+from training.examples import IntArray, Rows, chunks
 
 # Keys of [trainer] that decide how the work is done and not what comes out.
 INERT = (

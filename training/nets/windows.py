@@ -15,9 +15,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from tickserve.config import TrainerSettings
-from training.examples import FloatArray, IntArray, Rows
-
-CHUNK_ROWS = 65_536
+from training.examples import CHUNK_ROWS, FloatArray, IntArray, Rows
 
 
 class Batch(NamedTuple):
@@ -31,12 +29,6 @@ def view(features: Rows, window: int) -> Rows:
     """Every window [N - T + 1, T, F] of `features` [N, F], oldest row first, without a copy."""
     windows: Rows = np.lib.stride_tricks.sliding_window_view(features, window, axis=0).swapaxes(1, 2)
     return windows
-
-
-def chunks(features: Rows, rows: int = CHUNK_ROWS) -> Iterator[Rows]:
-    """`features` [N, F] in views of at most `rows` rows."""
-    for start in range(0, len(features), rows):
-        yield features[start : start + rows]
 
 
 def scaler(features: Rows, rows: IntArray) -> tuple[Rows, Rows]:
