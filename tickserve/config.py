@@ -387,6 +387,11 @@ class TrainerSettings(Section):
                 "checkpoint_steps: expected at least 1 with resume, was 0",
             ),
             (
+                self.sharding == "deepspeed" and self.checkpoint_steps > 0,
+                "checkpoint_steps: expected 0 with sharding = deepspeed, whose shards this trainer cannot write, "
+                f"was {self.checkpoint_steps}",
+            ),
+            (
                 bool(self.lora_rank) != bool(self.lora_base),
                 "lora_rank, lora_base: expected both or neither, was one of them",
             ),

@@ -27,7 +27,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
 BPS = 1e4
-CHUNK_ROWS = 65_536
+CHUNK_ROWS = 16_384
 
 
 @dataclass(frozen=True)

@@ -146,7 +146,9 @@ def change(path: Path) -> None:
 
 @pytest.mark.parametrize("damage", [cut, change, Path.unlink, lambda path: path.write_bytes(b"")])
 @pytest.mark.parametrize("name", [WEIGHTS, STATE, PROGRESS, DIGEST_NAME])
-def test_what_is_cut_changed_or_missing_is_passed_over(tmp_path: Path, name: str, damage: Callable[[Path], Any]) -> None:
+def test_what_is_cut_changed_or_missing_is_passed_over(
+    tmp_path: Path, name: str, damage: Callable[[Path], Any]
+) -> None:
     folder = CheckpointFolder(tmp_path)
     folder.write(checkpoint(1))
     newest = folder.write(checkpoint(2))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -63,14 +65,11 @@ def test_each_process_holds_a_part_of_every_weight(tmp_path: Path, root: Path) -
     """Not so with Accelerate's own plugin on a CPU, which wraps for DDP: every process would hold all of them."""
     script = tmp_path / "part.py"
     script.write_text(PART)
-    import subprocess
-    import sys
-
     command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", str(script)]
     env = os.environ | {"PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run([sys.executable, *command], env=env, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2_000:]
-    assert sorted(done.stdout.split()) == ["half", "half"]
+    assert (done.stdout.count("half"), done.stdout.count("whole")) == (2, 0)
 
 
 PART = """

@@ -163,7 +163,10 @@ def test_what_would_have_no_effect_is_refused_with_its_reason(
 def test_compile_without_a_compiler_is_refused(examples: Examples) -> None:
     from torch._inductor import config as inductor
 
-    with inductor.patch({"cpp.cxx": ("/nowhere/g++",)}), pytest.raises(ComponentError, match=r"trainer\.compile: no C\+\+ compiler here \(install g\+\+"):
+    with (
+        inductor.patch({"cpp.cxx": ("/nowhere/g++",)}),
+        pytest.raises(ComponentError, match=r"trainer\.compile: no C\+\+ compiler here \(install g\+\+"),
+    ):
         trained(block_job(examples, TrainerSettings(compile=True)), examples)
 
 

@@ -113,10 +113,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
     said = _read_digest(folder)
     data = {name: _read_verified(folder / name, said["files"]) for name in (WEIGHTS, STATE, PROGRESS)}
     try:
-        weights, state = (load(zstandard.ZstdDecompressor().decompress(data[name])) for name in (WEIGHTS, STATE))
+        weights, state = (_tensors(data[name]) for name in (WEIGHTS, STATE))
         return Checkpoint(said["step"], weights, state, json.loads(data[PROGRESS]))
     except Exception as error:  # each library has errors of its own for bytes that are none of its format
         raise ArtifactError("not a checkpoint", field=folder.name) from error
+
+
+def _tensors(data: bytes) -> Tensors:
+    """By name, in the order of the names: processes that share shards have to take them up in the same order."""
+    return dict(sorted(load(zstandard.ZstdDecompressor().decompress(data)).items()))
 
 
 def _read_digest(folder: Path) -> dict[str, Any]:

@@ -130,6 +130,9 @@ def _run(folder: Path, processes: int, watch: Watch | None) -> None:
     finally:
         _stop(process)
         reader.join(STOP_S)
+        for pipe in (process.stdout, process.stderr):
+            if pipe:
+                pipe.close()
     if process.returncode:
         raise _failure(folder, process.returncode, last)
 

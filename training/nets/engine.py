@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils.checkpoint import checkpoint
 
 from models.net import Net
@@ -51,6 +52,8 @@ class Engine:
         if trainer.compile:
             module.compile()
         self.module, self.optimizer = self._prepared(module, settings.learning_rate)
+        # Taken now: shards are whole tensors, and other parameters, between a forward pass and the next backward one.
+        self._trained = [(name, each) for name, each in net.named_parameters() if each.requires_grad]
         needs_autocast = trainer.sharding == "fsdp" and trainer.precision != "fp32"
         self._autocast = self.accelerator.autocast if needs_autocast else nullcontext
 
@@ -94,32 +97,42 @@ class Engine:
         return float(summed)
 
     def weights(self) -> Weights:
-        """A copy of all weights in the CPU's memory; with shards, of the first process only (elsewhere empty)."""
+        """A copy of all weights in the CPU's memory: of the first process, elsewhere empty."""
         if self._trainer.sharding == "deepspeed":
-            return _plain(self.accelerator.get_state_dict(self.module))
-        if self._trainer.sharding == "fsdp":
-            from torch.distributed.checkpoint.state_dict import get_model_state_dict
-
-            return _plain(get_model_state_dict(self.module, options=_whole()))
-        return {name: _copy(tensor) for name, tensor in self._net.state_dict().items()}
+            state = self.accelerator.get_state_dict(self.module) or {}
+            return {name.removeprefix(PREFIX): _copy(tensor) for name, tensor in state.items()}
+        return self._whole(self._net.state_dict())
 
     def optimizer_state(self) -> tuple[Weights, dict[str, Any]]:
         """A copy of the optimizer's tensors, named `<parameter>/<what>`, and the rest of its state as JSON values."""
-        from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
-
-        state: dict[str, Any] = get_optimizer_state_dict(self.module, self.optimizer.optimizer, options=_whole())
-        tensors = {f"{name}/{key}": _copy(t) for name, of in state.get("state", {}).items() for key, t in of.items()}
+        state = self.optimizer.optimizer.state
+        tensors = {f"{name}/{key}": tensor for name, each in self._trained for key, tensor in state[each].items()}
+        groups = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         scaler = self.accelerator.scaler
-        return tensors, {"groups": state.get("param_groups", []), "scaler": scaler.state_dict() if scaler else None}
+        return self._whole(tensors), {"groups": groups, "scaler": scaler.state_dict() if scaler else None}
+
+    def _whole(self, tensors: Mapping[str, torch.Tensor]) -> Weights:
+        """Copies of whole tensors, one after the other, so that no process ever holds all of another's shards."""
+        kept = {}
+        for name, tensor in tensors.items():
+            whole = _copy(tensor.full_tensor() if isinstance(tensor, DTensor) else tensor)
+            if self.rank == 0:
+                kept[name] = whole
+        return kept
 
     def restore(self, weights: Weights, tensors: Weights, rest: Mapping[str, Any]) -> None:
-        """Put back what `weights` and `optimizer_state` gave."""
-        from torch.distributed.checkpoint.state_dict import set_model_state_dict, set_optimizer_state_dict
-
-        named: Any = {PREFIX + name: tensor for name, tensor in weights.items()}
-        # The optimizer first: making its state takes a step, of length 0, whose weights are then put back too.
-        set_optimizer_state_dict(self.module, self.optimizer.optimizer, _nested(tensors, rest), options=_whole(False))
-        set_model_state_dict(self.module, named, options=_whole(False))
+        """Put back what `weights` and `optimizer_state` gave; each process takes its part of every tensor."""
+        with torch.no_grad():
+            for name, tensor in self._net.state_dict().items():
+                tensor.copy_(_part(weights[name], tensor))
+        optimizer = self.optimizer.optimizer
+        for name, parameter in self._trained:
+            own = {key.rpartition("/")[2]: each for key, each in tensors.items() if key.rpartition("/")[0] == name}
+            optimizer.state[parameter] = {
+                key: _part(each, parameter) if each.shape == parameter.shape else each for key, each in own.items()
+            }
+        for group, said in zip(optimizer.param_groups, rest["groups"], strict=True):
+            group.update(said)
         if rest["scaler"]:
             self.accelerator.scaler.load_state_dict(rest["scaler"])
 
@@ -196,24 +209,12 @@ def _fsdp_apart(module: Any) -> Iterator[None]:
         module.set_requires_gradient_sync(True)
 
 
-def _whole(offload: bool = True) -> Any:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions
-
-    return StateDictOptions(full_state_dict=True, cpu_offload=offload)
+def _part(whole: torch.Tensor, like: torch.Tensor) -> torch.Tensor:
+    """What of a tensor this process holds, where it holds `like`; nothing is sent."""
+    if not isinstance(like, DTensor):
+        return whole.to(like.device)
+    return distribute_tensor(whole.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
 
 
 def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True).contiguous()
-
-
-def _plain(state: Mapping[str, Any]) -> Weights:
-    return {name.removeprefix(PREFIX): _copy(tensor) for name, tensor in state.items()}
-
-
-def _nested(tensors: Weights, rest: Mapping[str, Any]) -> dict[str, Any]:
-    """The optimizer's state as PyTorch nests it: by parameter, then by what it is."""
-    nested: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in tensors.items():
-        parameter, _, key = name.rpartition("/")
-        nested.setdefault(parameter, {})[key] = tensor
-    return {"state": nested, "param_groups": rest["groups"]}
