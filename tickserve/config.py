@@ -388,8 +388,7 @@ class TrainerSettings(Section):
             ),
             (
                 self.sharding == "deepspeed" and self.checkpoint_steps > 0,
-                "checkpoint_steps: expected 0 with sharding = deepspeed, whose shards this trainer cannot write, "
-                f"was {self.checkpoint_steps}",
+                f"checkpoint_steps: expected 0 with sharding = deepspeed, was {self.checkpoint_steps}",
             ),
             (
                 bool(self.lora_rank) != bool(self.lora_base),

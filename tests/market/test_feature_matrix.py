@@ -1,4 +1,4 @@
-"""The matrix of a feature set as a mapped file: the same numbers, trained on in less memory than it takes, or rebuilt."""
+"""The matrix of a feature set as a mapped file: the same numbers, and a fit in less memory than they take."""
 
 from __future__ import annotations
 

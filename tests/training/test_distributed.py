@@ -55,7 +55,7 @@ def test_shards_reach_the_weights_of_one_process_and_are_resumed_as_such(
     np.testing.assert_allclose(together, weights, atol=1e-5)
     assert said == pytest.approx(losses, rel=1e-5)
     (folder,) = tmp_path.iterdir()
-    os.unlink(max(folder.iterdir()) / "digest.json")  # the finished one: what is left is of the second epoch
+    (max(folder.iterdir()) / "digest.json").unlink()  # the finished one: what is left is of the second epoch
     again, _, resumed = learned(job(examples, config, **shards, resume=True), examples)
     assert resumed == 3
     np.testing.assert_array_equal(again, together)

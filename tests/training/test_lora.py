@@ -1,4 +1,4 @@
-"""Adapters of a base net: nothing else learns, the merged net says the same, and nets that peft cannot adapt are told."""
+"""Adapters of a base net: nothing else learns, the merged net says the same; nets that cannot be adapted are told."""
 
 from __future__ import annotations
 

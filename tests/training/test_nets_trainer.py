@@ -187,6 +187,7 @@ def test_aligned_sizes_pass(examples: Examples) -> None:
         ({"trainer.shared_memory": True}, "trainer.loader_workers"),
         ({"trainer.resume": True}, "trainer.checkpoint_steps"),
         ({"trainer.lora_rank": 4}, "trainer.lora_rank"),
+        ({"trainer.sharding": "deepspeed", "trainer.checkpoint_steps": 9}, "trainer.checkpoint_steps"),
     ],
 )
 def test_options_that_need_another_are_refused_without_it(keys: dict[str, Any], field: str) -> None:

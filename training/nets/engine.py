@@ -145,9 +145,10 @@ class Engine:
 
     def restore_random_state(self, states: Weights) -> None:
         """Put back this process's part of what `random_state` gave."""
-        torch.set_rng_state(states["cpu"][self.rank].contiguous())
+        # Cloned: given a view into a larger tensor, set_rng_state ends the process.
+        torch.set_rng_state(states["cpu"][self.rank].clone())
         if "cuda" in states:
-            torch.cuda.set_rng_state(states["cuda"][self.rank].contiguous(), self.device)
+            torch.cuda.set_rng_state(states["cuda"][self.rank].clone(), self.device)
 
 
 def _accelerator(settings: NetSettings, trainer: TrainerSettings, device: torch.device) -> Any:
