@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -162,6 +163,14 @@ def test_what_is_cut_changed_or_missing_is_passed_over(
     assert folder.newest() is None
 
 
+def test_a_file_of_another_checkpoint_is_not_taken(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path)
+    older, newest = folder.write(checkpoint(1)), folder.write(checkpoint(2))
+    shutil.copy(older / WEIGHTS, newest / WEIGHTS)
+    with pytest.raises(ArtifactError, match=f"{WEIGHTS}: cut or changed"):
+        read_checkpoint(newest)
+
+
 def test_files_are_safetensors_and_json(examples: Examples, tmp_path: Path) -> None:
     weights(job(examples, tmp_path), examples)
     (folder,) = tmp_path.iterdir()
@@ -215,13 +224,16 @@ def test_training_waits_for_no_disk_and_only_the_newest_is_written(
     assert written == [1, 4]
 
 
-def test_what_the_writer_failed_with_ends_the_fit(examples: Examples, tmp_path: Path, monkeypatch: Any) -> None:
+@pytest.mark.parametrize("steps", [1, 1_000])  # in mid-training, and of the last checkpoint alone
+def test_what_the_writer_failed_with_ends_the_fit(
+    examples: Examples, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
     def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(CheckpointFolder, "_compress", full)
     with pytest.raises(ComponentError, match="No space left on device"):
-        weights(job(examples, tmp_path), examples)
+        weights(job(examples, tmp_path, steps=steps), examples)
     assert [thread.name for thread in threading.enumerate() if thread.name == "checkpoints"] == []
 
 
