@@ -96,7 +96,7 @@ class Loader:
             prefetch_factor=settings.prefetch or None,
             pin_memory=settings.pin_memory,
             persistent_workers=True,
-            # A worker that is spawned would be sent every window, as a copy; one that is forked reads the table's pages.
+            # A worker that is spawned would be sent a copy of every window; a forked one reads the table's pages.
             multiprocessing_context="fork",
             # The loader draws a seed for its workers: not from the numbers that dropout draws from.
             generator=torch.Generator(),
