@@ -28,7 +28,7 @@ from market.readers import open_source
 from tickserve.config import FeatureSettings, LstmSettings, TrainerSettings
 from tickserve.features.spec import default_spec
 from tickserve.settings import load_settings
-from training.examples import Examples, prepare
+from training.examples import Examples, IntArray, Rows, prepare
 from training.nets import NetJob
 from training.nets.trainer import _Fit
 from training.nets.windows import Loader, WindowSet
@@ -45,7 +45,7 @@ def memory_mb() -> dict[str, float]:
     return {"anonymous": found["RssAnon"], "peak": found["VmHWM"]}
 
 
-def batches(kind: str, features: np.ndarray, rows: list[np.ndarray]) -> Iterator[torch.Tensor]:
+def batches(kind: str, features: Rows, rows: list[IntArray]) -> Iterator[torch.Tensor]:
     """One pass over the windows that end at `rows`."""
     if kind == "materialised":
         every = np.lib.stride_tricks.sliding_window_view(features, WINDOW, axis=0).swapaxes(1, 2)
@@ -84,9 +84,7 @@ def loaders(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def fitted(
-    examples: Examples, batch_rows: int, settings: LstmSettings, **trainer: Any
-) -> tuple[np.ndarray, float, float]:
+def fitted(examples: Examples, batch_rows: int, settings: LstmSettings, **trainer: Any) -> tuple[Rows, float, float]:
     """Weights, last validation loss and seconds of a fit of the last fold."""
     job = NetJob(
         "lstm", examples, settings.model_copy(update={"batch_rows": batch_rows}), 7, TrainerSettings(**trainer)
@@ -143,7 +141,7 @@ class watching:  # noqa: N801 - a context
             save(fit, writer)
             times.append(time.perf_counter() - started)
 
-        _Fit._save = timed  # type: ignore[method-assign]
+        _Fit._save = timed  # type: ignore[method-assign, assignment]
 
     def __exit__(self, *_: object) -> None:
         _Fit._save = self._save  # type: ignore[method-assign]

@@ -6,6 +6,7 @@ none.
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,9 @@ def configured(settings: TrainerSettings, device: torch.device) -> Iterator[None
         yield
     finally:
         torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = before
+        if device.type == "cuda":  # once a fit: within one, PyTorch reuses what it has
+            gc.collect()
+            torch.cuda.empty_cache()
 
 
 def _set_allocator(settings: TrainerSettings) -> None:

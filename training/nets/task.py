@@ -18,6 +18,7 @@ import torch
 from models.net import Net
 from models.registry import NETS
 from tickserve.config import NetSettings, TrainerSettings
+from tickserve.manifest import load_manifest
 from tickserve.store import canonical_json
 from training.examples import IntArray, Rows, chunks
 
@@ -72,6 +73,7 @@ class Task:
             "seed": self.seed,
             "window": self.window,
             "torch": torch.__version__,
+            "base": load_manifest(Path(self.trainer.lora_base)).digest() if self.trainer.lora_base else None,
         }
         digest = hashlib.sha256(canonical_json(said))
         for part in chunks(self.features):
