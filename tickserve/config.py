@@ -409,6 +409,88 @@ class TlobSettings(NetSettings):
         return self
 
 
+class TrainerSettings(Section):
+    """How nets of every family are trained (docs/trainer.md). What cannot take effect on a machine is refused there."""
+
+    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: the GPU where there is one")
+    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="of the arithmetic; weights stay fp32")
+    accumulate: int = Field(1, ge=1, le=4_096, description="batches whose gradients make one step")
+    clip_norm: float = Field(1.0, gt=0, description="largest norm of a step's gradient")
+    schedule: Literal["constant", "cosine"] = Field("constant", description="cosine: the learning rate falls to 0")
+    activation_checkpointing: bool = Field(
+        False, description="blocks are computed again in the backward pass instead of kept: less memory, more time"
+    )
+    compile: bool = Field(False, description="torch.compile; takes a C++ compiler and half a minute")
+    cudnn_benchmark: bool = Field(False, description="on a GPU: fastest kernels by trial, other bits in every run")
+    cuda_alloc_conf: str = Field("", description="PYTORCH_CUDA_ALLOC_CONF, e.g. expandable_segments:True")
+    aligned: int = Field(0, ge=0, le=256, description="sizes have to be multiples of this (Tensor Cores: 8); 0: any")
+    processes: int = Field(1, ge=1, le=256, description="on this machine, one a GPU where there are GPUs")
+    sharding: Literal["none", "ddp", "fsdp", "deepspeed"] = Field(
+        "none", description="ddp: each process has the whole net; fsdp, deepspeed: each has a part of it"
+    )
+    zero_stage: Literal[1, 2, 3] = Field(2, description="of deepspeed: shards optimizer, and gradients, and weights")
+    offload: bool = Field(False, description="of fsdp and deepspeed on GPUs: shards wait in the memory of the CPU")
+    memmap: bool = Field(False, description="features are read from a file as they are needed, never all at once")
+    memmap_above_mb: int = Field(1_024, ge=0, description="so are features larger than this; 0: never")
+    loader_workers: int = Field(0, ge=0, le=64, description="processes that gather batches; 0: the trainer does")
+    prefetch: int = Field(0, ge=0, le=1_024, description="batches ahead for each worker; 0: two")
+    pin_memory: bool = Field(False, description="batches in page-locked memory, for a GPU")
+    shared_memory: bool = Field(False, description="one copy of the features for all workers or processes")
+    checkpoint_steps: int = Field(0, ge=0, description="steps from checkpoint to checkpoint; 0: none")
+    checkpoint_folder: str = Field(".tickserve/checkpoints", min_length=1)
+    checkpoint_async: bool = Field(True, description="written by a thread; training waits for the copy alone")
+    checkpoint_keep: int = Field(2, ge=1, le=1_000, description="newest checkpoints of a fit that are kept")
+    checkpoint_level: int = Field(3, ge=1, le=19, description="of zstd")
+    resume: bool = Field(False, description="go on from the newest checkpoint of the same job")
+    lora_rank: int = Field(0, ge=0, le=256, description="train low-rank adapters of a base net only; 0: all weights")
+    lora_alpha: int = Field(16, ge=1, description="adapters count alpha / rank")
+    lora_base: str = Field("", description="bundle of the net that is adapted")
+
+    @model_validator(mode="after")
+    def _belong_together(self) -> TrainerSettings:
+        for broken, message in (
+            (
+                self.processes > 1 and self.sharding == "none",
+                f"sharding: expected ddp, fsdp or deepspeed with processes = {self.processes}, was none",
+            ),
+            (
+                self.processes == 1 and self.sharding == "fsdp",
+                "processes: expected at least 2 with sharding = fsdp, was 1",
+            ),
+            (
+                self.offload and self.sharding not in ("fsdp", "deepspeed"),
+                f"sharding: expected fsdp or deepspeed with offload, was {self.sharding}",
+            ),
+            (
+                self.precision == "fp16" and self.sharding == "fsdp",
+                "precision: expected fp32 or bf16 with sharding = fsdp, was fp16",
+            ),
+            (
+                self.prefetch > 0 and not self.loader_workers,
+                "loader_workers: expected at least 1 with prefetch, was 0",
+            ),
+            (
+                self.shared_memory and not self.loader_workers and self.processes == 1,
+                "loader_workers: expected at least 1, or processes of at least 2, with shared_memory, was 0",
+            ),
+            (
+                self.resume and not self.checkpoint_steps,
+                "checkpoint_steps: expected at least 1 with resume, was 0",
+            ),
+            (
+                self.sharding == "deepspeed" and self.checkpoint_steps > 0,
+                f"checkpoint_steps: expected 0 with sharding = deepspeed, was {self.checkpoint_steps}",
+            ),
+            (
+                bool(self.lora_rank) != bool(self.lora_base),
+                "lora_rank, lora_base: expected both or neither, was one of them",
+            ),
+        ):
+            if broken:
+                raise ValueError(message)
+        return self
+
+
 class LimitSettings(Section):
     """What a run may use; passing one is reported, not hidden."""
 
@@ -443,6 +525,7 @@ class Config(Section):
     tcn: TcnSettings = TcnSettings()
     deeplob: DeepLobSettings = DeepLobSettings()
     tlob: TlobSettings = TlobSettings()
+    trainer: TrainerSettings = TrainerSettings()
     limits: LimitSettings = LimitSettings()
 
     @property

@@ -20,6 +20,8 @@ EXTRAS = {
     "numba": "stream",
     "onnxruntime": "inprocess",
     "pytriton": "triton",
+    "accelerate": "train",
+    "peft": "train",
     "polars": "train",
     "pyarrow": "train",
     "torch": "train",

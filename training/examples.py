@@ -6,7 +6,7 @@ the same question on the same rows. Letters: N rows, F features.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -29,6 +29,7 @@ FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Rows = npt.NDArray[np.float32]
 BPS = 1e4
+CHUNK_ROWS = 16_384
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,12 @@ def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
     Raises InsufficientDataError: nothing finite, no labels, too few rows for the folds, or one class only.
     """
     features = _finite_or_nan(table.features)
-    if not np.isfinite(features).any() or not np.isfinite(table.mid).any():
+    told = np.concatenate([np.isfinite(part).any(axis=1) for part in chunks(features)])
+    if not told.any() or not np.isfinite(table.mid).any():
         raise InsufficientDataError("no finite value", field="features" if np.isfinite(table.mid).any() else "mid")
     unit, step, value = _horizon(table, meta, config)
     ret, end = _forward(table, unit, step)
-    usable = np.flatnonzero((end >= 0) & np.isfinite(features).any(axis=1))
+    usable = np.flatnonzero((end >= 0) & told)
     if not usable.size:
         raise InsufficientDataError("no row has a label inside its session", field="labels", was=f"{len(end)} rows")
     span_ns = float(np.median(table.ts_ns[end[usable]] - table.ts_ns[usable]))
@@ -146,9 +148,15 @@ def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
     )
 
 
+def chunks(features: Rows, rows: int = CHUNK_ROWS) -> Iterator[Rows]:
+    """`features` [N, F], which may be mapped from a file, in views of at most `rows` rows; one at least."""
+    for start in range(0, max(len(features), 1), rows):
+        yield features[start : start + rows]
+
+
 def _finite_or_nan(features: Rows) -> Rows:
     """Infinite becomes "missing": the client refuses it, so no model may learn from it."""
-    if not np.isinf(features).any():
+    if not any(np.isinf(part).any() for part in chunks(features)):
         return features
     return np.where(np.isinf(features), np.float32(np.nan), features)
 

@@ -15,12 +15,14 @@ class Fit:
     """A trained model: `best` is the round or epoch that early stopping kept (from 1), `rows` how many it saw.
 
     `columns` are the positions of the table's columns that this model takes, in order; None: all of them.
+    `resumed_at` is the step of the checkpoint that the training went on from (0: none).
     """
 
     model: Any
     best: int
     rows: int
     columns: IntArray | None = None
+    resumed_at: int = 0
 
 
 class Watch(Protocol):

@@ -43,7 +43,10 @@ def train(
 
     Raises InsufficientDataError, GateRefusedError (a feature that knows the label) and ComponentError.
     """
-    return train_table(feature_set.load(), meta_of(feature_set), config, out, families, name_prefix, progress)
+    from market.feature_matrix import load_table
+
+    table = load_table(feature_set, config.trainer)
+    return train_table(table, meta_of(feature_set), config, out, families, name_prefix, progress)
 
 
 def meta_of(feature_set: FeatureSet) -> DataMeta:
@@ -94,7 +97,7 @@ def job_of(family: str, examples: Examples, config: Config) -> Job:
     if family in set(get_args(Family)) - TREES:
         from training.nets import NetJob
 
-        return NetJob(cast(Family, family), examples, getattr(config, family), config.seed)
+        return NetJob(cast(Family, family), examples, getattr(config, family), config.seed, config.trainer)
     raise UsageError("unknown family", field="families", expected=", ".join(get_args(Family)), was=family[:40])
 
 

@@ -94,6 +94,7 @@ def _folds(run: Run) -> Iterator[Judged]:
         run.say(
             f"{run.job.family} fold {fold.number}/{len(run.examples.folds)}: {fit.rows:,} rows in {seconds:.1f} s "
             f"({fit.rows / max(seconds, 1e-9):,.0f} rows/s), macro-F1 {metrics['macro_f1']:.3f}, IC {ic}"
+            + (f", resumed at step {fit.resumed_at:,}" if fit.resumed_at else "")
         )
         yield judged
 

@@ -18,12 +18,20 @@ def train(
     symbol: options.Symbol = None,
     out_folder: Annotated[Path, typer.Option("--out", help="Where the bundles go.")] = Path("runs/bundles"),
     name: Annotated[str | None, typer.Option("--name", help="Model name prefix; from the data by default.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from the newest checkpoints of this job (docs/trainer.md)."),
+    ] = False,
+    checkpoints: Annotated[
+        Path | None, typer.Option("--checkpoints", help="Their folder; [trainer] checkpoint_folder by default.")
+    ] = None,
     profile: options.Profile = None,
     config: options.ConfigFile = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Train the enabled families on market data (the simulator without --data), walk-forward, beside baselines."""
-    settings = options.settings_of(config, profile).config
+    chosen = {"trainer.resume": resume or None, "trainer.checkpoint_folder": checkpoints and str(checkpoints)}
+    settings = options.settings_of(config, profile, chosen).config
     source = pipeline.open_source(data, settings, symbol=symbol)
     check_writable(out_folder)
     with counting(f"features of {source.symbol}", "events") as advance:

@@ -6,28 +6,26 @@ Letters: N rows of the table, n windows, T steps, F features.
 
 from __future__ import annotations
 
-import copy
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from safetensors.torch import save_file
-from torch import nn
 
 from models.net import Net
 from models.registry import NETS
-from tickserve.config import NetSettings
+from tickserve.config import NetSettings, TrainerSettings
 from tickserve.errors import InsufficientDataError
 from tickserve.manifest import Family, NanPolicy, TensorSpec, Tolerance
-from training.baselines import column_scale
 from training.examples import Examples, IntArray, LabelledFold, Rows, evenly
 from training.job import Fit, Watch
+from training.nets.task import Task
+from training.nets.trainer import PREDICT_ROWS, Learned, learn, reproducible
+from training.nets.windows import scaler, view
 
-PREDICT_ROWS = 2_048
 # Validation only has to rank epochs: a quarter of the training cap is enough.
 VALIDATION_SHARE = 4
 
@@ -39,14 +37,21 @@ class NetJob:
     nan_policy: NanPolicy = "impute_mean"
     tolerance = Tolerance(atol=1e-5, rtol=1e-4)
 
-    def __init__(self, family: Family, examples: Examples, settings: NetSettings, seed: int) -> None:
+    def __init__(
+        self,
+        family: Family,
+        examples: Examples,
+        settings: NetSettings,
+        seed: int,
+        trainer: TrainerSettings = TrainerSettings(),  # noqa: B008 - frozen
+    ) -> None:
         self.family, self.examples, self.settings, self.seed = family, examples, settings, seed
+        self.trainer = trainer
         self.watch: Watch | None = None
         self.window = int(getattr(settings, "window", 1))
         if len(examples.features) < self.window:
             raise self._too_short(len(examples.features))
-        windows = np.lib.stride_tricks.sliding_window_view(examples.features, self.window, axis=0)
-        self._windows = windows.swapaxes(1, 2)  # a view [N - T + 1, T, F]
+        self._windows = view(examples.features, self.window)
 
     @property
     def tensor(self) -> TensorSpec:
@@ -71,15 +76,48 @@ class NetJob:
     def fit(self, fold: LabelledFold) -> Fit:
         """Adam on cross-entropy; the weights of the epoch with the lowest validation loss are kept.
 
-        Raises InsufficientDataError when no session is as long as the window.
+        Raises InsufficientDataError when no session is as long as the window, ConfigError and ComponentError for
+        options of [trainer] that have no effect here, and ComponentError for a checkpoint that cannot be written.
         """
-        cap = self.settings.max_train_windows
-        train = evenly(self._some(fold.rows.train), cap)
-        validation = evenly(self._some(fold.rows.validation), math.ceil(cap / VALIDATION_SHARE))
+        task = self.task(fold)
+        learned = self._learn(task)
         with reproducible(self.seed, self.settings.threads):
-            net = self._new_net(fold)
-            best = self._learn(net, train, validation, fold)
-        return Fit(net.eval(), best, len(train))
+            net = NETS[self.family].from_architecture(task.architecture)
+        net.load_state_dict(learned.weights)
+        return Fit(net.eval(), learned.best, len(task.train), resumed_at=learned.resumed_at)
+
+    def task(self, fold: LabelledFold) -> Task:
+        """What a fold's fit is about. Raises InsufficientDataError."""
+        cap = self.settings.max_train_windows
+        mean, std = scaler(self.examples.features, fold.rows.train)
+        return Task(
+            name=f"{self.family}-fold-{fold.number}",
+            architecture=NETS[self.family].declared(self.settings, self.examples.columns),
+            features=self.examples.features,
+            classes=self._classes(fold),
+            train=evenly(self._some(fold.rows.train), cap),
+            validation=evenly(self._some(fold.rows.validation), math.ceil(cap / VALIDATION_SHARE)),
+            mean=mean,
+            std=std,
+            settings=self.settings,
+            trainer=self.trainer,
+            seed=self.seed,
+            window=self.window,
+        )
+
+    def _classes(self, fold: LabelledFold) -> npt.NDArray[np.int8]:
+        """Class of every training and validation row; -1, which no loss takes, of the others. [N]"""
+        classes = np.full(len(self.examples.ret), -1, dtype=np.int8)
+        for rows in (fold.rows.train, fold.rows.validation):
+            classes[rows] = self.examples.classes(rows, fold.threshold)
+        return classes
+
+    def _learn(self, task: Task) -> Learned:
+        if self.trainer.processes == 1:
+            return learn(task, self.watch)
+        from training.nets.distributed import learn_together
+
+        return learn_together(task, self.watch)
 
     def _some(self, rows: IntArray) -> IntArray:
         kept = self.eligible(rows)
@@ -95,52 +133,6 @@ class NetJob:
             was=f"shorter ones in {rows} rows",
             hint=f"use a shorter {self.family}.window or a longer recording",
         )
-
-    def _new_net(self, fold: LabelledFold) -> Net:
-        declared = NETS[self.family].declared(self.settings, self.examples.columns)
-        net = NETS[self.family].from_architecture(declared)
-        mean, std = column_scale(self.examples.features[fold.rows.train].astype(np.float64))
-        net.set_scaler(torch.from_numpy(mean.astype(np.float32)), torch.from_numpy(std.astype(np.float32)))
-        return net
-
-    def _learn(self, net: Net, train: IntArray, validation: IntArray, fold: LabelledFold) -> int:
-        optimizer = torch.optim.Adam(net.parameters(), lr=self.settings.learning_rate)
-        lowest, best, kept = math.inf, 0, copy.deepcopy(net.state_dict())
-        for epoch in range(1, self.settings.epochs + 1):
-            self._epoch(net, optimizer, train, fold)
-            loss = self._validation_loss(net, validation, fold)
-            if self.watch:
-                self.watch(epoch, loss)
-            if loss < lowest:
-                lowest, best, kept = loss, epoch, copy.deepcopy(net.state_dict())
-            elif epoch - best >= self.settings.patience:
-                break
-        net.load_state_dict(kept)
-        return best
-
-    def _epoch(self, net: Net, optimizer: torch.optim.Optimizer, rows: IntArray, fold: LabelledFold) -> None:
-        net.train()
-        order = torch.randperm(len(rows)).numpy()
-        for windows, classes in self._batches(rows[order], fold, self.settings.batch_rows):
-            optimizer.zero_grad(set_to_none=True)
-            loss = nn.functional.cross_entropy(net.logits(windows), classes)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-            optimizer.step()
-
-    def _validation_loss(self, net: Net, rows: IntArray, fold: LabelledFold) -> float:
-        net.eval()
-        total = 0.0
-        with torch.inference_mode():
-            for windows, classes in self._batches(rows, fold, PREDICT_ROWS):
-                total += float(nn.functional.cross_entropy(net.logits(windows), classes, reduction="sum"))
-        return total / len(rows)
-
-    def _batches(self, rows: IntArray, fold: LabelledFold, size: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        for start in range(0, len(rows), size):
-            chosen = rows[start : start + size]
-            classes = self.examples.classes(chosen, fold.threshold)
-            yield torch.from_numpy(self.inputs(chosen)), torch.from_numpy(classes)
 
     def predict(self, fit: Fit, rows: IntArray) -> Rows:
         """Probabilities [n, 3] of table `rows`."""
@@ -165,16 +157,3 @@ class NetJob:
     def importance(self, fit: Fit, columns: tuple[str, ...]) -> list[dict[str, Any]]:
         """A net does not say."""
         return []
-
-
-@contextmanager
-def reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Fixed random numbers and thread count inside, the caller's untouched afterwards."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(before)
