@@ -68,16 +68,23 @@ def open_source(paths: Sequence[Path], *, levels: int = 5, symbol: str | None = 
         raise UsageError("no data", field="--data", expected="at least one file or folder", was="none")
     if not 1 <= levels <= MAX_LEVELS:
         raise UsageError("book levels", field="levels", expected=f"1 to {MAX_LEVELS}", was=str(levels))
-    files, ignored = _files(paths)
+    files, ignored = listed(paths)
+    for file in files:
+        check_regular(file)
     chosen = _choose([sniff(path) for path in files], symbol)
-    _refuse_same_names([found.path for found in chosen])
-    source = _source(chosen, levels)
+    return open_found(chosen, levels, ignored)
+
+
+def open_found(found: Sequence[Found], levels: int, ignored: int) -> Source:
+    """The source of files that share a group, `ignored` files beside them. Raises UsageError where two share a name."""
+    _refuse_same_names([file.path for file in found])
+    source = _source(list(found), levels)
     source.ignored_files = ignored
     return source
 
 
-def _files(paths: Sequence[Path]) -> tuple[list[Path], int]:
-    """Every file once, by resolved path, and how many files of unknown extension the folders hold."""
+def listed(paths: Sequence[Path]) -> tuple[list[Path], int]:
+    """Every file once, by resolved path and unread, and how many files of unknown extension the folders hold."""
     found: dict[Path, Path] = {}
     ignored = 0
     for path in paths:
@@ -90,7 +97,6 @@ def _files(paths: Sequence[Path]) -> tuple[list[Path], int]:
         else:
             data = [path]
         for file in data:
-            _check_regular(file)
             found.setdefault(file.resolve(), file)
     return list(found.values()), ignored
 
@@ -99,7 +105,7 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _check_regular(path: Path) -> None:
+def check_regular(path: Path) -> None:
     """Refuse what is not a readable plain file, before anything opens it: opening a FIFO would block."""
     try:
         status = path.stat()
