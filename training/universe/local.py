@@ -145,7 +145,7 @@ class LocalEngine:
         return [(lane, worker) for lane, workers in self._workers.items() for worker in workers]
 
     def memory_mb(self) -> float:
-        """This process and all its children."""
+        """What this process and all its children take."""
         return self._meter.memory_mb()
 
     def spare(self) -> bool:

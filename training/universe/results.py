@@ -1,4 +1,4 @@
-"""The files of a run: one for each symbol as soon as it is done, one for the whole, and what may be kept of a run before.
+"""The files of a run: one for each symbol as soon as it is done, one for the whole; and what of them may be kept.
 
 runs/universe/<id>/<symbol>.json         features, bundles with their reports, or the error
 runs/universe/<id>/pooled/<name>.json    the same of a pooled model
