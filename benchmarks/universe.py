@@ -1,4 +1,4 @@
-"""Preparing ahead: the same symbols trained with the features of the next one prepared meanwhile, and one after another.
+"""Preparing ahead: the same symbols with the features of the next one prepared meanwhile, and one after another.
 
     python -m benchmarks.universe --data FOLDER [--passes 2] [--pooled]
 

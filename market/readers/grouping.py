@@ -38,9 +38,6 @@ def group_sources(paths: Sequence[Path]) -> list[Group]:
     """
     if not paths:
         raise UsageError("no data", field="--data", expected="at least one file or folder", was="none")
-    for path in paths:
-        if not path.is_dir():
-            _refuse_missing(path)
     files, ignored = listed(paths)
     told: dict[tuple[str, str, str], list[Found]] = {}
     broken: dict[Path, TickserveError] = {}
@@ -54,13 +51,6 @@ def group_sources(paths: Sequence[Path]) -> list[Group]:
             told.setdefault(found.group, []).append(found)
     groups = [Group(name, tuple(told[key]), ignored) for key, name in _names(list(told)).items()]
     return sorted(groups + list(_broken(broken, {group.name for group in groups})), key=lambda group: group.name)
-
-
-def _refuse_missing(path: Path) -> None:
-    try:
-        path.stat()
-    except (OSError, ValueError):
-        check_regular(path)
 
 
 def _names(keys: list[tuple[str, str, str]]) -> dict[tuple[str, str, str], str]:

@@ -6,6 +6,7 @@ format, venue and symbol make one source; where there are several, the caller ch
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Sequence
@@ -95,6 +96,7 @@ def listed(paths: Sequence[Path]) -> tuple[list[Path], int]:
             if not data:
                 raise EmptyDataError(f"no market data in folder {str(path)!r}", expected=KNOWN)
         else:
+            _status(path)
             data = [path]
         for file in data:
             found.setdefault(file.resolve(), file)
@@ -107,15 +109,20 @@ def _hidden(path: Path) -> bool:
 
 def check_regular(path: Path) -> None:
     """Refuse what is not a readable plain file, before anything opens it: opening a FIFO would block."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        shown = f"{str(path)!r}: {getattr(error, 'strerror', None) or error}"
-        raise UsageError(f"cannot find {shown}", field="--data", expected="a file or folder") from error
+    status = _status(path)
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path.name}: not a plain file", expected="a file or folder", was="a pipe, socket or device")
     if not status.st_size:
         raise EmptyDataError(f"{path.name}: the file is empty (0 bytes)")
+
+
+def _status(path: Path) -> os.stat_result:
+    """Raise UsageError for a path that is not there."""
+    try:
+        return path.stat()
+    except (OSError, ValueError) as error:
+        shown = f"{str(path)!r}: {getattr(error, 'strerror', None) or error}"
+        raise UsageError(f"cannot find {shown}", field="--data", expected="a file or folder") from error
 
 
 def sniff(path: Path) -> Found:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from training.universe.tasks import Answer, Call, answer, told
 # Ray's own switch for reporting usage to its makers.
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 RETRIES = 1
+CONNECT_S = 5.0
 
 
 def perform(call: Call, code: str) -> tuple[Answer, list[str]]:
@@ -126,15 +128,32 @@ def _connect(address: str, cpus: int, threads: int) -> None:
     }
     if not address:
         options |= {"num_cpus": cpus, "include_dashboard": False}
+    else:
+        _refuse_silent(address)
     handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address=address or "local", **options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise ComponentError(
-            f"no Ray cluster answers: {reason}",
-            field="universe.ray_address",
-            hint="start one with 'ray start --head', or leave the key empty for one of the run's own",
-        ) from error
+        raise _no_cluster(reason) from error
     finally:
         signal.signal(signal.SIGTERM, handler)
+
+
+def _refuse_silent(address: str) -> None:
+    """Ask the port first: Ray itself would try for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto", or a name that Ray knows
+    try:
+        socket.create_connection((host, int(port)), CONNECT_S).close()
+    except (OSError, OverflowError) as error:
+        raise _no_cluster(f"{address}: {error}") from error
+
+
+def _no_cluster(reason: str) -> ComponentError:
+    return ComponentError(
+        f"no Ray cluster answers: {reason}",
+        field="universe.ray_address",
+        hint="start one with 'ray start --head', or leave the key empty for one of the run's own",
+    )

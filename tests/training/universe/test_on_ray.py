@@ -1,4 +1,4 @@
-"""The same run on a Ray cluster of two nodes: the same weights and metrics, the same feature sets, the same failures."""
+"""The same run on a Ray cluster of two nodes: the same weights, metrics, feature sets and failures."""
 
 from __future__ import annotations
 

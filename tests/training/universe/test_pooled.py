@@ -1,4 +1,4 @@
-"""Rows of several symbols: labels stay inside a symbol, folds are cut at the same instants, order of symbols is nothing."""
+"""Rows of several symbols: labels stay inside a symbol, folds are cut at the same instants for all."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from market.build import FeatureTable
 from tests.training.conftest import meta_of, quick_config
 from tickserve.config import Config
+from tickserve.errors import SchemaError
 from training.examples import Examples, prepare
 from training.metrics import Prediction, evaluate
 
@@ -56,14 +57,14 @@ def test_no_symbols_future_is_in_anothers_past(pooled: Pooled) -> None:
 
 
 def test_a_row_cut_is_not_a_cut_by_time(table: FeatureTable) -> None:
-    """The control: the same rows cut as if they were one symbol's let the future in, and are refused."""
+    """The control: the same rows cut as if they were one symbol's are refused."""
     joined, _ = two_symbols(table)
-    with pytest.raises(Exception, match="time goes back|before"):
+    with pytest.raises(SchemaError, match="time goes back"):
         prepare(joined, replace(meta_of(), kind="book"), quick_config())
 
 
 def test_symbols_that_move_together_are_not_twice_the_evidence(pooled: Pooled) -> None:
-    table, parts, examples = pooled
+    table, _, examples = pooled
     rows = examples.published.rows.test
     said = Prediction(np.ones(len(rows), np.int64), np.arange(len(rows), dtype=np.float64))
     n_eff = evaluate(said, rows, examples, examples.published.threshold, 1.0)["n_eff"]

@@ -1,4 +1,4 @@
-"""A universe run on real bars: two symbols trained beside a file that is none, gone on with, and a process that dies."""
+"""A universe run on real bars: two symbols beside a file that is none, gone on with, and a process that dies."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The order of work, driven with an engine that answers at once: ahead by one, inside the memory, the youngest ended."""
+"""The order of work, driven with an engine that answers at once: ahead by one, inside the memory limit."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Engine:
     def __init__(self, takes: dict[str, float] | None = None) -> None:
         self.lanes: dict[Lane, int] = {"prepare": 1, "train": 1}
         self.takes, self.running, self.log = takes or {}, [], []
-        self.most: dict[str, int] = {}
+        self.pauses = 0
 
     def start(self, lane: Lane, call: Call) -> None:
         self.running.append((lane, call))
@@ -31,6 +31,9 @@ class Engine:
 
     def finished(self, timeout_s: float) -> list[tuple[Lane, Call, Answer]]:
         # A training takes longer than a preparation.
+        if len(self.running) > 1 and self.pauses:
+            self.pauses -= 1
+            return []
         order = sorted(self.running, key=lambda at: at[0])
         done = order[:1]
         for at in done:
@@ -97,14 +100,14 @@ def test_what_would_not_fit_alone_is_refused_and_the_others_go_on() -> None:
     ends, _ = run(engine, limit=150, need=60)
     errors = [error for lane, _, error in ends if lane == "train"]
     assert len(errors) == 3
-    assert all(
-        error and error["field"] == "universe.memory_mb" and "was about 160 MB" in error["message"] for error in errors
-    )
+    assert {error["field"] for error in errors} == {"universe.memory_mb"}
+    assert "was about 160 MB" in errors[0]["message"]
     assert "train a" not in engine.log
 
 
 def test_an_estimate_too_low_ends_the_youngest_which_is_tried_again_alone() -> None:
     engine = Engine({"train a": 60, "prepare b": 60})
+    engine.pauses = 1
     ends, schedule = run(engine, limit=200)
     assert schedule.log.ended_for_memory == 1
     assert "prepare b stopped" in engine.log
