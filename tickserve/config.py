@@ -9,7 +9,7 @@ from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from tickserve.manifest import Family
+from tickserve.manifest import MODEL_NAME_PATTERN, Family
 
 
 class Section(BaseModel):
@@ -491,6 +491,27 @@ class TrainerSettings(Section):
         return self
 
 
+class UniverseSettings(Section):
+    """Many symbols in one run: `tickserve universe train`."""
+
+    engine: Literal["local", "ray"] = Field("local", description="ray: on the machines of a Ray cluster")
+    workers: int = Field(1, ge=1, le=256, description="processes that train at the same time; they share the threads")
+    ahead: int = Field(1, ge=0, le=8, description="symbols whose features are prepared while others train; 0: none")
+    pooled: bool = Field(True, description="also one model from the rows of all symbols")
+    name: str = Field("universe", min_length=1, max_length=60, description="the pooled model's name starts with it")
+    memory_mb: int = Field(0, ge=0, description="of all processes of the run together; 0: limits.memory_mb")
+    ray_address: str = Field("", description="host:port of a cluster; auto: RAY_ADDRESS; empty: a Ray of the run's own")
+    folder: str = Field("runs/universe", min_length=1, description="results and bundles of a run go below it")
+
+    @model_validator(mode="after")
+    def _address_of_ray(self) -> UniverseSettings:
+        if self.ray_address and self.engine != "ray":
+            raise ValueError(f"engine: expected ray with ray_address, was {self.engine}")
+        if not MODEL_NAME_PATTERN.fullmatch(self.name) or ".." in self.name:
+            raise ValueError(f"name: expected [a-z0-9._-] without '..', was {self.name!r}")
+        return self
+
+
 class LimitSettings(Section):
     """What a run may use; passing one is reported, not hidden."""
 
@@ -526,6 +547,7 @@ class Config(Section):
     deeplob: DeepLobSettings = DeepLobSettings()
     tlob: TlobSettings = TlobSettings()
     trainer: TrainerSettings = TrainerSettings()
+    universe: UniverseSettings = UniverseSettings()
     limits: LimitSettings = LimitSettings()
 
     @property

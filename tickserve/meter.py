@@ -61,6 +61,10 @@ class Meter:
         """The highest sample so far."""
         return max((stage.peak_memory_mb for stage in self.stages), default=0.0)
 
+    def memory_mb(self) -> float:
+        """What the process tree takes now."""
+        return round(self._tree_bytes() / 2**20, 1)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[Stage]:
         """Measure the block as one stage."""

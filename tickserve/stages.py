@@ -30,6 +30,7 @@ EXTRAS = {
     "scipy": "train",
     "safetensors": "train",
     "orjson": "train",
+    "psutil": "train",
     "onnx": "export",
     "onnxmltools": "export",
     "onnxconverter_common": "export",
@@ -39,6 +40,7 @@ EXTRAS = {
     "matplotlib": "loadtest",
     "jinja2": "loadtest",
     "prometheus_client": "monitoring",
+    "ray": "distributed",
 }
 
 

@@ -6,7 +6,7 @@ the same question on the same rows. Letters: N rows, F features.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -82,7 +82,8 @@ class Examples:
     `ret` is the forward return (NaN without label), `end` the row where it is known (-1 without), `trailing` the last
     move over the same horizon, `cost_bps` the half-spread crossed at that row; `assumed_spreads` is the share of rows
     that have no quote, whose half-spread is an assumption of the configuration. `mid` is the price, `columns` are the F
-    names of the features.
+    names of the features. Rows of several symbols lie symbol by symbol, so that no window or label meets another's;
+    `order` [N] is then each row's place in time.
     """
 
     features: Rows
@@ -99,6 +100,11 @@ class Examples:
     horizon_median_ms: float
     stride: int
     folds: tuple[LabelledFold, ...]
+    order: IntArray | None = None
+
+    def place(self, rows: IntArray) -> IntArray:
+        """Where `rows` stand in time among the rows of all symbols; for one symbol the rows themselves."""
+        return rows if self.order is None else self.order[rows]
 
     @property
     def published(self) -> LabelledFold:
@@ -115,9 +121,11 @@ class Examples:
         return labels.to_classes(self.ret[rows], threshold)
 
 
-def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
-    """Label the table and cut it into folds.
+def prepare(table: FeatureTable, meta: DataMeta, config: Config, parts: Sequence[slice] = ()) -> Examples:
+    """Label the table and cut it into folds, by time.
 
+    `parts` are the rows of each symbol where there are several: labels are made inside each, the folds are cut at the
+    same instants for all, and no two symbols share a session.
     Raises InsufficientDataError: nothing finite, no labels, too few rows for the folds, or one class only.
     """
     features = _finite_or_nan(table.features)
@@ -125,7 +133,7 @@ def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
     if not told.any() or not np.isfinite(table.mid).any():
         raise InsufficientDataError("no finite value", field="features" if np.isfinite(table.mid).any() else "mid")
     unit, step, value = _horizon(table, meta, config)
-    ret, end = _forward(table, unit, step)
+    ret, end, trailing = _labelled(table, unit, step, parts or (slice(0, len(table)),))
     usable = np.flatnonzero((end >= 0) & told)
     if not usable.size:
         raise InsufficientDataError("no row has a label inside its session", field="labels", was=f"{len(end)} rows")
@@ -137,7 +145,7 @@ def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
         mid=table.mid,
         ret=ret,
         end=end,
-        trailing=_trailing(table, unit, step),
+        trailing=trailing,
         cost_bps=_cost_bps(table, config),
         assumed_spreads=float((~np.isfinite(table.half_spread)).mean()),
         horizon_unit=unit,
@@ -145,6 +153,7 @@ def prepare(table: FeatureTable, meta: DataMeta, config: Config) -> Examples:
         horizon_median_ms=span_ns / labels.NS_PER_MS,
         stride=table.stride,
         folds=_folds(table, ret, end, usable, round(span_ns * config.validation.embargo_horizons), config),
+        order=_places(table.ts_ns) if parts else None,
     )
 
 
@@ -152,6 +161,13 @@ def chunks(features: Rows, rows: int = CHUNK_ROWS) -> Iterator[Rows]:
     """`features` [N, F], which may be mapped from a file, in views of at most `rows` rows; one at least."""
     for start in range(0, max(len(features), 1), rows):
         yield features[start : start + rows]
+
+
+def _places(ts_ns: IntArray) -> IntArray:
+    """Each row's place in time [N]; rows of one instant in table order."""
+    place = np.empty(len(ts_ns), np.int64)
+    place[np.argsort(ts_ns, kind="stable")] = np.arange(len(ts_ns))
+    return place
 
 
 def _finite_or_nan(features: Rows) -> Rows:
@@ -172,16 +188,21 @@ def _horizon(table: FeatureTable, meta: DataMeta, config: Config) -> tuple[Liter
     return "rows", step, step * table.stride
 
 
-def _forward(table: FeatureTable, unit: str, step: int) -> tuple[FloatArray, IntArray]:
-    if unit == "ms":
-        return labels.forward_returns_ms(table.ts_ns, table.mid, step, session=table.session)
-    return labels.forward_returns_rows(table.mid, step, session=table.session)
-
-
-def _trailing(table: FeatureTable, unit: str, step: int) -> FloatArray:
-    if unit == "ms":
-        return labels.trailing_returns_ms(table.ts_ns, table.mid, step, session=table.session)
-    return labels.trailing_returns_rows(table.mid, step, session=table.session)
+def _labelled(
+    table: FeatureTable, unit: str, step: int, parts: Sequence[slice]
+) -> tuple[FloatArray, IntArray, FloatArray]:
+    """Forward return, the row where it is known, and the last move, each [N], made inside each part alone."""
+    ret, end, trailing = np.full(len(table), np.nan), np.full(len(table), labels.UNKNOWN), np.zeros(len(table))
+    for part in parts:
+        ts_ns, mid, session = table.ts_ns[part], table.mid[part], table.session[part]
+        if unit == "ms":
+            ret[part], ends = labels.forward_returns_ms(ts_ns, mid, step, session=session)
+            trailing[part] = labels.trailing_returns_ms(ts_ns, mid, step, session=session)
+        else:
+            ret[part], ends = labels.forward_returns_rows(mid, step, session=session)
+            trailing[part] = labels.trailing_returns_rows(mid, step, session=session)
+        end[part] = np.where(ends >= 0, ends + part.start, labels.UNKNOWN)
+    return ret, end, trailing
 
 
 def _cost_bps(table: FeatureTable, config: Config) -> FloatArray:
@@ -194,12 +215,13 @@ def _folds(
     table: FeatureTable, ret: FloatArray, end: IntArray, usable: IntArray, embargo_ns: int, config: Config
 ) -> tuple[LabelledFold, ...]:
     rules = config.validation
+    usable = usable[np.argsort(table.ts_ns[usable], kind="stable")]
     cut = purged_walk_forward(
         table.ts_ns[usable], table.ts_ns[end[usable]], rules.folds, embargo_ns, rules.min_train_rows
     )
     made = []
     for number, fold in enumerate(cut, start=1):
-        rows = Fold(usable[fold.train], usable[fold.validation], usable[fold.test])
+        rows = Fold(*(np.sort(usable[side]) for side in (fold.train, fold.validation, fold.test)))
         threshold = labels.flat_threshold(ret[rows.train], config.labels.flat_quantile)
         _refuse_one_class(labels.to_classes(ret[rows.train], threshold), number)
         made.append(LabelledFold(number, rows, threshold))

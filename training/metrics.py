@@ -105,7 +105,7 @@ def evaluate(said: Prediction, rows: IntArray, examples: Examples, threshold: fl
     from sklearn.metrics import f1_score, matthews_corrcoef
 
     truth, ret = examples.classes(rows, threshold), examples.ret[rows]
-    n_eff = effective_rows(rows, examples.end[rows])
+    n_eff = effective_rows(examples.place(rows), examples.place(examples.end[rows]))
     ic = rank_correlation(said.score, ret)
     called = (said.classes != FLAT) & (ret != 0)
     hits = np.sign(ret[called]) == said.classes[called] - FLAT

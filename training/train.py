@@ -9,7 +9,7 @@ The report of a bundle is JSON: `folds` (rows, n_eff, metrics, baselines), `pool
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
@@ -23,7 +23,7 @@ from training.examples import DataMeta, Examples, IntArray, Rows, evenly, prepar
 from training.families import fitting
 from training.job import Fit, Job
 from training.leakage import refuse_leaks
-from training.walk import Run, Say, walk
+from training.walk import Judged, Run, Say, walk
 
 if TYPE_CHECKING:
     from market.build import FeatureSet, FeatureTable
@@ -72,11 +72,16 @@ def train_table(
     families: Sequence[str] = FAMILIES,
     name_prefix: str | None = None,
     progress: Say | None = None,
+    parts: Sequence[slice] = (),
+    also: Callable[[Run, Sequence[Judged]], dict[str, Any]] | None = None,
 ) -> list[TrainedBundle]:
-    """As `train`, from a loaded table. Raises ConfigError too, for a family that this data has nothing for."""
+    """As `train`, from a loaded table; `parts` as for `prepare`, and `also` adds what it finds to each report.
+
+    Raises ConfigError too, for a family that this data has nothing for.
+    """
     say = progress or (lambda text: None)
     families = fitting(families, meta, config, say)
-    examples = prepare(table, meta, config)
+    examples = prepare(table, meta, config, parts)
     refuse_leaks(examples, meta.columns)
     yardsticks = {fold.number: baselines.predict_all(examples, fold, meta.columns) for fold in examples.folds}
     say(f"{len(examples.folds)} folds over {len(examples.ret):,} rows, baselines judged")
@@ -84,6 +89,7 @@ def train_table(
     for family in families:
         run = Run(examples, meta, config, job_of(family, examples, config), yardsticks, say)
         judged, report = walk(run)
+        report |= also(run, judged) if also else {}
         made += _publish(run, judged[-1].fit, report, out, f"{name_prefix or meta.tag}-{family}")
     return made
 
@@ -143,7 +149,7 @@ def parity_rows(rows: IntArray, config: Config) -> IntArray:
 
 
 def _fields(run: Run, fit: Fit, report: dict[str, Any]) -> dict[str, Any]:
-    kept = ("folds", "pooled", "comparison", "costs", "beats_baselines", "verdict")
+    kept = ("folds", "pooled", "comparison", "costs", "beats_baselines", "verdict", "symbols")
     stages = {"train": {"seconds": report["seconds"], "rows_per_s": report["rows_per_s"]}}
     stream = stream_contract(run.meta, run.examples)
     return {
@@ -153,7 +159,7 @@ def _fields(run: Run, fit: Fit, report: dict[str, Any]) -> dict[str, Any]:
         "nan_policy": run.job.nan_policy,
         "features": feature_contract(run.meta, run.examples, run.examples.published.rows.train),
         "tolerance": run.job.tolerance,
-        "metrics": {name: report[name] for name in kept},
+        "metrics": {name: report[name] for name in kept if name in report},
         "provenance": provenance(run.meta, run.config.seed, stages),
     } | ({"stream": stream} if stream else {})
 

@@ -18,7 +18,7 @@ from tickserve.config import Config
 from tickserve.errors import GateRefusedError
 from training import baselines
 from training.comparison import MODEL, Cells, judge
-from training.examples import DataMeta, Examples, IntArray, LabelledFold, Rows
+from training.examples import DataMeta, Examples, FloatArray, IntArray, LabelledFold, Rows
 from training.job import Fit, Job
 from training.leakage import refuse_too_good
 from training.metrics import Metrics, Prediction, calibration, evaluate, pool
@@ -124,9 +124,17 @@ def judge_fold(run: Run, fold: LabelledFold, fit: Fit, seconds: float) -> Judged
         "baselines": judged,
     }
     scores = {name: prediction.score for name, prediction in said.items()}
-    cells = Cells.of(rows, run.examples.end[rows], run.examples.ret[rows], scores)
+    cells = _cells(run.examples, rows, scores)
     went_up = run.examples.classes(rows, fold.threshold) == UP
     return Judged(fit, row, cells, probabilities[:, UP].astype(np.float64), went_up)
+
+
+def _cells(examples: Examples, rows: IntArray, scores: Mapping[str, FloatArray]) -> Cells:
+    """Cells in the order of time, so that a block of them holds what all symbols did meanwhile."""
+    at = examples.place(rows)
+    turn = np.argsort(at, kind="stable")
+    ends, ordered = examples.place(examples.end[rows]), {name: score[turn] for name, score in scores.items()}
+    return Cells.of(at[turn], ends[turn], examples.ret[rows][turn], ordered)
 
 
 def _evaluated(run: Run, fold: LabelledFold, rows: IntArray, said: Prediction) -> Metrics:

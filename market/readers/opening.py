@@ -6,6 +6,7 @@ format, venue and symbol make one source; where there are several, the caller ch
 
 from __future__ import annotations
 
+import os
 import re
 import stat
 from collections.abc import Sequence
@@ -68,16 +69,23 @@ def open_source(paths: Sequence[Path], *, levels: int = 5, symbol: str | None = 
         raise UsageError("no data", field="--data", expected="at least one file or folder", was="none")
     if not 1 <= levels <= MAX_LEVELS:
         raise UsageError("book levels", field="levels", expected=f"1 to {MAX_LEVELS}", was=str(levels))
-    files, ignored = _files(paths)
+    files, ignored = listed(paths)
+    for file in files:
+        check_regular(file)
     chosen = _choose([sniff(path) for path in files], symbol)
-    _refuse_same_names([found.path for found in chosen])
-    source = _source(chosen, levels)
+    return open_found(chosen, levels, ignored)
+
+
+def open_found(found: Sequence[Found], levels: int, ignored: int) -> Source:
+    """The source of files that share a group, `ignored` files beside them. Raises UsageError where two share a name."""
+    _refuse_same_names([file.path for file in found])
+    source = _source(list(found), levels)
     source.ignored_files = ignored
     return source
 
 
-def _files(paths: Sequence[Path]) -> tuple[list[Path], int]:
-    """Every file once, by resolved path, and how many files of unknown extension the folders hold."""
+def listed(paths: Sequence[Path]) -> tuple[list[Path], int]:
+    """Every file once, by resolved path and unread, and how many files of unknown extension the folders hold."""
     found: dict[Path, Path] = {}
     ignored = 0
     for path in paths:
@@ -88,9 +96,9 @@ def _files(paths: Sequence[Path]) -> tuple[list[Path], int]:
             if not data:
                 raise EmptyDataError(f"no market data in folder {str(path)!r}", expected=KNOWN)
         else:
+            _status(path)
             data = [path]
         for file in data:
-            _check_regular(file)
             found.setdefault(file.resolve(), file)
     return list(found.values()), ignored
 
@@ -99,17 +107,22 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith(".") for part in path.parts)
 
 
-def _check_regular(path: Path) -> None:
+def check_regular(path: Path) -> None:
     """Refuse what is not a readable plain file, before anything opens it: opening a FIFO would block."""
-    try:
-        status = path.stat()
-    except (OSError, ValueError) as error:
-        shown = f"{str(path)!r}: {getattr(error, 'strerror', None) or error}"
-        raise UsageError(f"cannot find {shown}", field="--data", expected="a file or folder") from error
+    status = _status(path)
     if not stat.S_ISREG(status.st_mode):
         raise DataError(f"{path.name}: not a plain file", expected="a file or folder", was="a pipe, socket or device")
     if not status.st_size:
         raise EmptyDataError(f"{path.name}: the file is empty (0 bytes)")
+
+
+def _status(path: Path) -> os.stat_result:
+    """Raise UsageError for a path that is not there."""
+    try:
+        return path.stat()
+    except (OSError, ValueError) as error:
+        shown = f"{str(path)!r}: {getattr(error, 'strerror', None) or error}"
+        raise UsageError(f"cannot find {shown}", field="--data", expected="a file or folder") from error
 
 
 def sniff(path: Path) -> Found:

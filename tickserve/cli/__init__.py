@@ -32,6 +32,7 @@ from tickserve.cli import (
     tensorrt,
     train,
     tune,
+    universe,
 )
 from tickserve.cli.output import fail
 from tickserve.errors import TickserveError
@@ -48,6 +49,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
+app.add_typer(universe.app, name="universe")
 app.command("export")(export.export)
 app.add_typer(repo.app, name="repo")
 app.add_typer(runtime.app, name="runtime")

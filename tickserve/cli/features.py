@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from tickserve import pipeline, stages
-from tickserve.cli import options
+from tickserve.cli import options, universe
 from tickserve.cli.output import counting, emit, out, table
 from tickserve.errors import UsageError
 
@@ -20,12 +20,18 @@ DEFAULT_LEVELS = 5
 def build(
     data: options.Data = None,
     symbol: options.Symbol = None,
+    all_symbols: Annotated[
+        bool, typer.Option("--all-symbols", help="Of every symbol in --data, universe.workers at a time, or on Ray.")
+    ] = False,
     profile: options.Profile = None,
     config: options.ConfigFile = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Compute the default features of market data (the simulator without --data), or find them in the cache."""
     settings = options.settings_of(config, profile).config
+    if all_symbols:
+        universe.build(data, symbol, settings, as_json)
+        return
     source = pipeline.open_source(data, settings, symbol=symbol)
     with counting(f"features of {source.symbol}", "events") as advance:
         built = pipeline.build_features(source, settings, advance)
