@@ -52,8 +52,11 @@ $(NODE_PACKAGES): tests/wire/package-lock.json
 	npm ci --prefix tests/wire --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
 
+# These start no server and time nothing, so they share the cores; the others have the machine to themselves.
+TOGETHER := $(addprefix tests/,market models training export cli engines k8s monitoring)
 test: $(READY) $(NODE_PACKAGES)
-	$(BIN)/pytest -m "not system"
+	$(BIN)/pytest -m "not system" -n auto --dist loadfile $(TOGETHER)
+	$(BIN)/pytest -m "not system" tests $(addprefix --ignore=,$(TOGETHER))
 
 test-system: $(READY) $(NODE_PACKAGES)
 	@BIN=$(BIN) tests/install_system_packages.sh $(SYSTEM_PACKAGES)
@@ -77,6 +80,9 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.fixed_rate
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.journal
+	$(BIN)/python -m benchmarks.stepped_lstm
+	$(if $(DATA),$(BIN)/python -m benchmarks.trees --data "$(DATA)")
+	$(if $(DATA),$(BIN)/python -m benchmarks.training --data "$(DATA)")
 
 loadtest: $(READY)
 	$(BIN)/tickserve loadtest run --profile $(PROFILE)

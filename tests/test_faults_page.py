@@ -15,7 +15,7 @@ INPUTS = {
     "server, on the wire": {32, 33, 34, 36, 38, 39, 43, 44, 47},
     "exporter and model files": {48, 49, 50, *range(52, 59), 60},
 }
-FAULTS = {1, 2, 3, 4, 5, 7, 8, 10, 12, 15, 16, 17, 18, 21, 22, 26, 28, 29, 33, 34, 36, 42}
+FAULTS = {1, 2, 3, 4, 5, 7, 8, 10, 12, 15, 16, 17, 18, 21, 22, 26, 28, 29, 33, 34, 36, 41, 42}
 SECTIONS = {f"Inputs: {name}": numbers for name, numbers in INPUTS.items()} | {"Faults": FAULTS}
 
 

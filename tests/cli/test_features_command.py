@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tickserve.cli import app
+from tickserve.cli.output import out
 from tickserve.config import Config
 from tickserve.errors import UsageError
 from tickserve.features.spec import MOST_LEVELS, default_spec
@@ -20,14 +21,15 @@ def listed(*options: str) -> Any:
     return json.loads(done.stdout)
 
 
-def test_every_default_spec_is_listed_with_its_digest() -> None:
+def test_every_default_spec_is_listed_with_its_digest(monkeypatch: pytest.MonkeyPatch) -> None:
     found = listed()
     assert [one["spec"] for one in found] == ["bars", *(f"book-l{levels}" for levels in range(1, MOST_LEVELS + 1))]
     assert len({one["digest"] for one in found}) == len(found)
     for one in found:
         spec = default_spec(one["kind"], one["levels"] or 0)
         assert (one["digest"], one["column_count"]) == (spec.digest, len(spec.columns))
-    text = CliRunner().invoke(app, ["features", "list"], env={"COLUMNS": "120"}).stdout
+    monkeypatch.setattr(out, "width", 160)  # the console was as wide as the terminal that started the tests
+    text = CliRunner().invoke(app, ["features", "list"]).stdout
     assert all(one["digest"] in text for one in found)
 
 
