@@ -72,7 +72,7 @@ LABEL org.opencontainers.image.title="tickserve-train" \
 COPY requirements.lock /opt/
 # DL3013 cannot see that TORCH carries its own version.
 # hadolint ignore=DL3013
-RUN pip install --no-cache-dir --require-hashes -r /opt/requirements.lock \
+RUN pip install --no-cache-dir --no-deps --require-hashes -r /opt/requirements.lock \
     && pip install --no-cache-dir --index-url "${TORCH_INDEX}" "${TORCH}" \
     && pip check
 COPY tickserve /opt/tickserve/tickserve

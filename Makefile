@@ -5,7 +5,8 @@
 #   make test-system                        adds Debian's tools; says what it installs and asks, unless CI=true
 #
 # TORCH_INDEX chooses PyTorch's wheels, e.g. TORCH_INDEX=https://download.pytorch.org/whl/cpu (torch carries no hash in
-# the lock, because its CPU and CUDA builds are different files of one version).
+# the lock, because its CPU and CUDA builds are different files of one version; packages of the lock need it, so that one is
+# installed as it stands, without looking for what it lacks, and `pip check` holds the whole in the end).
 
 PYTHON ?= python3.11
 TORCH ?= torch==2.13.0
@@ -29,9 +30,10 @@ $(INSTALLED): requirements.lock pyproject.toml
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is needed: install Python 3.11 or say PYTHON=path" >&2; exit 4; }
 	@echo "installing into $(VENV) (first time: a minute or two)"
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --require-hashes -r requirements.lock
+	$(PIP) install --no-deps --require-hashes -r requirements.lock
 	$(PIP) install $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) $(TORCH)
 	$(PIP) install --no-deps --no-build-isolation -e .
+	$(PIP) check
 	$(BIN)/python -m tickserve.features.compile
 	@touch $@
 

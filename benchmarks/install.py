@@ -44,7 +44,7 @@ def requirements(row: str, wheel: Path, torch_index: str | None) -> list[list[st
     """The arguments of each `pip install` that makes up a row."""
     torch = [*(["--index-url", torch_index] if torch_index else []), TORCH]
     if row == "everything":
-        lock = ["--require-hashes", "-r", str(ROOT / "requirements.lock")]
+        lock = ["--no-deps", "--require-hashes", "-r", str(ROOT / "requirements.lock")]
         return [lock, torch, ["--no-deps", str(wheel)]]
     if row == "train-pinned":
         return [torch, [f"{wheel}[train]"]]
