@@ -200,7 +200,7 @@ def _share(wanted: Search, workers: int, say: Say) -> None:
 
 
 def _worker(wanted: Search, number: int, told: Any) -> None:
-    """A process of its own: its threads are its share, and a refusal is handed over as text."""
+    """Try in a process of its own; a refusal is handed over as text."""
     try:
         with _quiet_optuna():
             _work(wanted, number, lambda text: None)
