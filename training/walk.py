@@ -1,7 +1,6 @@
 """One family over the folds: a model of its own in each, judged beside the baselines on rows it never saw.
 
-`walk` is what every caller measures a model by: training, the search of hyper-parameters, and each step of compression,
-which hands in the models it made (`judge`).
+Training and the search for hyper-parameters measure a model by the same functions.
 """
 
 from __future__ import annotations
