@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -34,7 +35,10 @@ TASK, RESULT, WEIGHTS, FAILURE = "task.json", "result.json", "weights.safetensor
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - where POSIX shared memory lives
 ROOT = Path(__file__).resolve().parents[2]
 LOSS = "tickserve-epoch "
+REASON = re.compile(r"Error: |Signal \d+")
 STOP_S = 10.0
+# Of what torchrun prints, which ends with a table longer than the reason before it.
+MOST_LINES = 400
 # Runs before torchrun, which is to end with this process however that ends: PR_SET_PDEATHSIG is 1.
 DIE_WITH_PARENT = (
     "import ctypes, os, runpy, signal, sys\n"
@@ -113,13 +117,14 @@ def _run(folder: Path, processes: int, watch: Watch | None) -> None:
     process = subprocess.Popen(
         [sys.executable, "-c", DIE_WITH_PARENT, str(os.getpid()), *torchrun],
         cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        # All of them are on this machine: nothing has to listen where others reach it.
+        env={"GLOO_SOCKET_IFNAME": "lo"} | os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
-    last: deque[str] = deque(maxlen=20)
+    last: deque[str] = deque(maxlen=MOST_LINES)
     reader = Thread(target=lambda: last.extend(process.stderr or ()), daemon=True)
     reader.start()
     try:
@@ -153,5 +158,6 @@ def _failure(folder: Path, code: int, last: deque[str]) -> TickserveError:
         said = json.loads((folder / FAILURE).read_text())
         kind = getattr(errors, said["type"], ComponentError)
         return kind(said["message"])
-    reason = next((line.strip() for line in reversed(last) if "Error" in line), "no reason given")
-    return ComponentError(f"a training process was lost: {reason[:300]}", field="trainer.processes", was=f"exit {code}")
+    told = [line.strip() for line in last if REASON.search(line) and "ChildFailedError" not in line]
+    reason = told[-1][:300] if told else "it gave no reason"
+    return ComponentError(f"a training process was lost (exit code {code}): {reason}", field="trainer.processes")
