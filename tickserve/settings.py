@@ -1,6 +1,6 @@
 """The configuration in force: one TOML file over a shipped profile, with environment overrides.
 
-What is in force is, in rising order: the defaults (tickserve/config.py), the profile (`quick` or `production`), the
+What is in force is, in rising order: the defaults (tickserve/config/), the profile (`quick` or `production`), the
 TOML file, the environment (`TICKSERVE_<SECTION>__<KEY>`), and what a command line option sets. `Settings.origin` says
 where each value came from; `tickserve config show` prints it.
 """
@@ -154,7 +154,7 @@ def _refusal(message: str, key: str, value: Any, flat: Flat) -> ConfigError:
     """Pydantic's finding in this project's words."""
     message = message.removeprefix("Value error, ")
     field, separator, rest = message.partition(": expected ")
-    if separator:  # found by a validator of tickserve/config.py, which names the keys itself
+    if separator:  # found by a validator of tickserve/config/, which names the keys itself
         prefix = f"{key}." if key and not field.startswith(key) else ""
         where = next((flat[name][1] for name in (prefix + field, *flat) if name in flat), "the configuration")
         return ConfigError(f"expected {rest} (from {where})", field=prefix + field)
