@@ -1,7 +1,9 @@
 """The LSTM one row at a time: the state goes in and comes out, so that nobody but the caller has to keep it.
 
-The weights are `LstmClassifier`'s. Where that one looks back over a window, this one remembers the whole session.
-Letters: B rows (streams), N rows of a session, F features, L layers, H hidden units.
+The weights are `LstmClassifier`'s. Where that one looks back over a window, this one remembers the whole session. A
+step is written out, one product a layer and the gates: an exported `nn.LSTM` of one step carries as many operators that
+slice and copy as it has that compute. Letters: B rows (streams), N rows of a session, F features, L layers, H hidden
+units, I inputs of a layer.
 """
 
 from __future__ import annotations
@@ -28,12 +30,15 @@ class SteppedLstm(nn.Module):
     """`[B, F]` rows and each row's state to `[B, 3]` probabilities and each row's next state.
 
     The state is the hidden and the cell state, `[B, L, H]` each: batch first, so that rows of several streams can be
-    put together and taken apart like any other tensor.
+    put together and taken apart like any other tensor. `net` is finished: its recurrent weights are taken as they are.
     """
 
     def __init__(self, net: LstmClassifier) -> None:
         super().__init__()
         self.net = net
+        for layer in range(net.layers):
+            for name, tensor in zip(("weight", "bias"), _step_weights(net.lstm, layer), strict=True):
+                self.register_buffer(f"{name}{layer}", tensor, persistent=False)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -44,9 +49,24 @@ class SteppedLstm(nn.Module):
         self, features: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`[B, F]`, `[B, L, H]`, `[B, L, H]` to `[B, 3]`, `[B, L, H]`, `[B, L, H]`."""
-        steps, state = self.net.lstm(self.net.scaled(features)[:, None], _layers_first(hidden, cell))
-        answer = torch.softmax(self.net.head(steps[:, 0]), dim=-1)
-        return answer, *_batch_first(*state)
+        layers, units = self.shape
+        below, carried = self.net.scaled(features), []
+        before = [torch.split(state.reshape(-1, layers * units), units, dim=1) for state in (hidden, cell)]
+        for layer, state in enumerate(zip(*before, strict=True)):
+            carried.append(self._step(layer, below, *state))
+            below = carried[-1][0]
+        after = [torch.cat(state, dim=1).reshape(-1, layers, units) for state in zip(*carried, strict=True)]
+        return torch.softmax(self.net.head(below), dim=-1), after[0], after[1]
+
+    def _step(self, layer: int, below: torch.Tensor, hidden: torch.Tensor, cell: torch.Tensor) -> State:
+        """One layer's step: `[B, I]`, `[B, H]`, `[B, H]` to its next hidden and cell state, `[B, H]` each."""
+        units = self.net.hidden
+        bias, weight = self.get_buffer(f"bias{layer}"), self.get_buffer(f"weight{layer}")
+        sums = torch.addmm(bias, torch.cat([below, hidden], dim=1), weight)
+        opening, candidate = torch.split(sums, [3 * units, units], dim=1)
+        enter, forget, leave = torch.split(torch.sigmoid(opening), units, dim=1)
+        cell = forget * cell + enter * torch.tanh(candidate)
+        return leave * torch.tanh(cell), cell
 
     def initial(self, rows: int = 1) -> State:
         """Zeros `[B, L, H]`: the state before the first row of a session."""
@@ -75,6 +95,18 @@ class SteppedLstm(nn.Module):
                 "the state does not fit the net", field="state", expected=str(list(net.shape)), was=str(sorted(shapes))
             )
         return net
+
+
+def _step_weights(lstm: nn.LSTM, layer: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """One layer's weights `[I + H, 4 H]` and bias `[4 H]` of a step; gates: input, forget, output, candidate.
+
+    torch has the candidate before the output gate; last, it leaves what a sigmoid takes in one piece.
+    """
+    names = (f"weight_ih_l{layer}", f"weight_hh_l{layer}", f"bias_ih_l{layer}", f"bias_hh_l{layer}")
+    inward, recurrent, one, other = (getattr(lstm, name).detach() for name in names)
+    entering, forgetting, candidate, leaving = torch.arange(4 * lstm.hidden_size).chunk(4)
+    order = torch.cat([entering, forgetting, leaving, candidate])
+    return torch.cat([inward, recurrent], dim=1)[order].t().contiguous(), (one + other)[order]
 
 
 def _layers_first(hidden: torch.Tensor, cell: torch.Tensor) -> State:
