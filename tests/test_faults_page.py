@@ -15,8 +15,10 @@ INPUTS = {
     "server, on the wire": {32, 33, 34, 36, 38, 39, 43, 44, 47},
     "exporter and model files": {48, 49, 50, *range(52, 59), 60},
 }
+# Of the loader and of the configuration, on the page's last table.
+MORE = {*range(61, 71), 71, 72, 73, 75, 76, 77}
 FAULTS = {1, 2, 3, 4, 5, 7, 8, 10, 12, 15, 16, 17, 18, 21, 22, 26, 28, 29, 33, 34, 36, 41, 42}
-SECTIONS = {f"Inputs: {name}": numbers for name, numbers in INPUTS.items()} | {"Faults": FAULTS}
+SECTIONS = {f"Inputs: {name}": numbers for name, numbers in INPUTS.items()} | {"Faults": FAULTS, "More": MORE}
 
 
 def rows(page: str, section: str) -> list[list[str]]:
@@ -46,7 +48,7 @@ def test_no_number_of_the_list_is_missing(section: str) -> None:
 
 
 def test_every_row_is_whole() -> None:
-    for section in (*SECTIONS, "More"):
+    for section in SECTIONS:
         for row in rows(PAGE, section):
             assert len(row) == 4, row
             assert all(row[1:]), row
