@@ -55,7 +55,8 @@ $(NODE_PACKAGES): tests/wire/package-lock.json
 	@touch $@
 
 # These start no server and time nothing, so they share the cores; the others have the machine to themselves.
-TOGETHER := $(addprefix tests/,market models training export cli engines k8s monitoring)
+TOGETHER := $(addprefix tests/,market models training export cli engines k8s monitoring) \
+  $(wildcard tests/tickserve/test_features_*.py tests/tickserve/test_stream*.py) tests/tickserve/test_config.py
 test: $(READY) $(NODE_PACKAGES)
 	$(BIN)/pytest -m "not system" -n auto --dist loadfile $(TOGETHER)
 	$(BIN)/pytest -m "not system" tests $(addprefix --ignore=,$(TOGETHER))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.e2e.conftest import COMMAND, RECORDING, Served, environment
 from tests.e2e.test_wire import models
@@ -21,6 +22,8 @@ from tickserve.journal import ActionRecord, DecisionRecord, Journal, read_journa
 from tickserve.manifest import load_manifest
 from tickserve.settings import load_settings
 from tickserve.stream import Stream
+
+pytestmark = pytest.mark.system  # a minute under load
 
 Event = tuple[int, np.ndarray]
 

@@ -164,7 +164,7 @@ def test_the_example_request_is_answered_with_the_example_numbers(
         url = f"http://{served.http}{told['http']['request_line'].split()[1]}"
         headers = [line for line in told["http"]["headers"] if not line.startswith(("Host", "Content-Length"))]
         expected = np.array(told["expected"]["probabilities"]["data"], np.float32)
-        reference = first_row(one, told)
+        reference = first_row(one, told, served)
 
         body = curl(url, out / "request.bin", *headers)
         end = body.rindex(b"}]}") + 3
@@ -188,10 +188,12 @@ def test_the_example_request_is_answered_with_the_example_numbers(
         assert int.from_bytes(bytes.fromhex(binary["bundle_id"]), "little", signed=True) == told["bundle_id"]
 
 
-def first_row(one: Asked, told: dict[str, Any]) -> Bits:
+def first_row(one: Asked, told: dict[str, Any], served: Served) -> Bits:
+    """A row of its own: on some processors a net's last bit hangs on how many rows are scored with it."""
     sent = {tensor["name"]: tensor["bytes_hex"] for tensor in told["inputs"]}
-    assert sent == {name: array[:1].tobytes().hex() for name, array in one.inputs.items()}
-    return {name: bits[: len(bits) // one.rows] for name, bits in one.bits.items()}
+    alone = {name: array[:1] for name, array in one.inputs.items()}
+    assert sent == {name: array.tobytes().hex() for name, array in alone.items()}
+    return via_tritonclient(triton_grpc, served.grpc, one.manifest, alone)
 
 
 def split(outputs: list[dict[str, Any]], data: bytes) -> Bits:

@@ -27,6 +27,7 @@ from tickserve.client import Client
 from tickserve.config import ExportSettings
 from tickserve.errors import DeadlineExceededError, OverloadedError, TickserveError, UnavailableError
 
+pytestmark = pytest.mark.system  # a minute under load
 WIDTH, LAYERS, MAX_BATCH = 1_024, 250, 4
 QUEUE, DEADLINE_MS, INSTANCES = 24, 500.0, 3
 # Batches that are executing or handed over: not in the queue, yet pending in Triton's gauge.

@@ -20,6 +20,7 @@ from tickserve.client import AsyncClient, Client
 from tickserve.client._url import TransportName
 from tickserve.config import ExportSettings
 
+pytestmark = pytest.mark.system  # a minute under load
 MAX_BATCH, INSTANCES, BULK, CALLS = 4, 3, 16, 5
 LONG_MS = 60_000.0
 

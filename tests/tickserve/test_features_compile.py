@@ -29,6 +29,7 @@ def start_engine(cwd: Path, cache: Path) -> list[str]:
     return result.stdout.split()
 
 
+@pytest.mark.system
 def test_compiled_once_without_fast_math_then_loaded(root: Path, tmp_path: Path) -> None:
     assert start_engine(root, tmp_path) == ["0", "True", "False", "False"]
     assert list(tmp_path.rglob("*.nbi"))
