@@ -113,7 +113,7 @@ def facts(subject: Subject, families: Sequence[str], kept: Sequence[str], config
         f"{subject.span_s / 86_400:,.3g} days from first to last row, {len(examples.ret):,} rows (one event in "
         f"{examples.stride} kept), {judged:,} judged in {len(folds)} folds; horizon {examples.horizon_value:,} {unit}; "
         f"fee {config.costs.fee_bps:g} bp a side, half-spread assumed in {examples.assumed_spreads:.0%} of rows; "
-        f"{config.validation.trials} trials."
+        f"trials: {config.validation.trials}."
     )
     if subject.span_s < MINUTES_S:
         yield f"**{NO_CLAIM}** ({subject.span_s / 60:,.1f} minutes)."
