@@ -256,11 +256,9 @@ def _shares(values: FloatArray, examples: Examples, rows: npt.NDArray[np.int64])
 
 def _first_rows(table: FeatureTable) -> FeatureTable:
     """At most the first `PROBE_ROWS` rows, in memory."""
-    kept = slice(0, PROBE_ROWS)
-    arrays = {
-        name: np.array(getattr(table, name)[kept]) for name in ("ts_ns", "features", "mid", "half_spread", "session")
-    }
-    return replace(table, **arrays)
+    names = ("ts_ns", "features", "mid", "half_spread", "session")
+    kept: dict[str, Any] = {name: np.array(getattr(table, name)[:PROBE_ROWS]) for name in names}
+    return replace(table, **kept)
 
 
 def _without_checkpoints(config: Config) -> Config:

@@ -103,6 +103,8 @@ def train_table(
     refuse_leaks(examples, meta.columns)
     yardsticks = {fold.number: baselines.predict_all(examples, fold, meta.columns) for fold in examples.folds}
     say(f"{len(examples.folds)} folds over {len(examples.ret):,} rows, baselines judged")
+    if demands.probe and parts:
+        raise UsageError("one symbol's rows are probed at a time", field="probe", hint="probe each symbol's training")
     probed = {family: _probed(table, meta, config, family, say) for family in families} if demands.probe else {}
     made: list[TrainedBundle] = []
     refused: dict[str, Any] = {}

@@ -40,6 +40,7 @@ def test_the_whole_run_is_on_the_page(tmp_path: Path) -> None:
 def test_a_model_that_did_not_pass_is_labelled_so(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     for shown in (
+        "The validation gate was passed by none.",
         '<span class="pill no bad">validation gate NOT PASSED</span>', "an IC whose interval lies above 0",
         "20 trials tried: luck alone would reach a t of 1.87", "the IC is skill is 0.631",
         "earn more than they cost 0.012",
@@ -55,6 +56,7 @@ def test_a_model_that_did_not_pass_is_labelled_so(tmp_path: Path) -> None:
     files["train"][0]["gate"]["passed"] = True
     passed = page_of(tmp_path / "passed", **files)
     assert '<span class="pill">validation gate passed</span>' in passed
+    assert "The validation gate was passed by btcusdt-l5-gbdt." in passed
     assert "NOT PASSED" not in passed
 
 

@@ -14,7 +14,7 @@ from market.build import FeatureTable
 from market.walkforward import Fold
 from tests.training.conftest import COLUMNS, quick_config
 from tickserve.config import Config
-from tickserve.errors import ComponentError, GateRefusedError
+from tickserve.errors import ComponentError, GateRefusedError, UsageError
 from training import probe
 from training.baselines import column_scale
 from training.examples import DataMeta, Examples, LabelledFold, prepare
@@ -244,6 +244,10 @@ def test_training_probes_first_and_says_so_in_the_manifest(
     with pytest.raises(GateRefusedError, match="the future reaches"):
         train_table(short, meta, small, tmp_path / "none", ("gbdt",), demands=Demands(probe=True))
     assert not (tmp_path / "none").exists()
+    with pytest.raises(UsageError, match="one symbol's rows"):
+        train_table(
+            short, meta, small, tmp_path / "none", ("gbdt",), parts=(slice(0, ROWS),), demands=Demands(probe=True)
+        )
 
 
 def _with(make: Any) -> Any:
