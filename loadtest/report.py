@@ -129,6 +129,7 @@ def _verdict(run: Mapping[str, Any], models: list[dict[str, Any]]) -> str:
     if models:
         parts.append(_skill(models))
         parts.append(_earnings(models))
+        parts.append(_gated(models))
     return " ".join(part for part in parts if part)
 
 
@@ -156,6 +157,15 @@ def _earnings(models: list[dict[str, Any]]) -> str:
     if pnl > 0:
         return f"After half-spread and fees the best makes {pnl:.2f} bp a trade, latency not counted."
     return f"None pays for its costs: after half-spread and fees the best loses {-pnl:.2f} bp a trade."
+
+
+def _gated(models: list[dict[str, Any]]) -> str:
+    """Which models passed the validation gate, of those it judged."""
+    judged = [report for report in models if report.get("gate")]
+    passed = [report["model"] for report in judged if report["gate"]["passed"]]
+    if not judged:
+        return ""
+    return f"The validation gate was passed by {' and '.join(passed) if passed else 'none'}."
 
 
 def _bands(models: list[dict[str, Any]]) -> str:

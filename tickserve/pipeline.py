@@ -18,7 +18,7 @@ from tickserve.config import Config
 from tickserve.current import folder_in_force
 from tickserve.errors import ArtifactError, InsufficientDataError, UsageError
 from tickserve.golden import read_golden
-from tickserve.manifest import CLASSES, GOLDEN_NAME, MANIFEST_NAME, Manifest, load_manifest
+from tickserve.manifest import CLASSES, GOLDEN_NAME, MANIFEST_NAME, Manifest, load_bundle, load_manifest
 
 Advance = Callable[[int], None]
 FloatArray = npt.NDArray[np.float32]
@@ -67,13 +67,29 @@ def build_features(source: Any, config: Config, advance: Advance | None = None) 
     return stages.load("market.build").build_features(source, spec, settings, progress=advance)
 
 
-def train(feature_set: Any, config: Config, out: Path, *, name: str | None = None, progress: Any = None) -> list[Any]:
-    """Train the enabled families; returns the bundles. Raises InsufficientDataError, GateRefusedError."""
+def train(
+    feature_set: Any,
+    config: Config,
+    out: Path,
+    *,
+    name: str | None = None,
+    progress: Any = None,
+    require_gate: bool = False,
+    probe: bool = False,
+) -> list[Any]:
+    """Train the enabled families; returns the bundles. Raises InsufficientDataError, GateRefusedError.
+
+    With `require_gate` a model that does not pass the validation gate is refused, with `probe` a job that sees the
+    future.
+    """
     families = config.families
     if not families:
         raise UsageError("nothing to train", field="<family>.enabled", expected="at least one true")
     job = stages.load("training.train")
-    return list(job.train(feature_set, config, out, families=families, name_prefix=name, progress=progress))
+    demands = job.Demands(gate=require_gate, probe=probe)
+    return list(
+        job.train(feature_set, config, out, families=families, name_prefix=name, progress=progress, demands=demands)
+    )
 
 
 def export(bundle: Path, repository: Path, config: Config, *, activate: bool = True) -> Any:
@@ -98,6 +114,11 @@ def bundles_in(folder: Path) -> list[Path]:
     if not found:
         raise ArtifactError(f"no {MANIFEST_NAME} in the folder or one below it", field=folder.name)
     return sorted(found, key=lambda path: len(load_manifest(path).parents))
+
+
+def refuse_ungated(bundles: Sequence[Path]) -> None:
+    """Raise GateRefusedError naming the bundles whose manifests do not say that the validation gate was passed."""
+    stages.load("export.validation").refuse_ungated([load_bundle(path) for path in bundles])
 
 
 def newest_version(repository: Path, model: str) -> Path:

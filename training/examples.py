@@ -83,7 +83,7 @@ class Examples:
     move over the same horizon, `cost_bps` the half-spread crossed at that row; `assumed_spreads` is the share of rows
     that have no quote, whose half-spread is an assumption of the configuration. `mid` is the price, `columns` are the F
     names of the features. Rows of several symbols lie symbol by symbol, so that no window or label meets another's;
-    `order` [N] is then each row's place in time.
+    `order` [N] is then each row's place in time. `ts_ns` [N] are their times.
     """
 
     features: Rows
@@ -101,6 +101,7 @@ class Examples:
     stride: int
     folds: tuple[LabelledFold, ...]
     order: IntArray | None = None
+    ts_ns: IntArray | None = None
 
     def place(self, rows: IntArray) -> IntArray:
         """Where `rows` stand in time among the rows of all symbols; for one symbol the rows themselves."""
@@ -154,6 +155,7 @@ def prepare(table: FeatureTable, meta: DataMeta, config: Config, parts: Sequence
         stride=table.stride,
         folds=_folds(table, ret, end, usable, round(span_ns * config.validation.embargo_horizons), config),
         order=_places(table.ts_ns) if parts else None,
+        ts_ns=table.ts_ns,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,9 @@ WEIGHTS = {
     "pnl_bps": "trades",
     "pnl_gross_bps": "trades",
 }
+NS_PER_DAY = 86_400 * 10**9
 Metrics = dict[str, float | int | None]
+Mask = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,43 @@ def _ranks(values: FloatArray) -> bool:
     return len(values) >= 3 and bool(0 < np.ptp(values) < np.inf)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """What a prediction came to, row by row [n]: the class that came and the one said, and what following it made.
+
+    `called`: up or down was said and the price moved; `hit`: it moved that way; `traded`: a trade opened.
+    """
+
+    truth: IntArray
+    said: IntArray
+    called: Mask
+    hit: Mask
+    traded: Mask
+    net_bps: FloatArray
+
+    @classmethod
+    def of(cls, said: Prediction, rows: IntArray, examples: Examples, threshold: float, fee_bps: float) -> Outcome:
+        """Of a prediction about table `rows` [n]."""
+        ret = examples.ret[rows]
+        called = (said.classes != FLAT) & (ret != 0)
+        hit = called & (np.sign(ret) == said.classes - FLAT)
+        traded, net = np.zeros(len(rows), dtype=bool), np.zeros(len(rows))
+        taken, _, made = round_trips(said.classes, rows, examples, fee_bps)
+        traded[taken], net[taken] = True, made
+        return cls(examples.classes(rows, threshold), said.classes, called, hit, traded, net)
+
+    def take(self, places: IntArray) -> Outcome:
+        """Those of some rows, or all in another order."""
+        return Outcome(*(getattr(self, each.name)[places] for each in fields(self)))
+
+
 def evaluate(said: Prediction, rows: IntArray, examples: Examples, threshold: float, fee_bps: float) -> Metrics:
     """Every metric of a prediction about table `rows` [n], under a fold's flat band.
 
     `ic` is Spearman(score, forward return), `ic_t` that times the root of `n_eff`. `hit_rate` is the share of rows
     where the predicted side is the side the price went, among the `calls`: rows predicted up or down whose price moved.
-    Money is in basis points of the price, see `trades`. None where a number does not exist.
+    Money is in basis points of the price, see `trades`; `days` is the time that the rows cover, see `recorded_days`.
+    None where a number does not exist.
     """
     from sklearn.metrics import f1_score, matthews_corrcoef
 
@@ -118,6 +151,7 @@ def evaluate(said: Prediction, rows: IntArray, examples: Examples, threshold: fl
         "ic_t": None if ic is None else ic * math.sqrt(n_eff),
         "hit_rate": float(hits.mean()) if hits.size else None,
         "calls": hits.size,
+        "days": recorded_days(rows, examples),
         **trades(said.classes, rows, examples, fee_bps),
     }
 
@@ -130,13 +164,38 @@ def trades(classes: IntArray, rows: IntArray, examples: Examples, fee_bps: float
     on both sides. It fills at the quote that the prediction was made from: latency costs nothing here. Rows predicted
     meanwhile are not traded, so trades do not overlap: `trades` is the effective size.
     """
-    taken = one_at_a_time(np.flatnonzero(classes != FLAT), rows, examples.end[rows])
-    if not taken.size:
+    _, gross, net = round_trips(classes, rows, examples, fee_bps)
+    if not net.size:
         return {"trades": 0, "pnl_bps": None, "pnl_gross_bps": None}
+    return {"trades": len(net), "pnl_bps": float(net.mean()), "pnl_gross_bps": float(gross.mean())}
+
+
+def round_trips(
+    classes: IntArray, rows: IntArray, examples: Examples, fee_bps: float
+) -> tuple[IntArray, FloatArray, FloatArray]:
+    """The trades of `trades`: positions in `rows`, and the profit of each before and after costs, in basis points."""
+    taken = one_at_a_time(np.flatnonzero(classes != FLAT), rows, examples.end[rows])
     entry = rows[taken]
     gross = (classes[taken] - FLAT) * examples.ret[entry] * BPS
     net = gross - examples.cost_bps[entry] - examples.cost_bps[examples.end[entry]] - 2 * fee_bps
-    return {"trades": len(net), "pnl_bps": float(net.mean()), "pnl_gross_bps": float(gross.mean())}
+    return taken, gross, net
+
+
+def by_fees(pnl_bps: float | None, fee_bps: float) -> dict[str, float | None]:
+    """Profit after costs at 0, 1 and 2 times the fee of `pnl_bps`. Which trades are made does not depend on the fee."""
+    return {str(times): None if pnl_bps is None else pnl_bps + 2 * fee_bps * (1 - times) for times in (0, 1, 2)}
+
+
+def recorded_days(rows: IntArray, examples: Examples) -> float | None:
+    """The time from the first to the last of the table `rows` of each session, in days of 24 hours; None without times.
+
+    Nights and weekends between sessions do not count; several symbols at one time count each.
+    """
+    if examples.ts_ns is None or not len(rows):
+        return None
+    first = np.flatnonzero(np.diff(examples.session[rows], prepend=examples.session[rows[0]] - 1))
+    last = np.append(first[1:], len(rows)) - 1
+    return float((examples.ts_ns[rows[last]] - examples.ts_ns[rows[first]]).sum()) / NS_PER_DAY
 
 
 def one_at_a_time(candidates: IntArray, rows: IntArray, end: IntArray) -> IntArray:
@@ -167,21 +226,24 @@ def calibration(p_up: FloatArray, went_up: npt.NDArray[np.bool_]) -> list[dict[s
 def pool(folds: Sequence[Metrics]) -> dict[str, Any]:
     """All folds as one: what `evaluate` says of each, pooled as if their rows, calls and trades lay in one heap.
 
-    `rows`, `n_eff`, `calls` and `trades` are sums. `macro_f1`, `mcc` and `ic` are means weighted by rows, `hit_rate` by
-    calls, `pnl_bps` and `pnl_gross_bps` by trades (total profit over total trades); `ic_t = ic * sqrt(n_eff)`. A fold
-    without an IC, where the predictor does not rank, counts as an IC of 0; `ranked_folds` says how many have one. None
-    where no fold has the number.
+    `rows`, `n_eff`, `calls`, `trades` and `days` are sums; `turnover_per_row` and `turnover_per_day` are round trips
+    for each row judged and for each 24 hours recorded. `macro_f1`, `mcc` and `ic` are means weighted by rows,
+    `hit_rate` by calls, `pnl_bps` and `pnl_gross_bps` by trades (total profit over total trades);
+    `ic_t = ic * sqrt(n_eff)`. A fold without an IC, where the predictor does not rank, counts as an IC of 0;
+    `ranked_folds` says how many have one. None where no fold has the number.
     """
-    summary: dict[str, Any] = {key: _total(folds, key) for key in ("rows", "n_eff", "calls", "trades")}
+    summary: dict[str, Any] = {key: _total(folds, key) for key in ("rows", "n_eff", "calls", "trades", "days")}
     for key, weight in WEIGHTS.items():
         summary[key] = _weighted(folds, key, weight)
     summary["ic_t"] = None if summary["ic"] is None else summary["ic"] * math.sqrt(summary["n_eff"])
+    summary["turnover_per_row"] = summary["trades"] / summary["rows"] if summary["rows"] else None
+    summary["turnover_per_day"] = summary["trades"] / summary["days"] if summary["days"] else None
     summary["ranked_folds"] = sum(fold["ic"] is not None for fold in folds)
     return summary
 
 
 def _total(folds: Sequence[Metrics], key: str) -> float:
-    return sum(fold[key] or 0 for fold in folds)
+    return sum(fold.get(key) or 0 for fold in folds)
 
 
 def _weighted(folds: Sequence[Metrics], key: str, weight: str) -> float | None:

@@ -211,7 +211,7 @@ def _fields(parent: Manifest, precision: Precision, gate: GateResult) -> dict[st
     return inherited(parent) | {
         "precision": precision,
         "parents": (parent.digest(),),
-        "metrics": {"against_teacher": gate.measured},
+        "metrics": {"against_teacher": gate.measured} | inherited_gate(parent),
         "gates": (gate,),
     }
 
@@ -220,6 +220,11 @@ def inherited(parent: Manifest) -> dict[str, Any]:
     """What a child's manifest takes over from its teacher's."""
     names = ["family", "horizon", "architecture", "nan_policy", "features", "tolerance", "provenance"]
     return {name: getattr(parent, name) for name in [*names, *(["stream"] if parent.stream else [])]}
+
+
+def inherited_gate(parent: Manifest) -> dict[str, Any]:
+    """The answer of the validation gate for a child: its teacher's, whose decisions it was held to."""
+    return {"gate": parent.metrics["gate"] | {"of": parent.name}} if "gate" in parent.metrics else {}
 
 
 def hold(teacher: Teacher, answered: Rows, size: int, teacher_size: int) -> GateResult:

@@ -26,7 +26,7 @@ from training.bundles import OUTPUTS, PARITY_NAME, Arrays, TrainedBundle, golden
 from training.examples import Examples, IntArray, Rows
 from training.metrics import Prediction, evaluate
 from training.nets import reproducible
-from training.quantize import MAX_IC_LOSS, inherited
+from training.quantize import MAX_IC_LOSS, inherited, inherited_gate
 
 SUFFIX = "-step"
 FEATURES, PROBABILITIES = "features", "probabilities"
@@ -200,6 +200,6 @@ def _fields(net: SteppedLstm, parent: Manifest, gate: GateResult, measured: dict
         "inputs": tuple(inputs),
         "outputs": (*OUTPUTS, *outputs),
         "parents": (parent.digest(),),
-        "metrics": measured | {"against_teacher": gate.measured},
+        "metrics": measured | {"against_teacher": gate.measured} | inherited_gate(parent),
         "gates": (gate,),
     }

@@ -3,14 +3,15 @@
 Each fold trains a model of its own, on everything before its test rows. What is published is the model of the *last*
 fold: it never saw its test rows, so the last fold's numbers are out of sample and about the published model itself.
 The report of a bundle is JSON: `folds` (rows, n_eff, metrics, baselines), `pooled` (all folds, see `metrics.pool`),
-`comparison` with the best baseline, `beats_baselines`, `verdict`, `costs`, `calibration`, `importance`, `children`,
-`seconds`, `rows_per_s`.
+`resampling` (how intervals were drawn), `comparison` with the best baseline, `beats_baselines`, `verdict`, `deflation`,
+`regimes`, `gate` (docs/validation.md), `costs`, `calibration`, `importance`, `children`, `seconds`, `rows_per_s`, and
+`probe` where it was asked for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
@@ -21,6 +22,7 @@ from training import baselines
 from training.bundles import TrainedBundle, feature_contract, provenance, stream_contract, write_bundle
 from training.examples import DataMeta, Examples, IntArray, Rows, evenly, prepare
 from training.families import fitting
+from training.gate import refuse_models, sentence
 from training.job import Fit, Job
 from training.leakage import refuse_leaks
 from training.walk import Judged, Run, Say, walk
@@ -31,6 +33,17 @@ if TYPE_CHECKING:
 FAMILIES = ("gbdt", "lstm")
 
 
+@dataclass(frozen=True)
+class Demands:
+    """What a training has to show beside its scores: that it passes the gate, and that its job sees no future."""
+
+    gate: bool = False
+    probe: bool = False
+
+
+NO_DEMANDS = Demands()
+
+
 def train(
     feature_set: FeatureSet,
     config: Config,
@@ -38,15 +51,18 @@ def train(
     families: Sequence[str] = FAMILIES,
     name_prefix: str | None = None,
     progress: Say | None = None,
+    demands: Demands = NO_DEMANDS,
 ) -> list[TrainedBundle]:
     """Train `families` on a feature set and write their bundles to `out/<name>/`; `progress` gets a line per step.
 
-    Raises InsufficientDataError, GateRefusedError (a feature that knows the label) and ComponentError.
+    Raises InsufficientDataError, ComponentError, and GateRefusedError: a feature that knows the label, a model or a job
+    that does not meet `demands`.
     """
     from market.feature_matrix import load_table
 
     table = load_table(feature_set, config.trainer)
-    return train_table(table, meta_of(feature_set), config, out, families, name_prefix, progress)
+    meta = meta_of(feature_set)
+    return train_table(table, meta, config, out, families, name_prefix, progress, demands=demands)
 
 
 def meta_of(feature_set: FeatureSet) -> DataMeta:
@@ -74,9 +90,11 @@ def train_table(
     progress: Say | None = None,
     parts: Sequence[slice] = (),
     also: Callable[[Run, Sequence[Judged]], dict[str, Any]] | None = None,
+    demands: Demands = NO_DEMANDS,
 ) -> list[TrainedBundle]:
     """As `train`, from a loaded table; `parts` as for `prepare`, and `also` adds what it finds to each report.
 
+    A model that the gate refuses is not written where `demands` ask for it; the others are.
     Raises ConfigError too, for a family that this data has nothing for.
     """
     say = progress or (lambda text: None)
@@ -85,13 +103,35 @@ def train_table(
     refuse_leaks(examples, meta.columns)
     yardsticks = {fold.number: baselines.predict_all(examples, fold, meta.columns) for fold in examples.folds}
     say(f"{len(examples.folds)} folds over {len(examples.ret):,} rows, baselines judged")
+    if demands.probe and parts:
+        raise UsageError("one symbol's rows are probed at a time", field="probe", hint="probe each symbol's training")
+    probed = {family: _probed(table, meta, config, family, say) for family in families} if demands.probe else {}
     made: list[TrainedBundle] = []
+    refused: dict[str, Any] = {}
     for family in families:
+        name = f"{name_prefix or meta.tag}-{family}"
         run = Run(examples, meta, config, job_of(family, examples, config), yardsticks, say)
         judged, report = walk(run)
-        report |= also(run, judged) if also else {}
-        made += _publish(run, judged[-1].fit, report, out, f"{name_prefix or meta.tag}-{family}")
+        report |= probed.get(family, {}) | (also(run, judged) if also else {})
+        if demands.gate and not report["gate"]["passed"]:
+            refused[name] = report["gate"]
+            _say_scores(run, name, report)
+            continue
+        made += _publish(run, judged[-1].fit, report, out, name)
+    refuse_models(refused)
     return made
+
+
+def _probed(table: FeatureTable, meta: DataMeta, config: Config, family: str, say: Say) -> dict[str, Any]:
+    """What the probe found of a family's job, as a part of its report. Raises GateRefusedError."""
+    from training.probe import refuse_seeing_the_future
+
+    return {"probe": refuse_seeing_the_future(table, meta, config, family, say)}
+
+
+def _say_scores(run: Run, name: str, report: dict[str, Any]) -> None:
+    run.say(f"{name}: {report['verdict']}")
+    run.say(f"{name}: {sentence(report['gate'])}")
 
 
 def job_of(family: str, examples: Examples, config: Config) -> Job:
@@ -110,7 +150,7 @@ def job_of(family: str, examples: Examples, config: Config) -> Job:
 def _publish(run: Run, fit: Fit, report: dict[str, Any], out: Path, name: str) -> list[TrainedBundle]:
     """Write the last fold's model as a bundle and make its children; the bundles, the teacher first."""
     teacher, inputs, rows = bundle_of(run, fit, report, out, name)
-    run.say(f"{name}: {report['verdict']}")
+    _say_scores(run, name, report)
     return [teacher, *_children(run, fit, teacher, inputs, rows, out)]
 
 
@@ -149,7 +189,10 @@ def parity_rows(rows: IntArray, config: Config) -> IntArray:
 
 
 def _fields(run: Run, fit: Fit, report: dict[str, Any]) -> dict[str, Any]:
-    kept = ("folds", "pooled", "comparison", "costs", "beats_baselines", "verdict", "symbols")
+    kept = (
+        *("folds", "pooled", "resampling", "comparison", "deflation", "regimes", "costs", "beats_baselines", "verdict"),
+        *("gate", "probe", "symbols"),
+    )
     stages = {"train": {"seconds": report["seconds"], "rows_per_s": report["rows_per_s"]}}
     stream = stream_contract(run.meta, run.examples)
     return {

@@ -16,11 +16,16 @@ from market.labels import UP
 from tickserve.config import Config
 from tickserve.errors import GateRefusedError
 from training import baselines
-from training.comparison import MODEL, Cells, judge
+from training.cells import MODEL, Cells, pooled_intervals
+from training.comparison import judge
+from training.deflation import deflated
 from training.examples import DataMeta, Examples, FloatArray, IntArray, LabelledFold, Rows
+from training.gate import gate_of
+from training.intervals import Resampling
 from training.job import Fit, Job
 from training.leakage import refuse_too_good
-from training.metrics import Metrics, Prediction, calibration, evaluate, pool
+from training.metrics import Metrics, Outcome, Prediction, by_fees, calibration, evaluate, pool
+from training.regimes import Placed, by_regime
 
 Say = Callable[[str], None]
 
@@ -39,11 +44,12 @@ class Run:
 
 @dataclass(frozen=True)
 class Judged:
-    """One fold, trained and judged: its report row, what ranks are compared by, and what calibration is drawn from."""
+    """One fold, trained and judged: its report row, and what intervals, regimes and calibration are drawn from."""
 
     fit: Fit
     row: dict[str, Any]
     cells: Cells
+    placed: Placed
     p_up: np.ndarray[Any, np.dtype[np.float64]]
     went_up: np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -57,19 +63,25 @@ def walk(run: Run) -> tuple[list[Judged], dict[str, Any]]:
 
 def report_of(run: Run, judged: Sequence[Judged], seconds: float) -> dict[str, Any]:
     """The report of judged folds. Raises GateRefusedError for metrics that no honest model reaches."""
-    rows = [item.row for item in judged]
-    fitted = sum(row["fit_rows"] for row in rows)
+    rows, cells = [item.row for item in judged], [item.cells for item in judged]
+    seed, fitted = run.config.seed, sum(row["fit_rows"] for row in rows)
     pooled = {
-        "model": pool([row["metrics"] for row in rows]),
-        "baselines": {name: pool([row["baselines"][name] for row in rows]) for name in rows[0]["baselines"]},
+        "model": pooled_of(MODEL, [row["metrics"] for row in rows], cells, run.config),
+        "baselines": {
+            name: pooled_of(name, [row["baselines"][name] for row in rows], cells, run.config)
+            for name in rows[0]["baselines"]
+        },
     }
     refuse_too_good(pooled["model"], run.job.family)
-    judgement = judge(rows, pooled, [item.cells for item in judged], run.config.seed)
-    return {
+    judgement = judge(rows, pooled, cells, seed)
+    report = {
         "horizon": run.examples.horizon.model_dump() | {"median_ms": run.examples.horizon_median_ms},
         "folds": rows,
         "pooled": pooled,
+        "resampling": Resampling.of(sum(len(each.rows) for each in cells), seed).to_json(),
         "comparison": judgement.to_json(),
+        "deflation": deflated(pooled["model"]["ic_t"], _profits(judged), run.config.validation.trials),
+        "regimes": by_regime([item.placed for item in judged], seed),
         "costs": run.config.costs.model_dump() | {"assumed_spreads": run.examples.assumed_spreads},
         "calibration": calibration(
             np.concatenate([item.p_up for item in judged]), np.concatenate([item.went_up for item in judged])
@@ -80,6 +92,20 @@ def report_of(run: Run, judged: Sequence[Judged], seconds: float) -> dict[str, A
         "seconds": seconds,
         "rows_per_s": fitted / max(sum(row["fit_seconds"] for row in rows), 1e-9),
     }
+    return report | {"gate": gate_of(report, run.config.validation)}
+
+
+def pooled_of(name: str, folds: Sequence[Metrics], cells: Sequence[Cells], config: Config) -> dict[str, Any]:
+    """A predictor's metrics over all folds, with their intervals and its profit at other fees."""
+    pooled = pool(folds)
+    pooled["pnl_bps_by_fees"] = by_fees(pooled["pnl_bps"], config.costs.fee_bps)
+    return pooled | {"interval": pooled_intervals(cells, name, pooled, config.seed)}
+
+
+def _profits(judged: Sequence[Judged]) -> FloatArray:
+    """What each of the model's trades made after costs, in basis points."""
+    outcomes = [item.placed.outcome for item in judged]
+    return np.concatenate([outcome.net_bps[outcome.traded] for outcome in outcomes])
 
 
 def _folds(run: Run) -> Iterator[Judged]:
@@ -122,18 +148,26 @@ def judge_fold(run: Run, fold: LabelledFold, fit: Fit, seconds: float) -> Judged
         "metrics": metrics,
         "baselines": judged,
     }
-    scores = {name: prediction.score for name, prediction in said.items()}
-    cells = _cells(run.examples, rows, scores)
-    went_up = run.examples.classes(rows, fold.threshold) == UP
-    return Judged(fit, row, cells, probabilities[:, UP].astype(np.float64), went_up)
+    outcomes = {name: _outcome(run, fold, rows, prediction) for name, prediction in said.items()}
+    cells = cells_of(run.examples, rows, said, outcomes)
+    placed = Placed.of(run.examples, fold, rows, said[MODEL].score, outcomes[MODEL])
+    went_up = outcomes[MODEL].truth == UP
+    return Judged(fit, row, cells, placed, probabilities[:, UP].astype(np.float64), went_up)
 
 
-def _cells(examples: Examples, rows: IntArray, scores: Mapping[str, FloatArray]) -> Cells:
+def cells_of(
+    examples: Examples, rows: IntArray, said: Mapping[str, Prediction], outcomes: Mapping[str, Outcome]
+) -> Cells:
     """Cells in the order of time, so that a block of them holds what all symbols did meanwhile."""
     at = examples.place(rows)
     turn = np.argsort(at, kind="stable")
-    ends, ordered = examples.place(examples.end[rows]), {name: score[turn] for name, score in scores.items()}
-    return Cells.of(at[turn], ends[turn], examples.ret[rows][turn], ordered)
+    scores = {name: prediction.score[turn] for name, prediction in said.items()}
+    ordered = {name: outcome.take(turn) for name, outcome in outcomes.items()}
+    return Cells.of(at[turn], examples.place(examples.end[rows])[turn], examples.ret[rows][turn], scores, ordered)
+
+
+def _outcome(run: Run, fold: LabelledFold, rows: IntArray, said: Prediction) -> Outcome:
+    return Outcome.of(said, rows, run.examples, fold.threshold, run.config.costs.fee_bps)
 
 
 def _evaluated(run: Run, fold: LabelledFold, rows: IntArray, said: Prediction) -> Metrics:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from serving import runfile
-from tests.export.bundles import Rewrite
+from tests.export.bundles import Rewrite, nothing_published
 from tickserve.cli import app
+from tickserve.errors import GateRefusedError
 
 NAME = "btcusd-bars-gbdt"
 QUICK = {"TICKSERVE_EXPORT__PARITY_ROWS": "100", "TICKSERVE_RUNTIME__MEASURE": "off"}
@@ -76,3 +78,44 @@ def test_a_runtime_folder_that_is_open_to_others_names_no_server(trees_bundle: P
     announce(repository, os.getpid())
     (Path(os.environ["XDG_RUNTIME_DIR"]) / "tickserve").chmod(0o755)
     assert "next: tickserve serve" in export(trees_bundle, repository)
+
+
+def test_models_that_did_not_pass_the_validation_gate_are_refused_where_that_is_asked(
+    trees_bundle: Path, repository: Path, rewrite: Rewrite
+) -> None:
+    def refused(*options: str) -> str:
+        done = CliRunner().invoke(
+            app, ["export", str(trees_bundle), "--repository", str(repository), "--require-gate", *options], env=QUICK
+        )
+        assert isinstance(done.exception, GateRefusedError)
+        assert done.exception.exit_code == 1
+        assert nothing_published(repository)
+        return done.stdout if options else str(done.exception)
+
+    rewrite(trees_bundle, metrics={"accuracy": 0.5})
+    assert f"was {NAME}: no record of the gate" in refused()
+    line = {"name": "effective_rows", "passed": False, "expected": "at least 100 effective rows", "was": "42"}
+    rewrite(trees_bundle, metrics={"gate": {"passed": False, "reasons": [line]}})
+    assert f"{NAME}: not passed (expected at least 100 effective rows, was 42)" in refused()
+    told = json.loads(refused("--json"))
+    assert told["counterexample"]["refused"] == {NAME: "not passed (expected at least 100 effective rows, was 42)"}
+    for broken in (True, "yes", {"passed": "yes"}, {"passed": 1}, {}):
+        rewrite(trees_bundle, metrics={"gate": broken})
+        assert "refused" in refused()
+    rewrite(trees_bundle, metrics={"gate": {"passed": True, "reasons": []}})
+    export(trees_bundle, repository, "--require-gate")
+    assert (repository / NAME / "1" / "model.onnx").is_file()
+
+
+def test_one_model_that_did_not_pass_keeps_all_of_a_folder_from_being_published(
+    trees_bundle: Path, repository: Path, rewrite: Rewrite, tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    rewrite(trees_bundle, metrics={"gate": {"passed": True, "reasons": []}})
+    shutil.copytree(trees_bundle, both / "a")
+    rewrite(trees_bundle, name="other", metrics={"gate": {"passed": False, "reasons": []}})
+    shutil.copytree(trees_bundle, both / "b")
+    done = CliRunner().invoke(app, ["export", str(both), "--repository", str(repository), "--require-gate"], env=QUICK)
+    assert isinstance(done.exception, GateRefusedError)
+    assert "was other: not passed" in str(done.exception)
+    assert nothing_published(repository)

@@ -37,6 +37,42 @@ def test_the_whole_run_is_on_the_page(tmp_path: Path) -> None:
     assert 'src="data:image/svg+xml;base64,' in page
 
 
+def test_a_model_that_did_not_pass_is_labelled_so(tmp_path: Path) -> None:
+    page = page_of(tmp_path)
+    for shown in (
+        "The validation gate was passed by none.",
+        '<span class="pill no bad">validation gate NOT PASSED</span>', "an IC whose interval lies above 0",
+        "20 trials tried: luck alone would reach a t of 1.87", "the IC is skill is 0.631",
+        "earn more than they cost 0.012",
+        "58 round trips, 0.0644 for each row, 116 for each 24 hours recorded (0.5 days)",
+        "0, 1 and 2 times the fee: +0.28, −1.72 and −3.72 bp", "2,000 draws; 41 blocks",
+        "<td>+0.050 to +0.150</td>", "<td>51.0 % to 63.0 %</td>", "<td>too few</td>",
+        "<td>700</td><td>88</td><td>+0.123</td><td>too few independent rows</td><td>60.0 %</td>",
+        "<td>60.0 %</td><td>55</td><td>−0.77</td>",
+        "<td>77</td><td>9</td><td>–</td><td>too few independent rows</td><td>–</td><td>5</td><td>–</td>",
+    ):  # fmt: skip
+        assert shown in page, shown
+    files = whole_run()
+    files["train"][0]["gate"]["passed"] = True
+    passed = page_of(tmp_path / "passed", **files)
+    assert '<span class="pill">validation gate passed</span>' in passed
+    assert "The validation gate was passed by btcusdt-l5-gbdt." in passed
+    assert "NOT PASSED" not in passed
+
+
+def test_a_run_from_before_the_gate_is_drawn(tmp_path: Path) -> None:
+    files = whole_run()
+    report = files["train"][0]
+    for key in ("gate", "regimes", "resampling", "deflation"):
+        del report[key]
+    for values in (report["pooled"]["model"], *report["pooled"]["baselines"].values()):
+        for key in ("interval", "days", "turnover_per_row", "turnover_per_day", "pnl_bps_by_fees"):
+            values.pop(key, None)
+    page = page_of(tmp_path, **files)
+    assert "validation gate" not in page.lower()
+    assert "95 % interval</th>" not in page
+
+
 def test_the_page_needs_nothing_from_outside(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     assert re.findall(r'(?:src|href)="(?!data:)[^"]*"', page) == []

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from training import comparison
-from training.comparison import MODEL, Cells, Judgement, cell_starts, difference, judge
+from training import cells as cells_of_rows
+from training import intervals
+from training.cells import MODEL, Cells
+from training.comparison import Judgement, difference, judge
+from training.intervals import cell_starts
 from training.metrics import pool
 
 HORIZON = 10
@@ -105,9 +108,9 @@ def test_noise_does_not_beat_noise_more_often_than_the_interval_allows() -> None
 
 def test_an_interval_that_forgets_overlap_would_call_noise_skill(monkeypatch: pytest.MonkeyPatch) -> None:
     """The control of the test above: with rows drawn one by one, labels of ten rows look like ten labels."""
-    monkeypatch.setattr(comparison, "cell_starts", lambda rows, end: np.arange(len(rows)))
-    monkeypatch.setattr(comparison, "MIN_BLOCK_CELLS", 1)
-    monkeypatch.setattr(comparison.math, "ceil", lambda value: 1)
+    monkeypatch.setattr(cells_of_rows, "cell_starts", lambda rows, end: np.arange(len(rows)))
+    monkeypatch.setattr(intervals, "MIN_BLOCK_CELLS", 1)
+    monkeypatch.setattr(intervals.math, "ceil", lambda value: 1)
     wins = sum(judged(seed, noise, rows=1_000).outcome == "better" for seed in range(60))
     assert wins > 6
 

@@ -17,6 +17,10 @@ def export(
     bundles: Annotated[Path, typer.Argument(help="A bundle, or a folder of bundles.")],
     repository: options.Repository = options.DEFAULT_REPOSITORY,
     no_activate: options.NoActivate = False,
+    require_gate: Annotated[
+        bool,
+        typer.Option("--require-gate", help="Refuse all where a manifest does not say that its model passed."),
+    ] = False,
     profile: options.Profile = None,
     config: options.ConfigFile = None,
     as_json: options.AsJson = False,
@@ -24,10 +28,10 @@ def export(
     """Convert bundles to ONNX, hold them to parity with the research model, publish them and put them in force."""
     settings = options.settings_of(config, profile).config
     try:
-        published = [
-            pipeline.export(bundle, repository, settings, activate=not no_activate)
-            for bundle in pipeline.bundles_in(bundles)
-        ]
+        found = pipeline.bundles_in(bundles)
+        if require_gate:
+            pipeline.refuse_ungated(found)
+        published = [pipeline.export(bundle, repository, settings, activate=not no_activate) for bundle in found]
     except GateRefusedError as error:
         if as_json:
             emit(refused_json(error), as_json, lambda: None)

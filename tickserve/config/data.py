@@ -31,6 +31,9 @@ class ValidationSettings(Section):
     folds: int = Field(3, ge=1, le=20)
     embargo_horizons: float = Field(1.0, ge=0, description="gap after the purge, in label horizons")
     min_train_rows: int = Field(500, ge=50)
+    trials: int = Field(1, ge=1, description="configurations tried so far, this one too: deflates scores")
+    min_deflated_probability: float = Field(0.95, gt=0, lt=1, description="of the IC, asked by the gate")
+    min_effective_rows: int = Field(100, ge=1, description="independent rows out of sample, asked by the gate")
 
 
 class CostSettings(Section):

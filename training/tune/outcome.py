@@ -69,6 +69,8 @@ def toml_of(values: dict[str, Any], wanted: Search, result: dict[str, Any]) -> s
         "enabled = true",
     ]
     lines += [f"{key.partition('.')[2]} = {_written(value)}" for key, value in sorted(values.items())]
+    # What was tried before this search counts as well; the search's own first trial is not one more.
+    lines += ["", "[validation]", f"trials = {max(1, result['tried']) + wanted.config.validation.trials - 1}"]
     others = [family for family in wanted.config.families if family != wanted.family]
     lines += [line for family in others for line in ("", f"[{family}]", "enabled = false")]
     return "\n".join(lines) + "\n"

@@ -15,10 +15,11 @@ import numpy as np
 
 from market.build import FeatureSet, FeatureTable
 from tickserve.errors import UsageError
+from training.cells import MODEL
 from training.examples import DataMeta
-from training.metrics import Prediction, evaluate, pool
+from training.metrics import Outcome, Prediction, evaluate
 from training.train import meta_of
-from training.walk import Judged, Run
+from training.walk import Judged, Run, cells_of, pooled_of
 
 
 def pooled_meta(name: str, sets: Mapping[str, FeatureSet]) -> DataMeta:
@@ -93,11 +94,13 @@ class PooledMetrics:
         return {"symbols": {symbol: self._of(part, run, judged) for symbol, part in self._parts.items()}}
 
     def _of(self, part: slice, run: Run, judged: Sequence[Judged]) -> dict[str, Any] | None:
-        found = []
+        found, cells, fee_bps = [], [], run.config.costs.fee_bps
         for fold, item in zip(run.examples.folds, judged, strict=True):
             rows = run.job.eligible(fold.rows.test)
             rows = rows[(rows >= part.start) & (rows < part.stop)]
             if len(rows):
                 said = Prediction.of(run.job.predict(item.fit, rows))
-                found.append(evaluate(said, rows, run.examples, fold.threshold, run.config.costs.fee_bps))
-        return pool(found) if found else None
+                found.append(evaluate(said, rows, run.examples, fold.threshold, fee_bps))
+                outcome = Outcome.of(said, rows, run.examples, fold.threshold, fee_bps)
+                cells.append(cells_of(run.examples, rows, {MODEL: said}, {MODEL: outcome}))
+        return pooled_of(MODEL, found, cells, run.config) if found else None

@@ -66,6 +66,9 @@ def test_a_study_gives_a_front_and_a_configuration_that_trains_it(wanted: Any) -
         chosen["gbdt.learning_rate"],
     )
     assert config.families == ("gbdt",)
+    assert config.validation.trials == 3  # the training that follows is deflated by what was tried
+    more = wanted(tune__trials=3, validation__trials=11)
+    assert load_settings(write_outcome(result, more), environ={}).config.validation.trials == 13
 
 
 def test_a_study_goes_on_and_draws_other_values(wanted: Any) -> None:
