@@ -86,6 +86,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.stepped_lstm
 	$(if $(DATA),$(BIN)/python -m benchmarks.trees --data "$(DATA)")
 	$(if $(DATA),$(BIN)/python -m benchmarks.training --data "$(DATA)")
+	$(if $(DATA),$(BIN)/python -m benchmarks.families --data "$(DATA)")
 
 loadtest: $(READY)
 	$(BIN)/tickserve loadtest run --profile $(PROFILE)
