@@ -40,7 +40,8 @@ def test_the_whole_run_is_on_the_page(tmp_path: Path) -> None:
 def test_a_model_that_did_not_pass_is_labelled_so(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     for shown in (
-        "The validation gate was passed by none.",
+        "The validation gate was passed by none.", 'class="bad">NOT met</th><td class="wrap">an IC whose interval',
+        '<th scope="row">met</th><td class="wrap">better than every baseline</td>',
         '<span class="pill no bad">validation gate NOT PASSED</span>', "an IC whose interval lies above 0",
         "20 trials tried: luck alone would reach a t of 1.87", "the IC is skill is 0.631",
         "earn more than they cost 0.012",
