@@ -1,11 +1,11 @@
-"""How likely a score is to be skill when it is the best of several tried: the probability, deflated.
+"""Whether a score still stands out when it is the best of several tried: its probability, deflated.
 
 The best of N worthless trials looks good by luck alone. Its expected score, in standard errors of one, is
 
     E[max of N] = (1 - g) Phi^-1(1 - 1/N) + g Phi^-1(1 - 1/(N e)),    g = 0.5772... (Euler-Mascheroni),  0 for N = 1
 
-and the deflated probability is that of a score so high were the truth that bar and not 0 (Bailey and Lopez de Prado,
-The deflated Sharpe ratio, Journal of Portfolio Management 40(5), 2014, equations 1 and 2):
+and the deflated probability is that of a lower score than the one found, were the truth that bar and not 0 (Bailey and
+Lopez de Prado, The deflated Sharpe ratio, Journal of Portfolio Management 40(5), 2014, equations 1 and 2):
 
     of the IC:      Phi(t - E[max of N]),  t = IC sqrt(n_eff)
     of the Sharpe:  Phi((SR - SR0) sqrt(T - 1) / sqrt(1 - skew SR + (kurtosis - 1) / 4 SR^2)),

@@ -243,9 +243,9 @@ def _shares(values: FloatArray, examples: Examples, rows: npt.NDArray[np.int64])
     found = {}
     for shift, other in (("before", rows - 1), ("after", rows + 1)):
         there = np.clip(other, 0, len(examples.ret) - 1)
-        unknown = examples.end[there] > rows
         alike = (there == other) & (examples.session[there] == examples.session[rows])
-        label = np.where(alike & unknown, examples.ret[there], np.nan)
+        label = np.where(alike, examples.ret[there], np.nan)
+        # What of the label of the row before is known at the row: all of it where the horizon is one row.
         seen = examples.mid[rows] / examples.mid[there] - 1 if shift == "before" else np.zeros(len(rows))
         both = np.isfinite(values) & np.isfinite(label) & np.isfinite(seen)
         varies = both.sum() >= leakage.MIN_FINITE_ROWS and min(np.ptp(values[both]), np.ptp(label[both])) > 0

@@ -40,10 +40,11 @@ def test_the_whole_run_is_on_the_page(tmp_path: Path) -> None:
 def test_a_model_that_did_not_pass_is_labelled_so(tmp_path: Path) -> None:
     page = page_of(tmp_path)
     for shown in (
-        "The validation gate was passed by none.",
+        "The validation gate was passed by none.", 'class="bad">NOT met</th><td class="wrap">an IC whose interval',
+        '<th scope="row">met</th><td class="wrap">better than every baseline</td>',
         '<span class="pill no bad">validation gate NOT PASSED</span>', "an IC whose interval lies above 0",
-        "20 trials tried: luck alone would reach a t of 1.87", "the IC is skill is 0.631",
-        "earn more than they cost 0.012",
+        "20 trials tried: luck alone would reach a t of 1.87", "the deflated probability of the IC is 0.631",
+        "Sharpe ratio after costs 0.012 (−0.200 a trade, 58 trades)",
         "58 round trips, 0.0644 for each row, 116 for each 24 hours recorded (0.5 days)",
         "0, 1 and 2 times the fee: +0.28, −1.72 and −3.72 bp", "2,000 draws; 41 blocks",
         "<td>+0.050 to +0.150</td>", "<td>51.0 % to 63.0 %</td>", "<td>too few</td>",

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from training.examples import Examples
-from training.regimes import HORIZONS, Limits, behind
+from training.metrics import Outcome, Prediction
+from training.regimes import HORIZONS, REGIMES, Limits, Placed, behind, by_regime
 
 WINDOW, SHORTEST = 40, 5
 
@@ -65,3 +66,25 @@ def test_a_price_that_stands_still_has_no_regime(examples: Examples) -> None:
     holes[10:20] = np.nan
     volatility, _ = behind(replace(examples, mid=holes), np.array([15, 50]), WINDOW, SHORTEST)
     assert np.isfinite(volatility).all()
+
+
+def placed(examples: Examples, count: int) -> Placed:
+    """The first rows of the last fold, judged by who knows every answer."""
+    fold = examples.published
+    rows = fold.rows.test[:count]
+    said = Prediction(examples.classes(rows, fold.threshold), examples.ret[rows])
+    return Placed.of(examples, fold, rows, said.score, Outcome.of(said, rows, examples, fold.threshold, 0.0))
+
+
+def test_few_rows_have_their_count_and_no_number(examples: Examples) -> None:
+    few = by_regime([placed(examples, 200)], 7)
+    assert [row["regime"] for row in few] == list(REGIMES)
+    assert sum(row["rows"] for row in few) == 2 * 200
+    assert all(0 <= row["n_eff"] < 50 for row in few)
+    for key in ("ic", "ic_interval", "hit_rate", "pnl_bps"):
+        assert {row[key] for row in few} == {None}
+    whole = by_regime([placed(examples, 2_600)], 7)
+    assert all(row["n_eff"] >= 50 for row in whole if row["ic"] is not None)
+    told = [row for row in whole if row["ic"] is not None]
+    assert told
+    assert all(row["ic"] == pytest.approx(1.0) and row["hit_rate"] == 1.0 for row in told)
