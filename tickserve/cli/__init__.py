@@ -15,6 +15,7 @@ import typer
 from tickserve import __version__
 from tickserve.cli import (
     batching,
+    bench,
     config,
     data,
     demo,
@@ -36,6 +37,9 @@ from tickserve.cli import (
 )
 from tickserve.cli.output import fail
 from tickserve.errors import TickserveError
+
+# What follows the first argument belongs to the program that the command starts.
+PASSED_ON = {"allow_interspersed_args": False}
 
 app = typer.Typer(
     name="tickserve",
@@ -62,6 +66,7 @@ app.command("replay")(replay.replay)
 app.add_typer(loadtest.app, name="loadtest")
 app.add_typer(batching.app, name="batching")
 app.add_typer(config.app, name="config")
+app.command("bench", context_settings=PASSED_ON)(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 

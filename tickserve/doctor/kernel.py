@@ -157,7 +157,8 @@ def memory_limit(root: Path = ROOT) -> Finding:
 
 def shared_memory(root: Path = ROOT) -> Finding:
     """The size of /dev/shm, where loader workers and the shared-memory transport put their arrays."""
-    what, fix = "shared memory (shm)", "--shm-size=1g for a container; in Kubernetes an emptyDir with medium: Memory"
+    what = "shared memory: /dev/shm"
+    fix = "--shm-size=1g for a container; in Kubernetes an emptyDir with medium: Memory"
     try:
         told = os.statvfs(root / "dev/shm")
     except OSError:
