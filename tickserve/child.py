@@ -36,10 +36,19 @@ def run_child(
     )
     try:
         output, _ = process.communicate()
+    except KeyboardInterrupt:  # the terminal has sent it to the child too: what that still has to say is waited for
+        output, _ = _ended_alike(process)
     finally:
         _end(process)
     code = process.returncode
     return Ended(128 - code if code < 0 else code, output or "")
+
+
+def _ended_alike(process: subprocess.Popen[str]) -> tuple[str, str]:
+    try:
+        return process.communicate(timeout=STOP_S)
+    except subprocess.TimeoutExpired as error:
+        raise KeyboardInterrupt from error
 
 
 def _end(process: subprocess.Popen[str]) -> None:

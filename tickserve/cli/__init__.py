@@ -26,6 +26,7 @@ from tickserve.cli import (
     loadtest,
     models,
     predict,
+    profile,
     replay,
     repo,
     runtime,
@@ -66,6 +67,7 @@ app.command("replay")(replay.replay)
 app.add_typer(loadtest.app, name="loadtest")
 app.add_typer(batching.app, name="batching")
 app.add_typer(config.app, name="config")
+app.command("profile", context_settings=PASSED_ON)(profile.profile)
 app.command("bench", context_settings=PASSED_ON)(bench.bench)
 app.command("doctor")(doctor.doctor)
 
