@@ -1,4 +1,4 @@
-"""The limit of features, as a user meets it: a warning that goes on, a failure that leaves no bundle."""
+"""Limits as a user meets them: a warning that goes on, a failure that leaves no bundle and publishes nothing."""
 
 from __future__ import annotations
 
@@ -21,3 +21,17 @@ def test_features_that_take_too_long_warn_and_with_fail_nothing_is_trained(ticks
     assert failed.returncode == 1
     assert "limits.features_s: a limit was not kept: expected at most 0.0001" in failed.stderr
     assert list((tmp_path / "bundles").iterdir()) == []
+
+
+def test_a_demo_that_passes_a_limit_that_fails_publishes_nothing(tickserve: Run, tmp_path: Path) -> None:
+    small = QUICK | {"TICKSERVE_LSTM__ENABLED": "false", "TICKSERVE_GBDT__ROUNDS": "2"}
+    failing = {"TICKSERVE_LIMITS__HIT_RATE": "1.0", "TICKSERVE_LIMITS__ON_HIT_RATE": "fail"}
+    done = tickserve("demo", "--json", **small, **failing)
+    assert done.returncode == 1, done.stderr
+    assert "error: limits.hit_rate: a limit was not kept: expected at least 1, was 0." in done.stderr
+    (run,) = (tmp_path / "runs").iterdir()
+    told = json.loads((run / "run.json").read_text())
+    assert told["status"] == "failed"
+    assert "limits.hit_rate" in told["reason"]
+    assert not (run / "bundles").exists()
+    assert list((tmp_path / "model_repository").iterdir()) == []
