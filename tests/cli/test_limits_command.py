@@ -24,7 +24,11 @@ def test_features_that_take_too_long_warn_and_with_fail_nothing_is_trained(ticks
 
 
 def test_a_demo_that_passes_a_limit_that_fails_publishes_nothing(tickserve: Run, tmp_path: Path) -> None:
-    small = QUICK | {"TICKSERVE_LSTM__ENABLED": "false", "TICKSERVE_GBDT__ROUNDS": "2"}
+    small = QUICK | {
+        "TICKSERVE_FEATURES__MAX_ROWS": "6000",
+        "TICKSERVE_LSTM__ENABLED": "false",
+        "TICKSERVE_GBDT__ROUNDS": "2",
+    }
     failing = {"TICKSERVE_LIMITS__HIT_RATE": "1.0", "TICKSERVE_LIMITS__ON_HIT_RATE": "fail"}
     done = tickserve("demo", "--json", **small, **failing)
     assert done.returncode == 1, done.stderr
