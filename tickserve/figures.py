@@ -99,7 +99,7 @@ def _demo(folder: Path) -> Result:
         was = run.get("status") if isinstance(run, dict) else type(run).__name__
         raise ArtifactError("not a finished run", field=folder.name, expected="status 'done'", was=str(was)[:80])
     parts: dict[str, Any] = {name: run.get(name) for name in ("total_s", "peak_memory_mb")}
-    for name in ("stages", "loadtest", "train"):
+    for name in ("stages", "loadtest", "train", "features"):
         if (folder / f"{name}.json").is_file():
             parts[name] = _read(folder / f"{name}.json")
     try:
@@ -115,6 +115,9 @@ def _of_demo(parts: Mapping[str, Any]) -> dict[str, Any]:
         {name: stage.get(name) for name in ("stage", "seconds", "peak_memory_mb", "rate")}
         for stage in parts.get("stages", [])
     ]
+    if parts.get("features", {}).get("reused"):  # finding features is not the work that building them is
+        for stage in stages:
+            stage["stage"] += " reused" if stage["stage"] == "features" else ""
     served = [
         {name: row[name] for name in ("model", "transport", *PERCENTILES)}
         for row in parts.get("loadtest", {}).get("rows", [])

@@ -189,6 +189,17 @@ def test_two_runs_of_the_demo(tmp_path: Path) -> None:
     assert {"loadtest.m http.p50_us", "stages.train.seconds", "train.m.hit_rate", "run.peak_memory_mb"} <= names
 
 
+def test_features_that_were_reused_are_not_compared_with_features_that_were_built(tmp_path: Path) -> None:
+    runs = [demo_run(tmp_path / name, 40.0) for name in ("built", "reused")]
+    stage = {"stage": "features", "seconds": 4.0, "peak_memory_mb": 300.0}
+    for run, reused in zip(runs, (False, True), strict=True):
+        (run / "stages.json").write_text(json.dumps([stage]))
+        (run / "features.json").write_text(json.dumps({"reused": reused}))
+    found = told("--compare", *runs)
+    assert "stages.features.seconds" in found["only_before"]
+    assert "stages.features reused.seconds" in found["only_after"]
+
+
 def test_a_run_that_did_not_end_well_is_no_result(tmp_path: Path) -> None:
     good = demo_run(tmp_path / "one", 40.0)
     bad = demo_run(tmp_path / "two", 40.0, status="failed")

@@ -115,13 +115,10 @@ def files(asked: Asked, folder: Path) -> list[File]:
 
 def _nothing_left(asked: Asked, folder: Path) -> ComponentError:
     log = folder / SPY_LOG
-    said = (
-        [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()] if log.is_file() else []
-    )
-    if any(word in line.lower() for line in said for word in REFUSED):
-        hint = (
-            "as root: sysctl kernel.yama.ptrace_scope=0; in a container: --cap-add SYS_PTRACE; or use --tool cprofile"
-        )
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    said = [line.strip() for line in text.splitlines() if line.strip()]
+    if any(word in text.lower() for word in REFUSED):
+        hint = "sysctl kernel.yama.ptrace_scope=0, in a container --cap-add SYS_PTRACE; or use --tool cprofile"
         return ComponentError("the kernel does not let py-spy read another process (ptrace)", field="py-spy", hint=hint)
     reason = f": {said[-1][:200]}" if said else ""
     return ComponentError(f"it left no profile{reason}", field=asked.tool)
