@@ -11,14 +11,17 @@ is the same order, 0 none, -1 the reverse. Delays are in multiples of a lone exe
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shutil
 import tempfile
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from benchmarks.harness import told_apart
 from benchmarks.nil_model import publish
 from export.batching import Arrivals, ServiceTimes, Setting, apply_to_config
 from export.batching.arrivals import of_times
@@ -91,13 +94,16 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=200, help="matrix products of the model")
     parser.add_argument("--utilisation", type=float, default=0.7)
     parser.add_argument("--seconds", type=float, default=8.0)
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        compare(Path(folder), publish(Path(folder), SIZE, options.layers), options)
+    with told_apart(options.json), tempfile.TemporaryDirectory() as folder:
+        found = compare(Path(folder), publish(Path(folder), SIZE, options.layers), options)
+    if options.json:
+        print(json.dumps(found))
 
 
-def compare(repository: Path, version: Path, options: argparse.Namespace) -> None:
-    """Predict, serve and print every setting."""
+def compare(repository: Path, version: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Predict, serve and print every setting; what was printed, as JSON values."""
     manifest = load_manifest(version)
     inputs = golden_inputs(version, manifest)[0]
     max_batch = manifest.export.max_batch if manifest.export else 1
@@ -124,7 +130,14 @@ def compare(repository: Path, version: Path, options: argparse.Namespace) -> Non
             flush=True,
         )
     columns = [list(column) for column in zip(*table, strict=True)]
-    print(f"Kendall's tau: p50 {tau(columns[0], columns[2]):.2f}, p99 {tau(columns[1], columns[3]):.2f}")
+    found = {"p50": tau(columns[0], columns[2]), "p99": tau(columns[1], columns[3])}
+    print(f"Kendall's tau: p50 {found['p50']:.2f}, p99 {found['p99']:.2f}")
+    names = ("predicted_p50_us", "predicted_p99_us", "p50_us", "p99_us")
+    rows = [
+        {"setting": str(setting), **dict(zip(names, map(float, row), strict=True))}
+        for setting, row in zip(SETTINGS, table, strict=True)
+    ]
+    return {"lone_us": float(lone_us), "tau": found, "rows": rows}
 
 
 if __name__ == "__main__":

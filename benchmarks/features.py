@@ -12,6 +12,7 @@ recording played again and again, and prints by how much the process's memory gr
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import platform
 import time
@@ -27,6 +28,7 @@ import polars as pl
 import psutil
 
 from benchmarks import feature_peers as peers
+from benchmarks.harness import told_apart
 from market.readers import open_source
 from market.readers.source import Source
 from market.simulator import SimulatedSource
@@ -40,6 +42,7 @@ FLOWS = (10, 20, 50, 100, 200, 300, 400, 500)
 RETURNS = (1, 5, 10, 20, 50, 100, 200, 500)
 NEVER = 2**62
 COMMON = "common"
+Found = dict[str, Any]
 Table = dict[str, npt.NDArray[np.float64]]
 
 
@@ -186,7 +189,7 @@ def recomputed(events: Events, count: int) -> npt.NDArray[np.float64]:
     return taken[count // 10 :] / 1e3
 
 
-def report_columnar(spec: FeatureSpec, events: Events, threads: int | None) -> None:
+def report_columnar(spec: FeatureSpec, events: Events, threads: int | None) -> Found:
     table = table_of(events)
     frames = pd.DataFrame(table), pl.DataFrame(table)
     missing = set(spec.columns) ^ set(with_polars(frames[1].head(600), spec).columns)
@@ -203,9 +206,10 @@ def report_columnar(spec: FeatureSpec, events: Events, threads: int | None) -> N
     ]
     for name, seconds in rows:
         print(f"  {name:24s} {seconds / len(events) * 1e9:9.1f} ns/event {seconds / ours:8.1f}x")
+    return {name: {"ns": seconds / len(events) * 1e9} for name, seconds in rows}
 
 
-def report_stream(events: Events, count: int, threads: int | None) -> None:
+def report_stream(events: Events, count: int, threads: int | None) -> Found:
     """Stream `count` events chunk by chunk: the recording again and again, each time later."""
     engine, done, took = FeatureEngine(default_book_spec(events.levels), threads=threads), 0, 0.0
     process = psutil.Process()
@@ -222,9 +226,10 @@ def report_stream(events: Events, count: int, threads: int | None) -> None:
         peak = max(peak, process.memory_info().rss)
     print(f"\n{count:,} events streamed in chunks of {CHUNK:,}: {took / count * 1e9:.1f} ns/event, ", end="")
     print(f"memory grew by {(peak - before) / 2**20:.0f} MiB at most")
+    return {"ns": took / count * 1e9, "grew_mib": (peak - before) / 2**20}
 
 
-def report_stepped(events: Events) -> None:
+def report_stepped(events: Events) -> Found:
     print("\none event at a time")
     lines = [
         ("engine, common columns", stepped(common_spec(), events, 100_000)),
@@ -235,6 +240,9 @@ def report_stepped(events: Events) -> None:
         p50, p99, p999 = np.percentile(taken, [50, 99, 99.9])
         print(f"  {name:24s} p50 {p50:9.2f} us   p99 {p99:9.2f} us   p99.9 {p999:9.2f} us")
     print(f"  recomputing takes {np.median(lines[2][1]) / np.median(lines[0][1]):.0f}x as long")
+    return {
+        name: {f"p{each:g}_us": float(np.percentile(taken, each)) for each in (50, 99, 99.9)} for name, taken in lines
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -243,6 +251,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--rows", type=int, default=1_000_000, help="events that every contestant computes")
     parser.add_argument("--events", type=int, default=0, help="also stream this many, and print the memory it took")
     parser.add_argument("--threads", type=int, default=None)
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     source = (
         open_source(options.data, levels=LEVELS)
@@ -252,19 +261,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if (source.kind, source.levels) != ("book", LEVELS):
         parser.error(f"--data: expected an order book with {LEVELS} levels, was {source.kind} with {source.levels}")
     events = read(source, options.rows)
+    with told_apart(options.json):
+        found = report(source, events, options)
+    if options.json:
+        print(json.dumps(found))
+    return 0
+
+
+def report(source: Source, events: Events, options: argparse.Namespace) -> Found:
+    """Print every table; what was printed, as JSON values."""
+    found: Found = {}
     print(f"{platform.processor() or platform.machine()}, {len(os.sched_getaffinity(0))} cores, ", end="")
     print(f"Python {platform.python_version()}, numpy {np.__version__}, numba {numba.__version__}")
     print(f"{len(events):,} events of {source.symbol} ({source.venue}), {LEVELS} levels")
     if options.events:  # first: what comes later takes more memory
-        report_stream(events, options.events, options.threads)
+        found["streamed"] = report_stream(events, options.events, options.threads)
     for spec, kind in (
         (common_spec(), f"columns that all three express (largest difference {check_equal(events):.1e} sd)"),
         (default_book_spec(LEVELS), "columns of the default spec, as nearly as the others express them"),
     ):
         print(f"\n{len(spec.columns)} {kind}")
-        report_columnar(spec, events, options.threads)
-    report_stepped(events)
-    return 0
+        found[spec.name] = report_columnar(spec, events, options.threads)
+    return found | {"one_at_a_time": report_stepped(events)}
 
 
 if __name__ == "__main__":

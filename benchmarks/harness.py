@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -63,6 +63,11 @@ def subject(repository: Path, model: str | None = None) -> Subject:
     spec = manifest.inputs[0]
     with np.load(folder / GOLDEN_NAME, allow_pickle=False) as arrays:
         return Subject(repository, folder, manifest, np.ascontiguousarray(arrays[spec.name], np.float32))
+
+
+def told_apart(as_json: bool) -> AbstractContextManager[Any]:
+    """With `as_json` what the block prints for a person goes to standard error: standard output is the JSON's alone."""
+    return redirect_stdout(sys.stderr) if as_json else nullcontext()
 
 
 @contextmanager

@@ -9,17 +9,20 @@ later than `STALL_MS` is counted: this build's batcher, when nobody wakes it, lo
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import socket
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as schema
 
+from benchmarks.harness import told_apart
 from loadtest.open_loop import Feed, message
 from serving.embedded import EmbeddedTriton
 from tickserve.config import ServeSettings
@@ -97,7 +100,17 @@ def main() -> None:
     parser.add_argument("--model", required=True)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--instances-from", type=int, default=1, help="only settings with so many instances or more")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    with told_apart(options.json):
+        rows = measured(options)
+    if options.json:
+        print(json.dumps({"rows": rows}))
+
+
+def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """A row for each setting and number of callers, printed as it comes."""
+    rows: list[dict[str, Any]] = []
     version = newest_version(options.repository, options.model)
     manifest = load_manifest(version)
     inputs = golden_inputs(version, manifest)[0]
@@ -119,6 +132,10 @@ def main() -> None:
                         f"{p50:>7.2f} {p99:>7.2f} {max(taken):>7.0f} {stalls:>7} {refused:>8}",
                         flush=True,
                     )
+                    name = f"{policy}{', lanes' if lanes else ''}, {delay_us} us, x{instances}, {callers} callers"
+                    told = {"calls": len(taken), "p50_ms": float(p50), "p99_ms": float(p99), "max_ms": max(taken)}
+                    rows.append({"setting": name, **told, "stalls": stalls, "refused": refused})
+    return rows
 
 
 if __name__ == "__main__":

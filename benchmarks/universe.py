@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness import told_apart
 from tickserve.settings import load_settings
 from training.universe import train_universe
 
@@ -49,7 +50,17 @@ def main() -> None:
     parser.add_argument("--data", type=Path, action="append", required=True)
     parser.add_argument("--passes", type=int, default=2)
     parser.add_argument("--pooled", action="store_true", help="also the pooled model, for its memory")
+    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    with told_apart(options.json):
+        found = passes(options)
+    if options.json:
+        print(json.dumps({"passes": found}))
+
+
+def passes(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Both contestants in every pass, in turn."""
+    told: list[dict[str, Any]] = []
     print(f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; feature caches start empty")
     for number in range(1, options.passes + 1):
         order = list(AHEAD.items())[:: 1 if number % 2 else -1]
@@ -58,6 +69,8 @@ def main() -> None:
             print(f"pass {number}  {name:18} {json.dumps(found[name])}")
         alone, ahead = (found[name]["seconds"] for name in AHEAD)
         print(f"pass {number}  prepared ahead takes {ahead / alone:.2f} of the time", flush=True)
+        told.append({name.replace(" ", "_"): each for name, each in found.items()})
+    return told
 
 
 if __name__ == "__main__":

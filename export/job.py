@@ -21,6 +21,7 @@ from models.latency_shapes import UNTRAINED, is_untrained
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError, GateRefusedError
 from tickserve.manifest import GOLDEN_NAME, TREES, ExportRecord, GateResult, Manifest, load_bundle, load_manifest
+from tickserve.meter import Meter
 from tickserve.runtimes import Gated, RuntimeRecord
 from tickserve.store import sha256_bytes
 
@@ -84,19 +85,24 @@ def export_bundle(
         return _again(repository, manifest, version, settings)
     started = time.perf_counter()
     say(f"{manifest.name}: converting")
-    research = load_research(bundle, manifest)
-    served = to_onnx(manifest, research)
-    graph = served.SerializeToString(deterministic=True)
-    say(f"{manifest.name}: {len(served.graph.node)} operators, {len(graph)} bytes; holding it against research")
-    recorded = publish.read_pairs(bundle / PARITY_NAME, manifest, MIN_PARITY_ROWS).head(settings.parity_rows)
-    surveyed = None if measure == "off" else survey(graph, manifest, recorded, research, settings, measure)
-    surveyed, passed = _judged(manifest, research, graph, recorded, settings, surveyed)
-    options = options_of(surveyed, settings)
-    passed = (_graph_gate(served, graph, options.graph_level), *passed)
+    with Meter() as meter:
+        with meter.stage("convert"):
+            research = load_research(bundle, manifest)
+            served = to_onnx(manifest, research)
+            graph = served.SerializeToString(deterministic=True)
+        say(f"{manifest.name}: {len(served.graph.node)} operators, {len(graph)} bytes; holding it against research")
+        recorded = publish.read_pairs(bundle / PARITY_NAME, manifest, MIN_PARITY_ROWS).head(settings.parity_rows)
+        surveyed = _surveyed(meter, graph, manifest, recorded, research, settings, measure)
+        with meter.stage("gates") as stage:
+            surveyed, passed = _judged(manifest, research, graph, recorded, settings, surveyed)
+            options = options_of(surveyed, settings)
+            passed = (_graph_gate(served, graph, options.graph_level), *passed)
+            stage.rows = len(recorded.rows)
     golden = (bundle / GOLDEN_NAME).read_bytes()
     record = _record(manifest, served, graph, golden, passed, settings)
     gated = Gated(threads=options.threads, graph_level=options.graph_level, asked=settings.threads or None)
-    record = record.model_copy(update={"gated": gated} | ({"runtime": surveyed} if surveyed is not None else {}))
+    known = {"gated": gated, "stages": meter.recorded()}
+    record = record.model_copy(update=known | ({"runtime": surveyed} if surveyed is not None else {}))
     exported = manifest.model_copy(update={"export": record})
     version, path = publish.publish(publish.Release(exported, graph, golden), repository, settings, terms)
     say(f"{manifest.name}: published version {version}")
@@ -108,6 +114,22 @@ def export_bundle(
     return Published(
         manifest.name, version, path, load_manifest(path), passed, _report(manifest, version, passed) | extra
     )
+
+
+def _surveyed(
+    meter: Meter,
+    graph: bytes,
+    manifest: Manifest,
+    recorded: Recorded,
+    research: Research,
+    settings: ExportSettings,
+    measure: Literal["off", "quick", "full"],
+) -> RuntimeRecord | None:
+    """The runtimes, measured as a stage of its own; None where `measure` is off."""
+    if measure == "off":
+        return None
+    with meter.stage("measure"):
+        return survey(graph, manifest, recorded, research, settings, measure)
 
 
 def _check_bundle(manifest: Manifest) -> None:

@@ -97,7 +97,18 @@ def _derived(run_dir: Path, run: Mapping[str, Any]) -> dict[str, Any]:
         "verdict": _verdict(run, models),
         "simulated": any((run[name] or {}).get("simulated") for name in ("run", "quality")),
         "signals": _signals(run["served"]),
+        "limits_not_kept": _limits_not_kept(run["train"] or []),
     }
+
+
+def _limits_not_kept(reports: list[dict[str, Any]]) -> list[str]:
+    """A line for each limit of `[limits]` that a model's training only had to warn of."""
+    return [
+        f"{report['model']}: {gate['detail']}"
+        for report in reports
+        for gate in report.get("limits") or []
+        if not gate["passed"]
+    ]
 
 
 def _children(reports: list[dict[str, Any]]) -> list[dict[str, Any]]:

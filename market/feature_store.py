@@ -65,12 +65,14 @@ class FeatureTable:
 class FeatureSet:
     """A feature set in `folder`, described by `meta` (the content of features.json).
 
-    `reused` is true where it was found rather than built.
+    `reused` is true where it was found rather than built. `took` is what building or finding it took (the figures of a
+    `tickserve.meter.Stage`), where that was measured.
     """
 
     folder: Path
     meta: dict[str, Any]
     reused: bool
+    took: dict[str, float | None] | None = None
 
     @property
     def symbol(self) -> str:

@@ -14,6 +14,7 @@
     |   |-- ForeignPlanError            3   an engine for another GPU, driver, TensorRT or graph
     |   `-- UnsafeModelError            3   pickle, external data, custom domain, NaN weights, dynamic dims
     |-- GateRefusedError                1   a parity, quality or latency gate said no
+    |-- LimitExceededError              1   a limit of time, memory or quality that is to fail was not kept
     |-- ComponentError                  4   something this needs is missing or unreachable
     |   |-- MissingExtraError           4   an optional dependency is not installed
     |   |-- StageMissingError           4   a stage folder is not beside the package
@@ -136,6 +137,10 @@ class GateRefusedError(TickserveError):
     ) -> None:
         super().__init__(message, field=field, expected=expected, was=was, hint=hint)
         self.counterexample = counterexample
+
+
+class LimitExceededError(TickserveError):
+    """A limit of `[limits]` whose action is `fail` was not kept; nothing was written or published."""
 
 
 class ComponentError(TickserveError):

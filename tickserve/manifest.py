@@ -127,8 +127,15 @@ class StreamContract(Frozen):
     jump_factor: float | None = Field(gt=1)
 
 
+StageFigures = dict[str, float | None]
+
+
 class Provenance(Frozen):
-    """Where the bundle comes from."""
+    """Where the bundle comes from.
+
+    `stages` is what each stage took: seconds, rows_per_s, peak_memory_mb of the process tree, gpu_memory_mb and
+    gpu_utilisation (percent); None is not known, or no GPU.
+    """
 
     created: str
     symbol: str = ""
@@ -138,13 +145,14 @@ class Provenance(Frozen):
     seed: int
     libraries: dict[str, str] = {}
     hardware: str = ""
-    stages: dict[str, dict[str, float]] = {}
+    stages: dict[str, StageFigures] = {}
 
 
 class ExportRecord(Frozen):
     """What export adds to a published version.
 
-    `runtime` is there where runtimes were measured. `gated` is not in versions published before it was recorded.
+    `runtime` is there where runtimes were measured. `gated` and `stages` (as those of `Provenance`) are not in versions
+    published before they were recorded.
     """
 
     bundle_digest: str
@@ -157,6 +165,7 @@ class ExportRecord(Frozen):
     max_batch: int
     runtime: RuntimeRecord | None = None
     gated: Gated | None = None
+    stages: dict[str, StageFigures] | None = None
 
     def judged_with(self) -> Gated | None:
         """What the gates judged; for a version from before that was recorded what was measured, else None."""

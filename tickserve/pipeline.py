@@ -7,18 +7,20 @@ itself returned, so this room holds the order of the work and none of the work.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from tickserve import stages
+from tickserve import limits, stages
 from tickserve.config import Config
 from tickserve.current import folder_in_force
 from tickserve.errors import ArtifactError, InsufficientDataError, UsageError
 from tickserve.golden import read_golden
 from tickserve.manifest import CLASSES, GOLDEN_NAME, MANIFEST_NAME, Manifest, load_bundle, load_manifest
+from tickserve.meter import Meter
 
 Advance = Callable[[int], None]
 FloatArray = npt.NDArray[np.float32]
@@ -58,13 +60,22 @@ def describe(source: Any) -> dict[str, Any]:
     }
 
 
-def build_features(source: Any, config: Config, advance: Advance | None = None) -> Any:
-    """The feature set of a source under its default spec, from the cache where nothing changed."""
+def build_features(
+    source: Any, config: Config, advance: Advance | None = None, say: Callable[[str], None] = lambda _: None
+) -> Any:
+    """The feature set of a source under its default spec, from the cache where nothing changed.
+
+    `say` gets a line where limits.features_s was not kept. Raises LimitExceededError where that is to fail.
+    """
     spec = stages.load_core("tickserve.features.spec").default_spec(source.kind, source.levels)
     settings = config.features
     if source.kind == "bars":
         settings = settings.model_copy(update={"max_rows": settings.bars_max_rows})
-    return stages.load("market.build").build_features(source, spec, settings, progress=advance)
+    with Meter() as meter, meter.stage("features") as stage:
+        built = stages.load("market.build").build_features(source, spec, settings, progress=advance)
+        stage.rows = None if built.reused else built.meta["events_read"]
+    limits.hold(limits.of_features(config.limits, stage.seconds), say)
+    return replace(built, took=stage.recorded())
 
 
 def train(

@@ -44,7 +44,13 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
         "tlob": {"enabled": True, "window": 48, "hidden": 64, "heads": 4, "layers": 3, **LARGE_FIT},
         "runtime": {"measure": "full"},
         "tune": {"trials": 100, "workers": 4},
-        "limits": {"memory_mb": 8_192, "run_s": 86_400.0},
+        "limits": {
+            "memory_mb": 8_192,
+            "run_s": 86_400.0,
+            "features_s": 3_600.0,
+            "train_s": 28_800.0,
+            "train_memory_mb": 8_192,
+        },
     },
 }
 

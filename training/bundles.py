@@ -23,6 +23,7 @@ from tickserve.manifest import (
     FeatureContract,
     Manifest,
     Provenance,
+    StageFigures,
     StreamContract,
     TensorSpec,
     check_model_name,
@@ -91,7 +92,7 @@ def stream_contract(meta: DataMeta, examples: Examples) -> StreamContract | None
     return StreamContract(spec=dict(meta.definition), stride=examples.stride, jump_factor=factor)
 
 
-def provenance(meta: DataMeta, seed: int, stages: dict[str, dict[str, float]]) -> Provenance:
+def provenance(meta: DataMeta, seed: int, stages: dict[str, StageFigures]) -> Provenance:
     """Data, code, libraries and machine of this run."""
     return Provenance(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -102,7 +103,7 @@ def provenance(meta: DataMeta, seed: int, stages: dict[str, dict[str, float]]) -
         seed=seed,
         libraries={name: importlib.metadata.version(name) for name in LIBRARIES},
         hardware=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        stages=stages,
+        stages={**meta.stages, **stages},
     )
 
 

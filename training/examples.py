@@ -7,7 +7,7 @@ the same question on the same rows. Letters: N rows, F features.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -19,7 +19,7 @@ from tickserve.config import Config
 from tickserve.errors import InsufficientDataError
 from tickserve.events import Kind
 from tickserve.features.spec import FeatureSpec
-from tickserve.manifest import Horizon
+from tickserve.manifest import Horizon, StageFigures
 from tickserve.store import canonical_json, sha256_bytes
 
 if TYPE_CHECKING:
@@ -36,7 +36,8 @@ CHUNK_ROWS = 16_384
 class DataMeta:
     """What the table is made of: market, feature spec and the digests of the source files.
 
-    `definition` is the whole spec (`FeatureSpec.to_json`); None for a table that was made otherwise.
+    `definition` is the whole spec (`FeatureSpec.to_json`); None for a table that was made otherwise. `stages` is what
+    was measured while the table was made, by stage.
     """
 
     symbol: str
@@ -48,6 +49,7 @@ class DataMeta:
     data: Mapping[str, str]
     simulated: bool = False
     definition: Mapping[str, Any] | None = None
+    stages: Mapping[str, StageFigures] = field(default_factory=dict)
 
     def narrowed(self, keep: IntArray) -> DataMeta:
         """The same data with only the columns at the positions `keep`, under a spec and a digest of their own."""

@@ -4,20 +4,23 @@ Each fold trains a model of its own, on everything before its test rows. What is
 fold: it never saw its test rows, so the last fold's numbers are out of sample and about the published model itself.
 The report of a bundle is JSON: `folds` (rows, n_eff, metrics, baselines), `pooled` (all folds, see `metrics.pool`),
 `resampling` (how intervals were drawn), `comparison` with the best baseline, `beats_baselines`, `verdict`, `deflation`,
-`regimes`, `gate` (docs/validation.md), `costs`, `calibration`, `importance`, `children`, `seconds`, `rows_per_s`, and
-`probe` where it was asked for.
+`regimes`, `gate` (docs/validation.md), `costs`, `calibration`, `importance`, `children`, `seconds`, `rows_per_s`,
+`stages` (what the manifest's provenance has), `limits` (those of `[limits]`, kept or not), and `probe` where it was
+asked for.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_args
 
 from tickserve.config import Config
 from tickserve.errors import UsageError
-from tickserve.manifest import TREES, Family, TensorSpec
+from tickserve.limits import hold, of_features, of_training
+from tickserve.manifest import TREES, Family, GateResult, StageFigures, TensorSpec
+from tickserve.meter import Meter
 from training import baselines
 from training.bundles import TrainedBundle, feature_contract, provenance, stream_contract, write_bundle
 from training.examples import DataMeta, Examples, IntArray, Rows, evenly, prepare
@@ -77,6 +80,7 @@ def meta_of(feature_set: FeatureSet) -> DataMeta:
         data=feature_set.source_digests,
         simulated=feature_set.simulated,
         definition=feature_set.spec.to_json(),
+        stages={"features": feature_set.took} if feature_set.took else {},
     )
 
 
@@ -106,13 +110,15 @@ def train_table(
     if demands.probe and parts:
         raise UsageError("one symbol's rows are probed at a time", field="probe", hint="probe each symbol's training")
     probed = {family: _probed(table, meta, config, family, say) for family in families} if demands.probe else {}
+    runs = (Run(examples, meta, config, job_of(family, examples, config), yardsticks, say) for family in families)
+    walked: Iterable[tuple[Run, list[Judged], dict[str, Any]]] = ((run, *_measured(run)) for run in runs)
+    if config.limits.may_fail:  # then nothing is written before the last family has kept to the limits
+        walked = list(walked)
     made: list[TrainedBundle] = []
     refused: dict[str, Any] = {}
-    for family in families:
-        name = f"{name_prefix or meta.tag}-{family}"
-        run = Run(examples, meta, config, job_of(family, examples, config), yardsticks, say)
-        judged, report = walk(run)
-        report |= probed.get(family, {}) | (also(run, judged) if also else {})
+    for run, judged, report in walked:
+        name = f"{name_prefix or meta.tag}-{run.job.family}"
+        report |= probed.get(run.job.family, {}) | (also(run, judged) if also else {})
         if demands.gate and not report["gate"]["passed"]:
             refused[name] = report["gate"]
             _say_scores(run, name, report)
@@ -132,6 +138,23 @@ def _probed(table: FeatureTable, meta: DataMeta, config: Config, family: str, sa
 def _say_scores(run: Run, name: str, report: dict[str, Any]) -> None:
     run.say(f"{name}: {report['verdict']}")
     run.say(f"{name}: {sentence(report['gate'])}")
+
+
+def _measured(run: Run) -> tuple[list[Judged], dict[str, Any]]:
+    """The walk over the folds, what it took, and whether that and its hit rate keep to the limits.
+
+    Raises LimitExceededError.
+    """
+    with Meter() as meter, meter.stage("train") as stage:
+        judged, report = walk(run)
+    taken = {"train": stage.recorded() | {"seconds": report["seconds"], "rows_per_s": report["rows_per_s"]}}
+    hit_rate = report["pooled"]["model"]["hit_rate"]
+    settings, features = run.config.limits, run.meta.stages.get("features", {}).get("seconds")
+    gates = of_features(settings, features) if features is not None else ()
+    gates += (kept := of_training(settings, report["seconds"], stage.peak_memory_mb, hit_rate))
+    hold(kept, lambda text: run.say(f"{run.job.family}: {text}"))
+    held = [gate.model_dump(mode="json") for gate in gates]
+    return judged, report | {"stages": {**run.meta.stages, **taken}, "limits": held}
 
 
 def job_of(family: str, examples: Examples, config: Config) -> Job:
@@ -193,7 +216,8 @@ def _fields(run: Run, fit: Fit, report: dict[str, Any]) -> dict[str, Any]:
         *("folds", "pooled", "resampling", "comparison", "deflation", "regimes", "costs", "beats_baselines", "verdict"),
         *("gate", "probe", "symbols"),
     )
-    stages = {"train": {"seconds": report["seconds"], "rows_per_s": report["rows_per_s"]}}
+    taken = {"train": {"seconds": report["seconds"], "rows_per_s": report["rows_per_s"]}}
+    stages: dict[str, StageFigures] = report.get("stages", taken)  # a trial of a search is not metered
     stream = stream_contract(run.meta, run.examples)
     return {
         "family": run.job.family,
@@ -203,6 +227,7 @@ def _fields(run: Run, fit: Fit, report: dict[str, Any]) -> dict[str, Any]:
         "features": feature_contract(run.meta, run.examples, run.examples.published.rows.train),
         "tolerance": run.job.tolerance,
         "metrics": {name: report[name] for name in kept if name in report},
+        "gates": tuple(GateResult.model_validate(gate) for gate in report.get("limits", ())),
         "provenance": provenance(run.meta, run.config.seed, stages),
     } | ({"stream": stream} if stream else {})
 

@@ -11,7 +11,7 @@ import pytest
 
 from serving import native
 from tests.cli.conftest import Run
-from tickserve.cli import doctor
+from tickserve.doctor import installed
 
 
 def test_doctor_finds_what_the_demo_needs(tickserve: Run) -> None:
@@ -21,12 +21,14 @@ def test_doctor_finds_what_the_demo_needs(tickserve: Run) -> None:
     assert findings["numpy"]["ok"]
     assert findings["stage folders"]["ok"]
     assert all(item["fix"] for item in findings.values() if not item["ok"])
+    assert not any(item["fix"] for item in findings.values() if item["ok"])
+    assert {item["ok"] for item in findings.values()} <= {True, False, None}
 
 
 def test_doctor_names_a_backend_that_is_not_built(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert doctor._native_backend().ok
+    assert installed.native_backend().ok
     monkeypatch.setattr(native, "SOURCES", tmp_path)
-    finding = doctor._native_backend()
+    finding = installed.native_backend()
     assert (finding.ok, finding.needed) == (False, True)
     assert "make install" in finding.fix
 
@@ -43,3 +45,26 @@ def test_help_loads_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_what_is_optional_never_decides_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(installed, "find_spec", lambda module: None)
+    findings = {item.what: item for item in installed.findings()}
+    assert (findings["torch"].ok, findings["torch"].needed) == (False, True)
+    for name in ("ray", "deepspeed", "modelopt", "py-spy", "nsys"):
+        assert not findings[name].needed
+
+
+def test_the_optimisations_of_the_configuration_in_force(tickserve: Run, tmp_path: Path) -> None:
+    (tmp_path / "desk.toml").write_text("[trainer]\nmemmap = true\n")
+    done = tickserve("doctor", "--optimizations", "--json", "--config", "desk.toml")
+    assert done.returncode == 0, done.stderr
+    found = {item["name"]: item for item in json.loads(done.stdout)}
+    assert found["memory-mapped features"] == {
+        "name": "memory-mapped features",
+        "active": True,
+        "why": "trainer.memmap = True",
+        "key": "trainer.memmap",
+    }
+    assert not found["mixed precision"]["active"]
+    assert tickserve("doctor", "--optimizations", "--profile", "nonsense").returncode == 2

@@ -57,6 +57,10 @@ def test_the_published_record_names_the_bundle_and_the_bytes(
     record = manifest.export
     assert record is not None
     assert record.bundle_digest == load_manifest(trees_bundle).digest() == manifest.digest()
+    assert record.stages is not None
+    assert list(record.stages) == ["convert", "gates"]  # nothing was measured: the runtimes are left as they are
+    assert all((stage["seconds"] or 0) > 0 and (stage["peak_memory_mb"] or 0) > 50 for stage in record.stages.values())
+    assert record.stages["gates"]["rows_per_s"]
     assert (record.opset, record.ir_version, record.max_batch) == (18, 9, settings.max_batch)
     graph = onnx.load(published.path / "model.onnx")
     notes = {note.key: note.value for note in graph.metadata_props}

@@ -109,6 +109,16 @@ def test_a_run_past_its_limits_is_not_called_inside(tmp_path: Path) -> None:
     assert "OUTSIDE the limits" in page_of(tmp_path, **files)
 
 
+def test_a_limit_that_was_not_kept_is_on_the_page_and_one_that_was_is_not(tmp_path: Path) -> None:
+    files = whole_run()
+    gate = {"name": "limit.train_s", "passed": False, "detail": "training took 301.0 s; limits.train_s is at most 300"}
+    files["train"][0]["limits"] = [gate | {"passed": True, "detail": ""}]
+    assert "Limit not kept" not in page_of(tmp_path / "kept", **files)
+    files["train"][0]["limits"] = [gate]
+    words = "Limit not kept. btcusdt-l5-gbdt: training took 301.0 s; limits.train_s is at most 300"
+    assert words in page_of(tmp_path / "broken", **files)
+
+
 @pytest.mark.parametrize("words", ["no clear difference from linear", "worse than last_move"])
 def test_no_winner_is_said(tmp_path: Path, words: str) -> None:
     files = whole_run()

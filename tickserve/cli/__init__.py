@@ -15,6 +15,7 @@ import typer
 from tickserve import __version__
 from tickserve.cli import (
     batching,
+    bench,
     config,
     data,
     demo,
@@ -25,6 +26,7 @@ from tickserve.cli import (
     loadtest,
     models,
     predict,
+    profile,
     replay,
     repo,
     runtime,
@@ -36,6 +38,9 @@ from tickserve.cli import (
 )
 from tickserve.cli.output import fail
 from tickserve.errors import TickserveError
+
+# What follows the first argument belongs to the program that the command starts.
+PASSED_ON = {"allow_interspersed_args": False}
 
 app = typer.Typer(
     name="tickserve",
@@ -62,6 +67,8 @@ app.command("replay")(replay.replay)
 app.add_typer(loadtest.app, name="loadtest")
 app.add_typer(batching.app, name="batching")
 app.add_typer(config.app, name="config")
+app.command("profile", context_settings=PASSED_ON)(profile.profile)
+app.command("bench", context_settings=PASSED_ON)(bench.bench)
 app.command("doctor")(doctor.doctor)
 
 

@@ -28,6 +28,7 @@ from tickserve.cli.output import counting, emit, out, says
 from tickserve.client import Client
 from tickserve.config import Config
 from tickserve.errors import ComponentError, GateRefusedError, TickserveError
+from tickserve.machine import fingerprint
 from tickserve.manifest import Manifest, load_manifest
 from tickserve.meter import Meter, Stage
 from tickserve.pipeline import FloatArray
@@ -110,7 +111,7 @@ def _stages(run: Run, source: Any) -> dict[str, Any]:
 def _features(run: Run, source: Any) -> Any:
     says(f"1/5 data and features: {source.symbol} from {source.venue}")
     with run.meter.stage("features") as stage, counting("events", "events") as advance:
-        built = pipeline.build_features(source, run.config, advance)
+        built = pipeline.build_features(source, run.config, advance, says)
         table = built.load()
         stage.rows = 0 if built.reused else table.events_read
     run.write("quality.json", pipeline.describe(source) | {"quality": built.meta["quality"]})
@@ -253,6 +254,7 @@ def _report(run: Run, source: Any, result: dict[str, Any]) -> Path:
             "total_s": total,
             "peak_memory_mb": run.meter.peak_memory_mb,
             "limits": {"run_s": limits.run_s, "memory_mb": limits.memory_mb},
+            "fingerprint": fingerprint(),
             "next_steps": _next_steps(run, result),
         },
     )

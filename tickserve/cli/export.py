@@ -56,6 +56,7 @@ def published_json(item: Any) -> dict[str, Any]:
         "gates": [gate.model_dump(mode="json") for gate in item.gates],
         "parity": item.parity,
         "runtime": _runtime(item.manifest.export),
+        "stages": item.manifest.export.stages,
     }
 
 

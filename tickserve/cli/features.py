@@ -9,8 +9,9 @@ import typer
 
 from tickserve import pipeline, stages
 from tickserve.cli import options, universe
-from tickserve.cli.output import counting, emit, out, table
+from tickserve.cli.output import counting, emit, out, says, table
 from tickserve.errors import UsageError
+from tickserve.limits import of_features
 
 app = typer.Typer(help="Compute features.", no_args_is_help=True)
 DEFAULT_LEVELS = 5
@@ -34,8 +35,9 @@ def build(
         return
     source = pipeline.open_source(data, settings, symbol=symbol)
     with counting(f"features of {source.symbol}", "events") as advance:
-        built = pipeline.build_features(source, settings, advance)
-    result = {"folder": str(built.folder), "reused": built.reused, **built.meta}
+        built = pipeline.build_features(source, settings, advance, says)
+    held = [gate.model_dump(mode="json") for gate in of_features(settings.limits, built.took["seconds"])]
+    result = {"folder": str(built.folder), "reused": built.reused, "took": built.took, "limits": held, **built.meta}
     emit(result, as_json, lambda: _show(str(built.folder), built.reused, built.meta))
 
 

@@ -45,7 +45,7 @@ def train(
     source = pipeline.open_source(data, settings, symbol=symbol)
     check_writable(out_folder)
     with counting(f"features of {source.symbol}", "events") as advance:
-        built = pipeline.build_features(source, settings, advance)
+        built = pipeline.build_features(source, settings, advance, says)
     says("features: reused from the cache" if built.reused else "features: built")
     try:
         bundles = pipeline.train(

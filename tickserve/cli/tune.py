@@ -36,7 +36,7 @@ def tune(
     found = ranges.read_space(space, family) if space else ranges.shipped(family)
     source = pipeline.open_source(data, settings, symbol=symbol)
     with counting(f"features of {source.symbol}", "events") as advance:
-        built = pipeline.build_features(source, settings, advance)
+        built = pipeline.build_features(source, settings, advance, says)
     meta = stages.load("training.train").meta_of(built)
     name = _checked(study or f"{meta.tag}-{family}")
     studies, outcomes = stages.load("training.tune.study"), stages.load("training.tune.outcome")

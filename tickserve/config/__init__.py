@@ -27,6 +27,7 @@ from tickserve.config.families import (
     TlobSettings,
     tcn_reach,
 )
+from tickserve.config.limits import LimitSettings
 from tickserve.config.section import Section
 from tickserve.config.serving import (
     BackendKind,
@@ -71,13 +72,6 @@ __all__ = [
     "ValidationSettings",
     "tcn_reach",
 ]
-
-
-class LimitSettings(Section):
-    """What a run may use; passing one is reported, not hidden."""
-
-    memory_mb: int = Field(2_048, ge=256)
-    run_s: float = Field(60.0, gt=0)
 
 
 class Config(Section):

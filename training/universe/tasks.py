@@ -16,13 +16,12 @@ from typing import Any
 
 import numpy as np
 
-from market.build import build_features, code_version
+from market.build import code_version
 from market.feature_store import FeatureSet, open_feature_set
 from market.readers.grouping import Group
-from tickserve import __version__
+from tickserve import __version__, pipeline
 from tickserve.config import Config
 from tickserve.errors import TickserveError
-from tickserve.features.spec import default_spec
 from tickserve.store import canonical_json, sha256_bytes
 from training.bundles import TrainedBundle
 from training.train import meta_of, train_table
@@ -80,13 +79,9 @@ def told(error: BaseException) -> dict[str, Any]:
 def prepare(group: Group, config: Config, say: Say) -> dict[str, Any]:
     """Build a symbol's features, or find them in the cache; what training has to know of them.
 
-    Raises the errors of `Group.open` and `build_features`.
+    Raises the errors of `Group.open` and `build_features`, and LimitExceededError.
     """
-    source = group.open(config.features.levels)
-    settings = config.features
-    if source.kind == "bars":
-        settings = settings.model_copy(update={"max_rows": settings.bars_max_rows})
-    built = build_features(source, default_spec(source.kind, source.levels), settings)
+    built = pipeline.build_features(group.open(config.features.levels), config, say=_named(say, group.name))
     say(f"{group.name}: {built.rows:,} rows, {'reused from the cache' if built.reused else 'built'}")
     return {"folder": str(built.folder), "reused": built.reused} | _described(built) | {"code": code_version()}
 
