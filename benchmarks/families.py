@@ -19,7 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from benchmarks.harness import machine
+from market.feature_store import FeatureTable
 from market.readers.grouping import Group, group_sources
 from tickserve import pipeline
 from tickserve.config import Config
@@ -63,8 +66,14 @@ def read(group: Group, config: Config) -> Subject:
     table, meta = built.load(), meta_of(built)
     examples = prepare(table, meta, config)
     refuse_leaks(examples, meta.columns)
-    span_s = float(table.ts_ns[-1] - table.ts_ns[0]) / NS_PER_S
-    return Subject(group.name, meta, examples, span_s, time.perf_counter() - started)
+    return Subject(group.name, meta, examples, recorded_s(table), time.perf_counter() - started)
+
+
+def recorded_s(table: FeatureTable) -> float:
+    """Seconds of market in a table: its sessions, without what lies between them."""
+    opens = np.flatnonzero(np.diff(table.session, prepend=table.session[0] - 1))
+    closes = np.append(opens[1:], len(table)) - 1
+    return float((table.ts_ns[closes] - table.ts_ns[opens]).sum()) / NS_PER_S
 
 
 def walked(subject: Subject, families: Sequence[str], config: Config) -> dict[str, dict[str, Any]]:
@@ -110,7 +119,7 @@ def facts(subject: Subject, families: Sequence[str], kept: Sequence[str], config
     judged = sum(len(fold.rows.test) for fold in folds)
     unit = "ms" if examples.horizon_unit == "ms" else "rows"
     yield (
-        f"{subject.span_s / 86_400:,.3g} days from first to last row, {len(examples.ret):,} rows (one event in "
+        f"{subject.span_s / 86_400:,.3g} days recorded, {len(examples.ret):,} rows (one event in "
         f"{examples.stride} kept), {judged:,} judged in {len(folds)} folds; horizon {examples.horizon_value:,} {unit}; "
         f"fee {config.costs.fee_bps:g} bp a side, half-spread assumed in {examples.assumed_spreads:.0%} of rows; "
         f"trials: {config.validation.trials}."
