@@ -6,15 +6,22 @@ would serve it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 from export import job, publish, runtime
 from export.packed import feed
 from export.research import load_research
+from export.runtimes.measure import Effort, interleaved, timing
 from export.runtimes.survey import options_of
 from tickserve.config import ExportSettings
 from tickserve.manifest import GOLDEN_NAME, load_bundle
+
+# Rounds of timed calls when bundles are compared: the median round is no other program's slow second.
+ROUNDS = 5
 
 
 @dataclass(frozen=True)
@@ -40,3 +47,30 @@ def measure_bundle(bundle: Path, settings: ExportSettings, calls: int = 1_000) -
         graph, feed(row, manifest), calls=calls, threads=chosen.threads, graph_level=chosen.graph_level
     )
     return Cost(len(graph), taken.p50_us, taken.p99_us, taken.calls)
+
+
+def compare_bundles(bundles: Sequence[Path], settings: ExportSettings, calls: int = 1_000) -> list[Cost]:
+    """As `measure_bundle` of each, timed in turns: a slow spell of the machine meets them all.
+
+    `calls` are timed in each of ROUNDS rounds, and p50 and p99 are those of the median round. Raises as
+    `measure_bundle`.
+    """
+    opened = {str(place): _lone_row(bundle, settings) for place, bundle in enumerate(bundles)}
+    asks = {name: ask for name, (ask, _) in opened.items()}
+    rounds = [interleaved(asks, Effort(0.0, calls, calls)) for _ in range(ROUNDS)]
+    costs = []
+    for name, (_, size) in opened.items():
+        taken = [timing(1, each[name]) for each in rounds]
+        p50, p99 = median(one.p50_us for one in taken), median(one.p99_us for one in taken)
+        costs.append(Cost(size, p50, p99, sum(one.calls for one in taken)))
+    return costs
+
+
+def _lone_row(bundle: Path, settings: ExportSettings) -> tuple[Any, int]:
+    """A call that scores one recorded row of a bundle, and the bytes of the served graph."""
+    manifest = load_bundle(bundle)
+    graph = job.to_onnx(manifest, load_research(bundle, manifest)).SerializeToString(deterministic=True)
+    inputs = feed(publish.read_pairs(bundle / GOLDEN_NAME, manifest).rows[:1], manifest)
+    chosen = options_of(None, settings)
+    session = runtime.open_session(graph, threads=chosen.threads, graph_level=chosen.graph_level)
+    return (lambda: session.run(None, inputs)), len(graph)

@@ -15,6 +15,7 @@ import typer
 from tickserve import __version__
 from tickserve.cli import (
     batching,
+    compress,
     config,
     data,
     demo,
@@ -49,6 +50,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
+app.command("compress")(compress.compress)
 app.add_typer(universe.app, name="universe")
 app.command("export")(export.export)
 app.add_typer(repo.app, name="repo")
