@@ -17,7 +17,7 @@ def compress(
     bundles: Annotated[list[Path], typer.Argument(help="The teacher's bundle; several are averaged and distilled.")],
     recipe: Annotated[
         str,
-        typer.Option("--recipe", help="A TOML file of steps, or the name of a shipped recipe (docs/compression.md)."),
+        typer.Option("--recipe", help="A TOML file of steps, or a shipped recipe's name (docs/compression.md)."),
     ],
     data: options.Data = None,
     symbol: options.Symbol = None,

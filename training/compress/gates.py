@@ -95,7 +95,7 @@ def flips(child: Generation, parent: Generation | Teacher, examples: Examples) -
 
 
 def refuse_unproven(quality: Quality, name: str) -> None:
-    """Raise GateRefusedError for a teacher whose information coefficient is not clear of 0: a share of it says nothing."""
+    """Raise GateRefusedError for a teacher whose information coefficient is not clear of 0."""
     interval = quality.teacher_interval
     if interval is None or interval[0] <= 0:
         was = (

@@ -162,7 +162,8 @@ class Course:
         """Leave the loss's gradient over the first `rows` training rows in the net's parameters."""
         self.net.to(self.device).eval()
         self.net.zero_grad()
-        self._loss(self.lesson.train, np.arange(min(rows, len(self.lesson.train.rows)))).mean().backward()
+        loss = self._loss(self.lesson.train, np.arange(min(rows, len(self.lesson.train.rows)))).mean()
+        loss.backward()  # type: ignore[no-untyped-call]
         self.net.to("cpu")
 
     def _loss(self, part: Part, at: IntArray) -> torch.Tensor:

@@ -42,7 +42,7 @@ def widths(step: PruneStep, width: int) -> list[int]:
 
     Rounds that would take nothing out are left out. Raises ConfigError where the last one does.
     """
-    found = []
+    found: list[int] = []
     for number in range(1, step.rounds + 1):
         done = number / step.rounds
         taken = step.share * (done if step.schedule == "linear" else 1 - (1 - done) ** 3)
@@ -125,7 +125,8 @@ def _with_gradients(net: Net) -> Net:
     return copied
 
 
-def _narrowed_lstm(net: LstmClassifier, width: int, importance: str) -> Tensors:
+def _narrowed_lstm(net: Any, width: int, importance: str) -> Tensors:
+    """The weights of an LSTM, of which each unit is a row of all four gates and a column wherever it is read."""
     weights = {name: tensor.detach() for name, tensor in net.state_dict().items()}
     ranked = {name: _importance(parameter, importance) for name, parameter in net.named_parameters()}
     kept = [_kept(ranked, layer, net.layers, net.hidden, width) for layer in range(net.layers)]
@@ -149,10 +150,11 @@ def _importance(parameter: nn.Parameter, importance: str) -> torch.Tensor:
 
 def _kept(ranked: Tensors, layer: int, layers: int, hidden: int, width: int) -> torch.Tensor:
     """The units [K] of a layer that stay, in their order: those with the largest sum over all weights they touch."""
-    own = (ranked[f"lstm.{name}_l{layer}"] for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-    total = sum(part.reshape(GATES, hidden, -1).sum(dim=(0, 2)) for part in own)
-    total = total + sum(ranked[name].sum(dim=0) for name in _readers(layer, layers))
-    return torch.as_tensor(total).topk(width).indices.sort().values
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    parts = [ranked[f"lstm.{name}_l{layer}"].reshape(GATES, hidden, -1).sum(dim=(0, 2)) for name in names]
+    parts += [ranked[name].sum(dim=0) for name in _readers(layer, layers)]
+    total = torch.stack(parts).sum(dim=0)
+    return total.topk(width).indices.sort().values
 
 
 def _readers(layer: int, layers: int) -> Iterator[str]:

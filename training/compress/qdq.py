@@ -102,7 +102,7 @@ def _dequantized(model: ModelProto, node: NodeProto, matrix: Rows) -> NodeProto:
     scale = np.where(top > 0, top / INT8_LIMIT, 1.0).astype(np.float32)
     spread = scale.reshape([-1 if place == axis else 1 for place in range(matrix.ndim)])
     rounded = np.clip(np.rint(matrix / spread), -INT8_LIMIT, INT8_LIMIT).astype(np.int8)
-    parts = {"int8": rounded, "scale": scale, "zero": np.zeros(len(scale), np.int8)}
+    parts: dict[str, np.ndarray[Any, Any]] = {"int8": rounded, "scale": scale, "zero": np.zeros(len(scale), np.int8)}
     inputs = [_store(model, f"{name}.{key}", part) for key, part in parts.items()]
     node.input[1] = f"{name}.float"
     return helper.make_node("DequantizeLinear", inputs, [f"{name}.float"], f"{name}.dequantize", axis=axis)

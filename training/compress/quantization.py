@@ -131,7 +131,8 @@ def quantize(step: QuantizeStep, job: NetJob, parent: Fit, lesson: Lesson, say: 
     model = GraphModel.of(small, job.architecture(parent) | {"quantized": step.method, "rounded": rounded})
     say(
         f"quantize fold {lesson.fold.number}: {found['QuantizeLinear']} QuantizeLinear and "
-        f"{found['DequantizeLinear']} DequantizeLinear, {len(model.content):,} bytes, {time.perf_counter() - started:.1f} s"
+        f"{found['DequantizeLinear']} DequantizeLinear, {len(model.content):,} bytes, "
+        f"{time.perf_counter() - started:.1f} s"
     )
     return Fit(model, parent.best, parent.rows)
 

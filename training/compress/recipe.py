@@ -45,7 +45,7 @@ class Gates(Section):
         0.03, ge=0, le=0.05, description="share of rows that quantization or truncation may decide otherwise"
     )
     max_flips_tuned: float = Field(0.1, ge=0, le=0.2, description="the same for pruning, whose model learns again")
-    max_latency_ratio: float = Field(1.1, gt=0, le=1.25, description="p50 and p99 of a lone row, over the parent's")
+    max_latency_ratio: float = Field(1.15, gt=0, le=1.25, description="p50 and p99 of a lone row, over the parent's")
     max_size_ratio: float = Field(0.95, gt=0, le=1, description="bytes of the served graph, over the parent's")
 
 
@@ -160,7 +160,7 @@ class Recipe(Section):
     name: str = Field(min_length=1, max_length=30)
     on_refusal: Literal["stop", "skip"] = Field("stop", description="skip: the next step starts from the same parent")
     max_rows: int = Field(0, ge=0, description="training rows of a fold that students learn from, evenly; 0: all")
-    latency_calls: int = Field(1_000, ge=50, le=1_000_000, description="timed calls of a lone row in each round")
+    latency_calls: int = Field(4_000, ge=200, le=1_000_000, description="timed calls of a lone row of each model")
     gates: Gates = Gates()
     goal: Goal = Goal()
     step: list[Step] = Field(min_length=1, max_length=MAX_STEPS)

@@ -23,7 +23,10 @@ Make = Callable[[Lesson], Fit]
 def made(
     step: Step, parent: Generation | Teacher, lessons: Lessons, config: Config, say: Say
 ) -> tuple[Job, tuple[Fit, ...]]:
-    """The job of what a step makes, and its model of each fold. Raises ConfigError, ArtifactError, MissingExtraError."""
+    """The job of what a step makes, and its model of each fold.
+
+    Raises ConfigError, ArtifactError, MissingExtraError.
+    """
     if isinstance(step, DistillStep):
         job = student_job(step, lessons.examples, config)
         return job, _each(lessons, lambda lesson: distill(step, job, lesson, config.trainer, say))

@@ -1,4 +1,4 @@
-"""The teacher in every fold: the bundle's own model in the last one, and refits of the others by the same configuration.
+"""The teacher in every fold: the bundle's own model in the last one, refits by the same configuration in the others.
 
 What is published is the last fold's model, so the bundle holds no other. The earlier folds are fitted again with the
 configuration and the seed at hand; whether each refit ranks its test rows as the bundle's report says is recorded. A
@@ -75,7 +75,7 @@ def _refit(job: Job, fit: Fit, examples: Examples, place: int, manifest: Manifes
 
 
 def check_same(manifest: Manifest, data: Data) -> None:
-    """Raise ArtifactError unless the bundle is an uncompressed model of these data, features, labels, folds, settings."""
+    """Raise ArtifactError unless the bundle is a trained model of these data, features, labels, folds and settings."""
     if manifest.parents or manifest.precision != "fp32" or manifest.state is not None:
         raise _other(
             "parents", "a model that was trained, not one made from it", ", ".join(manifest.parents) or "a state"

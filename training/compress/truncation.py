@@ -7,8 +7,9 @@ shrunk for a longer run and grown on samples of the rows: they are refitted to a
 
 from __future__ import annotations
 
-import copy
 import time
+import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -20,11 +21,13 @@ from training.compress.recipe import TruncateStep
 from training.examples import LabelledFold
 from training.gbdt import GbdtJob
 from training.gbdt.calibration import fit_link
-from training.gbdt.matrix import Source, matrices, take
-from training.gbdt.objective import objective_of
+from training.gbdt.matrix import Source, take
+from training.gbdt.objective import Objective, objective_of
 from training.job import Fit
 
 MARGIN_TASKS = ("regression", "ranking")
+# How finely the number of rounds is chosen.
+PARTS = 16
 
 
 def truncate(step: TruncateStep, job: GbdtJob, parent: Fit, fold: LabelledFold, say: Say) -> Fit:
@@ -42,7 +45,7 @@ def truncate(step: TruncateStep, job: GbdtJob, parent: Fit, fold: LabelledFold, 
         )
     if step.rounds >= there:
         raise ConfigError("no tree less", field="step.rounds", expected=f"fewer than {there}", was=str(step.rounds))
-    losses = _losses(job, booster, fold)
+    losses = _losses(job, booster, fold, step.rounds)
     kept = step.rounds or _fewest(losses, step.max_loss)
     shorter = booster[:kept]
     shorter.set_attr(best_iteration=None, best_score=None)
@@ -51,33 +54,37 @@ def truncate(step: TruncateStep, job: GbdtJob, parent: Fit, fold: LabelledFold, 
     shorter.set_param({"device": "cpu", "nthread": job.settings.threads})
     model = _linked(job, shorter, fold)
     say(
-        f"truncate fold {fold.number}: {kept} of {there} rounds, validation loss {losses[kept - 1]:.5f} of "
-        f"{losses[-1]:.5f} before leaves were refitted, {time.perf_counter() - started:.1f} s"
+        f"truncate fold {fold.number}: {kept} of {there} rounds, validation loss {losses[kept]:.5f} of "
+        f"{losses[there]:.5f} before leaves were refitted, {time.perf_counter() - started:.1f} s"
     )
     return Fit(model, kept, len(fold.rows.train), parent.columns)
 
 
-def _fewest(losses: list[float], share: float) -> int:
+def _fewest(losses: Mapping[int, float], share: float) -> int:
     """The fewest rounds whose loss is within `share` of the whole forest's; losses of rankings are negative."""
-    limit = losses[-1] + share * abs(losses[-1])
-    return next(place for place, loss in enumerate(losses, start=1) if loss <= limit)
+    whole = losses[max(losses)]
+    limit = whole + share * abs(whole)
+    return next(rounds for rounds, loss in sorted(losses.items()) if loss <= limit)
 
 
-def _losses(job: GbdtJob, booster: Any, fold: LabelledFold) -> list[float]:
-    """The validation loss after each round, by the metric that stopped the training."""
+def _losses(job: GbdtJob, booster: Any, fold: LabelledFold, wanted: int) -> dict[int, float]:
+    """The validation loss by number of rounds: after each sixteenth of them, and after the `wanted` (0: none)."""
+    import xgboost
+
     objective = objective_of(job.examples, fold.rows.train, fold.threshold, job.settings)
-    with matrices(job.settings) as make:
-        held_out = make(Source(job.examples, fold.rows.validation, objective))
-        copied = copy.copy(booster)
-        copied.set_param({"eval_metric": objective.metric})
-        names = range(1, int(booster.num_boosted_rounds()) + 1)
-        return [objective.loss(_value(booster[:rounds], held_out, objective)) for rounds in names]
+    source, rows = Source(job.examples, fold.rows.validation, objective), len(fold.rows.validation)
+    # A plain matrix: one of bins answers by bins, and these rows' own are not those the trees were grown on.
+    held_out = xgboost.DMatrix(
+        source.taken(0, rows), **source.described(0, rows), missing=np.nan, nthread=job.settings.threads
+    )
+    there = int(booster.num_boosted_rounds())
+    tried = {-(-there * part // PARTS) for part in range(1, PARTS + 1)} | ({wanted} if wanted else set())
+    return {rounds: objective.loss(_value(booster[:rounds], held_out, objective)) for rounds in tried}
 
 
-def _value(booster: Any, matrix: Any, objective: Any) -> float:
+def _value(booster: Any, matrix: Any, objective: Objective) -> float:
     booster.set_param({**objective.parameters, "eval_metric": objective.metric})
-    said = str(booster.eval(matrix))
-    return float(said.rpartition(":")[2])
+    return float(str(booster.eval(matrix)).rpartition(":")[2])
 
 
 def _refreshed(job: GbdtJob, booster: Any, fold: LabelledFold) -> Any:
@@ -99,7 +106,10 @@ def _refreshed(job: GbdtJob, booster: Any, fold: LabelledFold) -> Any:
         take(job.examples.features, rows), label=label, missing=np.nan, nthread=job.settings.threads
     )
     rounds = int(booster.num_boosted_rounds())
-    refreshed = xgboost.train(parameters, matrix, num_boost_round=rounds, xgb_model=booster)
+    with warnings.catch_warnings():
+        # It warns that trees are updated and not grown, which is the point.
+        warnings.filterwarnings("ignore", category=UserWarning, message=r"(?s).*manually specified the `updater`")
+        refreshed = xgboost.train(parameters, matrix, num_boost_round=rounds, xgb_model=booster)
     # What updates trees is not what scores them: read back, the booster is a plain one.
     plain = xgboost.Booster()
     plain.load_model(bytearray(refreshed.save_raw(raw_format="ubj")))
