@@ -105,15 +105,16 @@ def _traced(net: Net, width: int, importance: str) -> Tensors:
     }
     before = int(getattr(net, WIDTH[net.kind]))
     net = _with_gradients(net)
-    pruner = pruning.pruner.BasePruner(
-        net,
-        torch.zeros(2, *net.input_shape),
-        importance=rank[importance](),
-        # Halfway between two widths, so that no rounding of the quotient takes one unit too many.
-        pruning_ratio=1 - (width + 0.5) / before,
-        ignored_layers=[net.head],
-    )
-    pruner.step()
+    with torch.enable_grad():  # a layer's readers are found through autograd
+        pruner = pruning.pruner.BasePruner(
+            net,
+            torch.zeros(2, *net.input_shape),
+            importance=rank[importance](),
+            # Halfway between two widths, so that no rounding of the quotient takes one unit too many.
+            pruning_ratio=1 - (width + 0.5) / before,
+            ignored_layers=[net.head],
+        )
+        pruner.step()
     return {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
 
 
