@@ -30,13 +30,12 @@ SETTINGS: dict[str, Any] = {
     "lstm.hidden": 104,
     "lstm.layers": 2,
     "lstm.epochs": 3,
-    "lstm.max_train_windows": 12_000,
-    "lstm.threads": 2,
+    "lstm.max_train_windows": 10_000,
     "lstm.stepped": False,
     "compress.fp16": False,
     "compress.int8": False,
 }
-MAX_ROWS = 40_000
+MAX_ROWS = 60_000
 
 
 def dense(hidden: int, layers: int) -> dict[str, Any]:

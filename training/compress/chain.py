@@ -62,7 +62,6 @@ def compress(bundles: Sequence[Path], recipe: Recipe, data: Data, out: Path, say
 
     Raises as `teacher_of` and `run_recipe`.
     """
-    check_writable(out)
     _refuse_overwriting(bundles, out)
     return run_recipe(*teacher_of(bundles, data, say, recipe), recipe, data, out, say)
 
@@ -88,6 +87,7 @@ def run_recipe(teacher: Teacher, refits: dict[str, Any], recipe: Recipe, data: D
     Raises GateRefusedError for a teacher whose information coefficient is not clear of 0, ComponentError for a folder
     that cannot be written, ConfigError, and MissingExtraError for a step whose library is not installed.
     """
+    check_writable(out)
     run = _Chain(teacher, recipe, data, out, say)
     report = run.start() | {"refits": refits}
     while run.left and not run.stopped:
@@ -174,7 +174,7 @@ class _Chain:
         job, fits = made(step, self.parent, self.lessons, self.data.config, self.say)
         seconds = time.perf_counter() - started
         told = described(job, fits, self.data, self.yardsticks, seconds)
-        with tempfile.TemporaryDirectory(prefix=".compress-", dir=self.out) as folder:
+        with tempfile.TemporaryDirectory(prefix="tickserve-compress-") as folder:
             child = write_child(Path(folder), name, job, fits, self._parents(), told, (), {}, self.data)
             row, gates = self._judged(step, child, last=place + 1 == len(self.recipe.step))
         accepted = all(gate.passed for gate in gates)

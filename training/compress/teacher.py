@@ -19,7 +19,7 @@ from tickserve.errors import ArtifactError
 from tickserve.manifest import TREES, Manifest, load_bundle
 from training.compress.generation import Generation
 from training.examples import DataMeta, Examples
-from training.job import Fit, Job
+from training.job import Fit
 from training.metrics import Prediction, rank_correlation
 from training.train import job_of
 
@@ -46,15 +46,16 @@ def load_teacher(bundle: Path, data: Data, say: Say) -> tuple[Generation, list[d
     check_same(manifest, data)
     job = job_of(manifest.family, data.examples, data.config)
     *earlier, last = data.examples.folds
-    fits, refits = [], []
-    for place, fold in enumerate(earlier):
+    fits = []
+    for fold in earlier:
         say(f"teacher {manifest.name}: fold {fold.number}/{last.number} is fitted again")
         fits.append(job.fit(fold))
-        refits.append(_refit(job, fits[-1], data.examples, place, manifest))
-        if not refits[-1]["same"]:
-            say(f"teacher {manifest.name}: the refit of fold {fold.number} is not the bundle's to the last digit")
-    fits.append(_own(bundle, manifest, data.config))
-    return Generation(job, tuple(fits), bundle, manifest), refits
+    teacher = Generation(job, (*fits, _own(bundle, manifest, data.config)), bundle, manifest)
+    refits = [_refit(teacher, data.examples, place) for place in range(len(earlier))]
+    for row in refits:
+        if not row["same"]:
+            say(f"teacher {manifest.name}: the refit of fold {row['fold']} is not the bundle's to the last digit")
+    return teacher, refits
 
 
 def _own(bundle: Path, manifest: Manifest, config: Config) -> Fit:
@@ -66,10 +67,10 @@ def _own(bundle: Path, manifest: Manifest, config: Config) -> Fit:
     return Fit(net_from_bundle(bundle, manifest), best, rows)
 
 
-def _refit(job: Job, fit: Fit, examples: Examples, place: int, manifest: Manifest) -> dict[str, Any]:
-    rows = job.eligible(examples.folds[place].rows.test)
-    ic = rank_correlation(Prediction.of(job.predict(fit, rows)).score, examples.ret[rows])
-    recorded = manifest.metrics["folds"][place]["metrics"]["ic"]
+def _refit(teacher: Generation, examples: Examples, place: int) -> dict[str, Any]:
+    said, rows = teacher.answers(examples, place), teacher.rows(examples, place)
+    ic = rank_correlation(Prediction.of(said).score, examples.ret[rows])
+    recorded = teacher.manifest.metrics["folds"][place]["metrics"]["ic"]
     same = ic is not None and recorded is not None and abs(ic - recorded) <= SAME_IC
     return {"fold": place + 1, "ic": ic, "recorded_ic": recorded, "same": same}
 

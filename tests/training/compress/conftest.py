@@ -1,4 +1,4 @@
-"""Teachers for the tests of compression: small ones on the first minutes of real bars, and what they were trained on."""
+"""Teachers for the tests of compression: small ones on the first minutes of real bars, and what they learned from."""
 
 from __future__ import annotations
 
