@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -75,8 +76,15 @@ def compare_bundles(bundles: Sequence[Path], settings: ExportSettings, calls: in
 def _lone_row(bundle: Path, settings: ExportSettings) -> tuple[Any, int]:
     """A call that scores one recorded row of a bundle, and the bytes of the served graph."""
     manifest = load_bundle(bundle)
-    graph = job.to_onnx(manifest, load_research(bundle, manifest)).SerializeToString(deterministic=True)
+    graph = _graph(bundle, manifest.digest())
     inputs = feed(publish.read_pairs(bundle / GOLDEN_NAME, manifest).rows[:1], manifest)
     chosen = options_of(None, settings)
     session = runtime.open_session(graph, threads=chosen.threads, graph_level=chosen.graph_level)
     return (lambda: session.run(None, inputs)), len(graph)
+
+
+@lru_cache(maxsize=8)
+def _graph(bundle: Path, digest: str) -> bytes:
+    """The served graph of a verified bundle; a chain asks for those of teacher and parent again and again."""
+    manifest = load_bundle(bundle)
+    return job.to_onnx(manifest, load_research(bundle, manifest)).SerializeToString(deterministic=True)
