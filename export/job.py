@@ -89,6 +89,7 @@ def export_bundle(
         with meter.stage("convert"):
             research = load_research(bundle, manifest)
             served = to_onnx(manifest, research)
+            parity.check_rounding(manifest, (node.op_type for node in served.graph.node))
             graph = served.SerializeToString(deterministic=True)
         say(f"{manifest.name}: {len(served.graph.node)} operators, {len(graph)} bytes; holding it against research")
         recorded = publish.read_pairs(bundle / PARITY_NAME, manifest, MIN_PARITY_ROWS).head(settings.parity_rows)

@@ -16,6 +16,7 @@ from tickserve import __version__
 from tickserve.cli import (
     batching,
     bench,
+    compress,
     config,
     data,
     demo,
@@ -54,6 +55,7 @@ app.add_typer(data.app, name="data")
 app.add_typer(features.app, name="features")
 app.command("train")(train.train)
 app.command("tune")(tune.tune)
+app.command("compress")(compress.compress)
 app.add_typer(universe.app, name="universe")
 app.command("export")(export.export)
 app.add_typer(repo.app, name="repo")

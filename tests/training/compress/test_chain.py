@@ -1,0 +1,221 @@
+"""A recipe run: children that name their parents, measured on the same rows; a refused step leaves its numbers only."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from export.job import export_bundle
+from tests.training.compress.conftest import DENSE, recipe_of
+from tickserve.config import ExportSettings
+from tickserve.errors import ArtifactError, ConfigError, GateRefusedError, UsageError
+from tickserve.manifest import load_bundle
+from training.bundles import TrainedBundle
+from training.compress import chain
+from training.compress.chain import REPORT, Outcome, compress, run_recipe, teacher_of
+from training.compress.gates import decisions_gate
+from training.compress.generation import Teacher
+from training.compress.recipe import Recipe
+from training.compress.teacher import Data
+
+WEIGHTS = {"kind": "quantize", "method": "weights"}
+PRUNE = {"kind": "prune", "share": 0.5, "rounds": 2, "epochs": 1, "teacher_weight": 0.5}
+
+
+def quiet(text: str) -> None:
+    """Say nothing."""
+
+
+def accept(patch: pytest.MonkeyPatch) -> None:
+    """Have every gate but the goal let everything through: what is tested is what happens then."""
+    for name in ("quality_gate", "decisions_gate", "latency_gate", "size_gate"):
+        patch.setattr(chain, name, lambda *given: decisions_gate(0.0, None))
+
+
+@pytest.fixture
+def accepting(monkeypatch: pytest.MonkeyPatch) -> None:
+    accept(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def outcome(teacher: Teacher, data: Data, tmp_path_factory: pytest.TempPathFactory) -> tuple[Outcome, Path, list[str]]:
+    """Distilled, pruned, quantized."""
+    out, said = tmp_path_factory.mktemp("children"), []
+    with pytest.MonkeyPatch.context() as patch:
+        accept(patch)
+        return run_recipe(teacher, {}, recipe_of(DENSE, PRUNE, WEIGHTS), data, out, said.append), out, said
+
+
+def test_each_child_names_its_parent_and_carries_its_gates(
+    outcome: tuple[Outcome, Path, list[str]], folder: Path
+) -> None:
+    made, out, _ = outcome
+    lineage = [load_bundle(folder), *(load_bundle(bundle.path) for bundle in made.bundles)]
+    assert [child.parents for child in lineage[1:]] == [(parent.digest(),) for parent in lineage[:-1]]
+    assert [child.precision for child in lineage] == ["fp32", "fp32", "fp32", "int8"]
+    assert [child.family for child in lineage] == ["lstm", "mlp", "mlp", "mlp"]
+    assert [child.architecture["hidden"] for child in lineage] == [24, 16, 8, 8]
+    for child in lineage[1:]:
+        assert child.gates
+        assert child.metrics["against_teacher"]["teacher_ic"] == pytest.approx(made.report["teacher"]["ic"], abs=0.02)
+        assert [row["fold"] for row in child.metrics["folds"]] == [1, 2]
+        assert child.features == lineage[0].features
+    assert {path.name for path in out.iterdir()} == {*(bundle.manifest.name for bundle in made.bundles), REPORT}
+
+
+def test_the_report_has_each_step_and_what_was_said_counts_folds(outcome: tuple[Outcome, Path, list[str]]) -> None:
+    made, out, said = outcome
+    report = json.loads((out / REPORT).read_text())
+    assert report == json.loads(json.dumps(made.report))
+    assert [row["step"] for row in report["steps"]] == ["distill", "prune", "quantize"]
+    assert report["accepted"] is True
+    for row in report["steps"]:
+        assert {"size_bytes", "p50_us", "p99_us", "ic", "ic_share", "flips"} <= set(row["measured"])
+    assert any("step 2/3, prune" in line for line in said)
+    assert any("prune fold 2, round 1/1: 8 units left" in line for line in said)
+
+
+def test_the_children_pass_every_parity_gate_of_export(
+    outcome: tuple[Outcome, Path, list[str]], tmp_path: Path
+) -> None:
+    settings = ExportSettings(parity_rows=300, max_batch=16, preferred_batch_rows=(8,))
+    for bundle in outcome[0].bundles:
+        published = export_bundle(bundle.path, tmp_path, settings)
+        assert all(gate.passed for gate in published.gates)
+
+
+def test_a_student_sees_the_folds_training_rows_and_never_its_test_rows(teacher: Teacher, data: Data) -> None:
+    from training.compress.lesson import Lessons
+
+    lessons = Lessons(teacher, data.examples, 500)
+    for place, fold in enumerate(data.examples.folds):
+        lesson = lessons.of(place)
+        assert np.isin(lesson.train.rows, fold.rows.train).all()
+        assert np.isin(lesson.validation.rows, fold.rows.validation).all()
+        assert len(lesson.train.rows) == 500
+        own = teacher.first.job.predict(teacher.first.fits[place], lesson.train.rows)
+        np.testing.assert_array_equal(lesson.train.soft, own)
+    assert not np.array_equal(lessons.of(0).train.soft, lessons.of(1).train.soft)
+
+
+@pytest.mark.parametrize("method", ["static", "qat"])
+def test_rounded_activations_export_with_the_tolerance_of_their_kind(
+    teacher: Teacher, data: Data, accepting: None, tmp_path: Path, method: str
+) -> None:
+    recipe = recipe_of(DENSE, {"kind": "quantize", "method": method}, max_rows=1_000)
+    made = run_recipe(teacher, {}, recipe, data, tmp_path / "out", quiet)
+    child = made.bundles[-1]
+    assert child.manifest.architecture["rounded"] == "activations"
+    assert child.manifest.tolerance.atol == pytest.approx(1e-2)
+    settings = ExportSettings(parity_rows=300, max_batch=16, preferred_batch_rows=(8,))
+    assert all(gate.passed for gate in export_bundle(child.path, tmp_path / "repository", settings).gates)
+
+
+def test_several_teachers_become_one(
+    bundles: dict[str, TrainedBundle], data: Data, accepting: None, tmp_path: Path
+) -> None:
+    both = [bundles["gbdt"].path, bundles["lstm"].path]
+    with pytest.raises(UsageError, match="expected distill"):
+        compress(both, recipe_of({"kind": "truncate"}), data, tmp_path, quiet)
+    made = compress(both, recipe_of(DENSE, max_rows=1_000), data, tmp_path, quiet)
+    [child] = made.bundles
+    assert child.manifest.parents == tuple(bundles[name].manifest.digest() for name in ("gbdt", "lstm"))
+    assert all(row["same"] for refits in made.report["refits"].values() for row in refits)
+    assert len(made.report["refits"]) == 2
+
+
+def refusing(**keys: Any) -> Recipe:
+    """A pruning that leaves eight units of 24 and teaches them nothing."""
+    torn = {"kind": "prune", "share": 0.9, "epochs": 0}
+    return recipe_of(torn, WEIGHTS, gates={"min_ic_share": 1.5, "max_latency_ratio": 1.25}, **keys)
+
+
+def test_a_refused_step_leaves_its_measurements_and_nothing_else(teacher: Teacher, data: Data, tmp_path: Path) -> None:
+    left = tmp_path / "btcusd-bars-lstm-test-1-prune"
+    left.mkdir()  # an earlier run's child
+    made = run_recipe(teacher, {}, refusing(), data, tmp_path, quiet)
+    assert (made.accepted, made.bundles, made.report["not_tried"]) == (False, (), ["quantize"])
+    assert [path.name for path in tmp_path.iterdir()] == [REPORT]
+    [row] = made.report["steps"]
+    assert row["digest"] is None
+    assert row["measured"]["size_bytes"] < row["measured"]["parent_size_bytes"]
+    assert "150.0% needed" in row["verdict"]
+
+
+def test_skip_goes_on_from_the_parent_of_what_was_refused(teacher: Teacher, data: Data, tmp_path: Path) -> None:
+    made = run_recipe(teacher, {}, refusing(on_refusal="skip"), data, tmp_path, quiet)
+    assert [row["parent"] for row in made.report["steps"]] == [teacher.name, teacher.name]
+    assert made.report["not_tried"] == []
+    assert not made.accepted
+
+
+def test_a_goal_that_is_missed_refuses_the_last_step(
+    teacher: Teacher, data: Data, accepting: None, tmp_path: Path
+) -> None:
+    recipe = recipe_of(WEIGHTS, goal={"speedup": 50.0, "shrink": 1.5})
+    made = run_recipe(teacher, {}, recipe, data, tmp_path, quiet)
+    assert not made.accepted
+    assert "speedup_p50 over the teacher is" in made.report["steps"][0]["verdict"]
+    assert "shrink" not in made.report["steps"][0]["verdict"]
+
+
+def test_a_teacher_not_clear_of_zero_is_refused_before_any_step(
+    teacher: Teacher, data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from dataclasses import replace
+
+    rng = np.random.default_rng(0)
+    noise = replace(
+        data.examples, ret=np.where(np.isnan(data.examples.ret), np.nan, rng.normal(size=len(data.examples.ret)))
+    )
+    with pytest.raises(GateRefusedError, match="not clear of 0"):
+        run_recipe(teacher, {}, recipe_of(WEIGHTS), replace(data, examples=noise), tmp_path, quiet)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"seed": 8}, "provenance.seed"),
+        ({"lstm": {"hidden": 32}}, "lstm.hidden"),
+        ({"validation": {"folds": 3}}, "horizon|metrics.folds"),
+        ({"labels": {"bars_horizon_rows": 7}}, "horizon"),
+    ],
+)
+def test_a_teacher_of_other_settings_is_refused(
+    folder: Path, data: Data, table: Any, change: dict[str, Any], field: str
+) -> None:
+    from training.examples import prepare
+
+    tree = data.config.model_dump()
+    for key, value in change.items():
+        tree[key] = tree[key] | value if isinstance(value, dict) else value
+    config = type(data.config).model_validate(tree)
+    other = Data(prepare(table, data.meta, config), data.meta, config)
+    with pytest.raises(ArtifactError, match=field):
+        teacher_of([folder], other, quiet)
+
+
+def test_a_teacher_of_other_data_and_a_child_are_refused(
+    folder: Path, data: Data, outcome: tuple[Outcome, Path, list[str]]
+) -> None:
+    from dataclasses import replace
+
+    other = replace(data, meta=replace(data.meta, data={"other.parquet": "sha256:" + "2" * 64}))
+    with pytest.raises(ArtifactError, match=r"provenance.data"):
+        teacher_of([folder], other, quiet)
+    with pytest.raises(ArtifactError, match=r"parents"):
+        teacher_of([outcome[0].bundles[0].path], data, quiet)
+
+
+def test_a_student_that_the_data_have_nothing_for_is_refused_at_once(folder: Path, data: Data, tmp_path: Path) -> None:
+    deep = {"kind": "distill", "family": "deeplob"}
+    with pytest.raises(ConfigError):
+        compress([folder], recipe_of(deep), data, tmp_path, quiet)
+    wrong = DENSE | {"settings": {"hiden": 8}}
+    with pytest.raises(ConfigError, match=r"step.settings.hiden.*nearest: hidden"):
+        compress([folder], recipe_of(wrong), data, tmp_path, quiet)

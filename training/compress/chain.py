@@ -1,0 +1,268 @@
+"""A recipe run: each step fitted in every fold, measured beside its parent, judged, and kept or left.
+
+A step that every gate accepts becomes a child bundle that names its parent's digest; one that a gate refuses leaves its
+measurements in `report.json` and nothing else. The report is written when the run ends, whole.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export.measured import Cost, compare_bundles
+from tickserve.errors import UsageError
+from tickserve.manifest import GateResult, Manifest, check_model_name, load_manifest
+from tickserve.store import check_writable, write_json_atomic
+from training import baselines
+from training.bundles import TrainedBundle
+from training.compress.child import described, write_child
+from training.compress.distill import student_job
+from training.compress.gates import (
+    Quality,
+    compare,
+    decisions_gate,
+    flips,
+    goal_gate,
+    latency_gate,
+    quality_gate,
+    refuse_unproven,
+    size_gate,
+    verdict,
+)
+from training.compress.generation import Generation, Teacher
+from training.compress.lesson import Lessons, Say
+from training.compress.recipe import DistillStep, Goal, PruneStep, Recipe, Step, families_of
+from training.compress.steps import made
+from training.compress.teacher import Data, load_teacher
+from training.families import check_fit
+
+REPORT = "report.json"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a recipe came to: the bundles that were accepted, in order, and the report (JSON values)."""
+
+    bundles: tuple[TrainedBundle, ...]
+    report: dict[str, Any]
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the last step was."""
+        return bool(self.report["accepted"])
+
+
+def compress(bundles: Sequence[Path], recipe: Recipe, data: Data, out: Path, say: Say) -> Outcome:
+    """Run a recipe on the teacher in `bundles` (several: their average), and write children and report below `out`.
+
+    Raises as `teacher_of` and `run_recipe`.
+    """
+    _refuse_overwriting(bundles, out)
+    return run_recipe(*teacher_of(bundles, data, say, recipe), recipe, data, out, say)
+
+
+def teacher_of(
+    bundles: Sequence[Path], data: Data, say: Say, recipe: Recipe | None = None
+) -> tuple[Teacher, dict[str, Any]]:
+    """The teacher in every fold, and how each member's refits compare with its report, by name.
+
+    A recipe is looked over before anything is fitted. Raises ArtifactError for a bundle of other data, folds or
+    settings, and ConfigError and UsageError for a step that there is nothing for.
+    """
+    if recipe:
+        _check_steps(recipe, [load_manifest(bundle) for bundle in bundles], data)
+    loaded = [load_teacher(bundle, data, say) for bundle in bundles]
+    teacher = Teacher(tuple(member for member, _ in loaded))
+    return teacher, {member.name: refits for member, refits in loaded}
+
+
+def run_recipe(teacher: Teacher, refits: dict[str, Any], recipe: Recipe, data: Data, out: Path, say: Say) -> Outcome:
+    """Run a recipe on a teacher that is loaded.
+
+    Raises GateRefusedError for a teacher whose information coefficient is not clear of 0, ComponentError for a folder
+    that cannot be written, ConfigError, and MissingExtraError for a step whose library is not installed.
+    """
+    check_writable(out)
+    run = _Chain(teacher, recipe, data, out, say)
+    report = run.start() | {"refits": refits}
+    while run.left and not run.stopped:
+        run.step()
+    report |= run.ended()
+    write_json_atomic(out / REPORT, report)
+    return Outcome(tuple(run.made), report)
+
+
+def _refuse_overwriting(bundles: Sequence[Path], out: Path) -> None:
+    for bundle in bundles:
+        if out.resolve() == bundle.resolve():
+            raise UsageError("is the teacher's own folder", field="--out", expected="another folder", was=str(out))
+
+
+def _check_steps(recipe: Recipe, teachers: Sequence[Manifest], data: Data) -> None:
+    families_of(recipe, teachers[0].family)
+    if len(teachers) > 1 and recipe.step[0].kind != "distill":
+        was = recipe.step[0].kind
+        raise UsageError("several teachers", field="step 1", expected="distill: they become one model", was=was)
+    for step in recipe.step:
+        if isinstance(step, DistillStep):
+            check_fit(step.family, data.meta)
+            student_job(step, data.examples, data.config)
+
+
+@dataclass
+class _Chain:
+    """A recipe under way: `parent` is what the next step starts from."""
+
+    teacher: Teacher
+    recipe: Recipe
+    data: Data
+    out: Path
+    say: Say
+    made: list[TrainedBundle] = field(default_factory=list)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    parent: Generation | Teacher = field(init=False)
+    stopped: bool = False
+
+    def __post_init__(self) -> None:
+        self.parent = self.teacher if len(self.teacher.members) > 1 else self.teacher.first
+        self.lessons = Lessons(self.teacher, self.data.examples, self.recipe.max_rows)
+        examples, meta = self.data.examples, self.data.meta
+        self.yardsticks = {fold.number: baselines.predict_all(examples, fold, meta.columns) for fold in examples.folds}
+
+    @property
+    def left(self) -> bool:
+        """Whether there is a step that was not tried."""
+        return len(self.rows) < len(self.recipe.step)
+
+    def start(self) -> dict[str, Any]:
+        """Measure the teacher. Raises GateRefusedError when its information coefficient is not clear of 0."""
+        quality = compare(self.teacher, self.teacher, self.data.examples, self.data.config.seed)
+        refuse_unproven(quality, self.teacher.name)
+        cost = self._costs(())[0]
+        low, high = quality.teacher_interval or (0.0, 0.0)
+        self.say(
+            f"teacher {self.teacher.name}: IC {quality.ic:+.4f} ({low:+.4f} to {high:+.4f}), "
+            f"{cost.size_bytes:,} bytes, p50 {cost.p50_us:.1f} us, p99 {cost.p99_us:.1f} us"
+        )
+        members = self.teacher.members
+        return {
+            "recipe": self.recipe.model_dump(mode="json", exclude_unset=True),
+            "folds": len(self.data.examples.folds),
+            "teacher": {
+                "model": self.teacher.name,
+                "digests": [member.manifest.digest() for member in members],
+                "families": [member.manifest.family for member in members],
+                **_cost_row(cost),
+                "ic": quality.ic,
+                "ic_95": [low, high],
+                "rows": quality.rows,
+            },
+        }
+
+    def step(self) -> None:
+        """Try the next step."""
+        place = len(self.rows)
+        step, started = self.recipe.step[place], time.perf_counter()
+        name = f"{self.teacher.first.name}-{self.recipe.name}-{place + 1}-{step.kind}"
+        check_model_name(name)
+        self.say(f"step {place + 1}/{len(self.recipe.step)}, {step.kind}: from {self.parent.name}")
+        job, fits = made(step, self.parent, self.lessons, self.data.config, self.say)
+        seconds = time.perf_counter() - started
+        told = described(job, fits, self.data, self.yardsticks, seconds)
+        with tempfile.TemporaryDirectory(prefix="tickserve-compress-") as folder:
+            child = write_child(Path(folder), name, job, fits, self._parents(), told, (), {}, self.data)
+            row, gates = self._judged(step, child, last=place + 1 == len(self.recipe.step))
+        accepted = all(gate.passed for gate in gates)
+        against = {"against_teacher": row["quality"], "against_parent": row["measured"]}
+        if accepted:
+            child = write_child(self.out, name, job, fits, self._parents(), told, gates, against, self.data)
+            self.made.append(TrainedBundle(child.bundle, child.manifest, row))
+            self.parent = child
+        else:
+            shutil.rmtree(self.out / name, ignore_errors=True)
+            self.stopped = self.recipe.on_refusal == "stop"
+        digest = child.manifest.digest() if accepted else None
+        self.rows.append({"step": step.kind, "model": name, "digest": digest, **row, "seconds": seconds})
+        self.say(f"{name}: {row['verdict']}")
+
+    def _parents(self) -> tuple[Generation, ...]:
+        return self.parent.members if isinstance(self.parent, Teacher) else (self.parent,)
+
+    def _judged(self, step: Step, child: Generation, last: bool) -> tuple[dict[str, Any], tuple[GateResult, ...]]:
+        """The report row of a step, and its gates."""
+        examples, gates = self.data.examples, self.recipe.gates
+        quality = compare(child, self.teacher, examples, self.data.config.seed)
+        flipped = flips(child, self.parent, examples)
+        teacher_cost, parent_cost, cost = self._costs_of(child)
+        judged = [
+            quality_gate(quality, gates),
+            decisions_gate(flipped, _allowed_flips(step, self.recipe)),
+            latency_gate(cost, parent_cost, gates.max_latency_ratio),
+            size_gate(cost, parent_cost, gates.max_size_ratio),
+        ]
+        if last and self.recipe.goal != Goal():
+            judged.append(goal_gate(cost, teacher_cost, self.recipe.goal))
+        row = {
+            "parent": self.parent.name,
+            "family": child.manifest.family,
+            "precision": child.manifest.precision,
+            "passed": all(gate.passed for gate in judged),
+            "verdict": verdict(judged),
+            "quality": quality.to_json(),
+            "measured": _measured(cost, parent_cost, teacher_cost, flipped, quality),
+            "gates": [gate.model_dump(mode="json") for gate in judged],
+        }
+        return row, tuple(judged)
+
+    def _costs_of(self, child: Generation) -> list[Cost]:
+        """Of teacher, parent and child; timed once more where the child looks slow, since noise seldom comes twice."""
+        costs = self._costs((child.bundle,))
+        if latency_gate(costs[2], costs[1], self.recipe.gates.max_latency_ratio).passed:
+            return costs
+        return [one.quieter(other) for one, other in zip(costs, self._costs((child.bundle,)), strict=True)]
+
+    def _costs(self, children: Sequence[Path]) -> list[Cost]:
+        """Of the teacher, of the parent, and of each of `children`, timed in turns."""
+        members = [member.bundle for member in self.teacher.members]
+        own = [] if isinstance(self.parent, Teacher) or self.parent.bundle in members else [self.parent.bundle]
+        costs = compare_bundles([*members, *own, *children], self.data.config.export, self.recipe.latency_calls)
+        whole = self.teacher.cost(costs[: len(members)])
+        rest = costs[len(members) :]
+        return [whole, *rest] if own else [whole, whole, *rest]
+
+    def ended(self) -> dict[str, Any]:
+        """The rest of the report. The last step decides."""
+        tried = [row["passed"] for row in self.rows]
+        untried = [step.kind for step in self.recipe.step[len(tried) :]]
+        return {"steps": self.rows, "not_tried": untried, "accepted": not untried and tried[-1]}
+
+
+def _allowed_flips(step: Step, recipe: Recipe) -> float | None:
+    """A student is another model, and is judged by what it forecasts."""
+    if isinstance(step, DistillStep):
+        return None
+    return recipe.gates.max_flips_tuned if isinstance(step, PruneStep) else recipe.gates.max_flips
+
+
+def _cost_row(cost: Cost) -> dict[str, float | int]:
+    return {"size_bytes": cost.size_bytes, "p50_us": cost.p50_us, "p99_us": cost.p99_us, "calls": cost.calls}
+
+
+def _measured(cost: Cost, parent: Cost, teacher: Cost, flipped: float, quality: Quality) -> dict[str, Any]:
+    return {
+        **_cost_row(cost),
+        "parent_size_bytes": parent.size_bytes,
+        "parent_p50_us": parent.p50_us,
+        "parent_p99_us": parent.p99_us,
+        "speedup_p50": teacher.p50_us / cost.p50_us,
+        "speedup_p99": teacher.p99_us / cost.p99_us,
+        "shrink": teacher.size_bytes / cost.size_bytes,
+        "ic": quality.ic,
+        "ic_share": quality.share,
+        "flips": flipped,
+    }

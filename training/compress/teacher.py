@@ -1,0 +1,124 @@
+"""The teacher in every fold: the bundle's own model in the last one, refits by the same configuration in the others.
+
+What is published is the last fold's model, so the bundle holds no other. The earlier folds are fitted again with the
+configuration and the seed at hand; whether each refit ranks its test rows as the bundle's report says is recorded. A
+bundle of other data, features, labels, folds or settings than those at hand is refused before anything is fitted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from models.gbdt import GbdtClassifier
+from models.registry import NETS, net_from_bundle
+from tickserve.config import Config, NetSettings
+from tickserve.errors import ArtifactError
+from tickserve.manifest import TREES, Manifest, load_bundle
+from training.compress.generation import Generation
+from training.examples import DataMeta, Examples
+from training.job import Fit
+from training.metrics import Prediction, rank_correlation
+from training.train import job_of
+
+Say = Callable[[str], None]
+# Two fits of the same bits rank alike; this is for libraries that add up in another order.
+SAME_IC = 1e-6
+
+
+@dataclass(frozen=True)
+class Data:
+    """The examples at hand, what they are made of, and the configuration in force."""
+
+    examples: Examples
+    meta: DataMeta
+    config: Config
+
+
+def load_teacher(bundle: Path, data: Data, say: Say) -> tuple[Generation, list[dict[str, Any]]]:
+    """The teacher of every fold, and a row for each refit: its fold, its IC, and the one the bundle's report gives.
+
+    Raises ArtifactError for a bundle that is not of these data, folds and settings.
+    """
+    manifest = load_bundle(bundle)
+    check_same(manifest, data)
+    job = job_of(manifest.family, data.examples, data.config)
+    *earlier, last = data.examples.folds
+    fits = []
+    for fold in earlier:
+        say(f"teacher {manifest.name}: fold {fold.number}/{last.number} is fitted again")
+        fits.append(job.fit(fold))
+    teacher = Generation(job, (*fits, _own(bundle, manifest, data.config)), bundle, manifest)
+    refits = [_refit(teacher, data.examples, place) for place in range(len(earlier))]
+    for row in refits:
+        if not row["same"]:
+            say(f"teacher {manifest.name}: the refit of fold {row['fold']} is not the bundle's to the last digit")
+    return teacher, refits
+
+
+def _own(bundle: Path, manifest: Manifest, config: Config) -> Fit:
+    best, rows = (manifest.metrics["folds"][-1][key] for key in ("best_iteration", "fit_rows"))
+    if manifest.family in TREES:
+        model = GbdtClassifier.from_bundle(bundle, manifest)
+        model.threads = config.gbdt.threads
+        return Fit(model, best, rows)
+    return Fit(net_from_bundle(bundle, manifest), best, rows)
+
+
+def _refit(teacher: Generation, examples: Examples, place: int) -> dict[str, Any]:
+    said, rows = teacher.answers(examples, place), teacher.rows(examples, place)
+    ic = rank_correlation(Prediction.of(said).score, examples.ret[rows])
+    recorded = teacher.manifest.metrics["folds"][place]["metrics"]["ic"]
+    same = ic is not None and recorded is not None and abs(ic - recorded) <= SAME_IC
+    return {"fold": place + 1, "ic": ic, "recorded_ic": recorded, "same": same}
+
+
+def check_same(manifest: Manifest, data: Data) -> None:
+    """Raise ArtifactError unless the bundle is a trained model of these data, features, labels, folds and settings."""
+    if manifest.parents or manifest.precision != "fp32" or manifest.state is not None:
+        raise _other(
+            "parents", "a model that was trained, not one made from it", ", ".join(manifest.parents) or "a state"
+        )
+    if "folds" not in manifest.metrics:
+        raise _other("metrics.folds", "the report of walk-forward training", "none")
+    meta, examples, config = data.meta, data.examples, data.config
+    said: list[tuple[str, object, object]] = [
+        ("provenance.data", manifest.provenance.data, dict(meta.data)),
+        ("features.digest", manifest.features.digest, meta.feature_digest),
+        ("provenance.seed", manifest.provenance.seed, config.seed),
+        ("horizon", manifest.horizon.model_dump(), examples.horizon.model_dump()),
+        ("metrics.folds", _recorded_folds(manifest), _folds(data.examples)),
+    ]
+    for field, recorded, here in said:
+        if recorded != here:
+            raise _other(field, str(recorded), str(here))
+    _check_settings(manifest, data)
+
+
+def _folds(examples: Examples) -> list[tuple[int, int, float]]:
+    return [(len(fold.rows.train), len(fold.rows.validation), fold.threshold) for fold in examples.folds]
+
+
+def _recorded_folds(manifest: Manifest) -> list[tuple[int, int, float]]:
+    return [(row["train"], row["validation"], row["threshold"]) for row in manifest.metrics["folds"]]
+
+
+def _check_settings(manifest: Manifest, data: Data) -> None:
+    """What the manifest says of the model's sizes is what the configuration would train."""
+    if manifest.family in TREES:
+        wanted = {"task": data.config.gbdt.task, "max_depth": data.config.gbdt.max_depth}
+    else:
+        settings: NetSettings = getattr(data.config, manifest.family)
+        wanted = NETS[manifest.family].declared(settings, data.examples.columns)
+    for key, here in wanted.items():
+        recorded = manifest.architecture.get(key)
+        if recorded != here:
+            raise _other(f"{manifest.family}.{key}", str(recorded), str(here))
+
+
+def _other(field: str, expected: str, was: str) -> ArtifactError:
+    hint = "compress with the data and the --config that the teacher was trained with"
+    message = "the teacher is of other data, folds or settings than those at hand"
+    return ArtifactError(message, field=field, expected=expected[:120], was=was[:120], hint=hint)
