@@ -87,4 +87,5 @@ def _lone_row(bundle: Path, settings: ExportSettings) -> tuple[Any, int]:
 def _graph(bundle: Path, digest: str) -> bytes:
     """The served graph of a verified bundle; a chain asks for those of teacher and parent again and again."""
     manifest = load_bundle(bundle)
-    return job.to_onnx(manifest, load_research(bundle, manifest)).SerializeToString(deterministic=True)
+    graph: bytes = job.to_onnx(manifest, load_research(bundle, manifest)).SerializeToString(deterministic=True)
+    return graph
