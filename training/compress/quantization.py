@@ -1,9 +1,10 @@
 """Eight-bit children of a net: weights alone, or weights and activations, after training (PTQ) or with it (QAT).
 
-`weights` stores matrices as int8; they are dequantized as the graph loads, so a row takes as long as before and the
-file is a quarter. `static` rounds activations too, with ranges calibrated on real training inputs of the fold, by ONNX
-Runtime's quantizer. `qat` lets the net learn with modelopt's fake quantizers in it before that. Nothing is scaled by
-the batch at hand: a row's number does not depend on its company (`training/quantize.py`). Letters: n rows.
+`weights` stores matrices as int8 and the file is a quarter; ONNX Runtime dequantizes them in every call, which costs a
+small net a fifth of its time. `static` rounds activations too, with ranges calibrated on real training inputs of the
+fold, by ONNX Runtime's quantizer. `qat` lets the net learn with modelopt's fake quantizers in it before that. Nothing
+is scaled by the batch at hand: a row's number does not depend on its company (`training/quantize.py`).
+Letters: n rows.
 """
 
 from __future__ import annotations

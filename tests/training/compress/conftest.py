@@ -17,7 +17,7 @@ from training.compress.teacher import Data
 from training.examples import DataMeta, prepare
 from training.train import train_table
 
-SMALL = {"lstm__stepped": False, "compress__fp16": False, "compress__int8": False, "lstm__hidden": 24}
+SMALL = {"mlp__enabled": True, "mlp__hidden": 24, "mlp__epochs": 3, "mlp__activation": "relu"}
 DENSE = {"kind": "distill", "family": "mlp", "settings": {"hidden": 16, "activation": "relu"}, "teacher_weight": 0.5}
 
 
@@ -43,17 +43,17 @@ def bundles(
     table: FeatureTable, meta: DataMeta, small_config: Config, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, TrainedBundle]:
     out = tmp_path_factory.mktemp("teachers")
-    made = train_table(table, meta, small_config, out, ["gbdt", "lstm"])
+    made = train_table(table, meta, small_config, out, ["gbdt", "mlp"])
     return {bundle.manifest.family: bundle for bundle in made}
 
 
 @pytest.fixture(scope="session")
 def teacher(bundles: dict[str, TrainedBundle], data: Data) -> Teacher:
-    """The LSTM, in every fold."""
-    return teacher_of([bundles["lstm"].path], data, lambda text: None)[0]
+    """The net, in every fold."""
+    return teacher_of([bundles["mlp"].path], data, lambda text: None)[0]
 
 
 @pytest.fixture(scope="session")
 def folder(bundles: dict[str, TrainedBundle]) -> Path:
-    """The LSTM's bundle."""
-    return bundles["lstm"].path
+    """The net's bundle."""
+    return bundles["mlp"].path

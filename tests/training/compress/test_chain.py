@@ -57,7 +57,7 @@ def test_each_child_names_its_parent_and_carries_its_gates(
     lineage = [load_bundle(folder), *(load_bundle(bundle.path) for bundle in made.bundles)]
     assert [child.parents for child in lineage[1:]] == [(parent.digest(),) for parent in lineage[:-1]]
     assert [child.precision for child in lineage] == ["fp32", "fp32", "fp32", "int8"]
-    assert [child.family for child in lineage] == ["lstm", "mlp", "mlp", "mlp"]
+    assert [child.family for child in lineage] == ["mlp", "mlp", "mlp", "mlp"]
     assert [child.architecture["hidden"] for child in lineage] == [24, 16, 8, 8]
     for child in lineage[1:]:
         assert child.gates
@@ -82,7 +82,7 @@ def test_the_report_has_each_step_and_what_was_said_counts_folds(outcome: tuple[
 def test_the_children_pass_every_parity_gate_of_export(
     outcome: tuple[Outcome, Path, list[str]], tmp_path: Path
 ) -> None:
-    settings = ExportSettings(parity_rows=300, max_batch=16, preferred_batch_rows=(8,))
+    settings = ExportSettings(parity_rows=100, max_batch=8, preferred_batch_rows=(8,))
     for bundle in outcome[0].bundles:
         published = export_bundle(bundle.path, tmp_path, settings)
         assert all(gate.passed for gate in published.gates)
@@ -111,19 +111,19 @@ def test_rounded_activations_export_with_the_tolerance_of_their_kind(
     child = made.bundles[-1]
     assert child.manifest.architecture["rounded"] == "activations"
     assert child.manifest.tolerance.atol == pytest.approx(1e-2)
-    settings = ExportSettings(parity_rows=300, max_batch=16, preferred_batch_rows=(8,))
+    settings = ExportSettings(parity_rows=100, max_batch=8, preferred_batch_rows=(8,))
     assert all(gate.passed for gate in export_bundle(child.path, tmp_path / "repository", settings).gates)
 
 
 def test_several_teachers_become_one(
     bundles: dict[str, TrainedBundle], data: Data, accepting: None, tmp_path: Path
 ) -> None:
-    both = [bundles["gbdt"].path, bundles["lstm"].path]
+    both = [bundles["gbdt"].path, bundles["mlp"].path]
     with pytest.raises(UsageError, match="expected distill"):
         compress(both, recipe_of({"kind": "truncate"}), data, tmp_path, quiet)
     made = compress(both, recipe_of(DENSE, max_rows=1_000), data, tmp_path, quiet)
     [child] = made.bundles
-    assert child.manifest.parents == tuple(bundles[name].manifest.digest() for name in ("gbdt", "lstm"))
+    assert child.manifest.parents == tuple(bundles[name].manifest.digest() for name in ("gbdt", "mlp"))
     assert all(row["same"] for refits in made.report["refits"].values() for row in refits)
     assert len(made.report["refits"]) == 2
 
@@ -135,7 +135,7 @@ def refusing(**keys: Any) -> Recipe:
 
 
 def test_a_refused_step_leaves_its_measurements_and_nothing_else(teacher: Teacher, data: Data, tmp_path: Path) -> None:
-    left = tmp_path / "btcusd-bars-lstm-test-1-prune"
+    left = tmp_path / "btcusd-bars-mlp-test-1-prune"
     left.mkdir()  # an earlier run's child
     made = run_recipe(teacher, {}, refusing(), data, tmp_path, quiet)
     assert (made.accepted, made.bundles, made.report["not_tried"]) == (False, (), ["quantize"])
@@ -156,7 +156,7 @@ def test_skip_goes_on_from_the_parent_of_what_was_refused(teacher: Teacher, data
 def test_a_goal_that_is_missed_refuses_the_last_step(
     teacher: Teacher, data: Data, accepting: None, tmp_path: Path
 ) -> None:
-    recipe = recipe_of(WEIGHTS, goal={"speedup": 50.0, "shrink": 1.5})
+    recipe = recipe_of(WEIGHTS, goal={"speedup": 50.0, "shrink": 1.2})
     made = run_recipe(teacher, {}, recipe, data, tmp_path, quiet)
     assert not made.accepted
     assert "speedup_p50 over the teacher is" in made.report["steps"][0]["verdict"]
@@ -181,7 +181,7 @@ def test_a_teacher_not_clear_of_zero_is_refused_before_any_step(
     ("change", "field"),
     [
         ({"seed": 8}, "provenance.seed"),
-        ({"lstm": {"hidden": 32}}, "lstm.hidden"),
+        ({"mlp": {"hidden": 32}}, "mlp.hidden"),
         ({"validation": {"folds": 3}}, "horizon|metrics.folds"),
         ({"labels": {"bars_horizon_rows": 7}}, "horizon"),
     ],

@@ -79,6 +79,8 @@ def test_weights_are_int8_per_output_channel(net: Net) -> None:
         if node.op_type == "DequantizeLinear":
             whole, scale, zero = (stored[each] for each in node.input)
             axis = next(each.i for each in node.attribute if each.name == "axis")
+            [reader] = [other for other in small.graph.node if node.output[0] in other.input]
+            assert axis == (whole.ndim - 1 if reader.op_type == "MatMul" else 0)  # the output channels of each
             assert (whole.dtype, set(zero.tolist()), len(scale)) == (np.int8, {0}, whole.shape[axis])
             spread = scale.reshape([-1 if place == axis else 1 for place in range(whole.ndim)])
             original = originals[node.input[0].removesuffix(".int8")]

@@ -1,0 +1,65 @@
+"""`tickserve compress` as a user runs it: children and a report, exit 1 for a refusal, one line for what is wrong."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from tests.cli.conftest import Run
+
+SMALL = {
+    "TICKSERVE_FEATURES__BARS_MAX_ROWS": "20000",
+    "TICKSERVE_VALIDATION__FOLDS": "2",
+    "TICKSERVE_GBDT__ROUNDS": "20",
+    "TICKSERVE_LSTM__ENABLED": "false",
+    "TICKSERVE_EXPORT__PARITY_ROWS": "100",
+}
+RECIPE = """
+name = "small"
+latency_calls = 200
+[gates]
+min_ic_share = {share}
+max_latency_ratio = 1.25
+[[step]]
+kind = "truncate"
+rounds = 8
+"""
+
+
+def test_a_forest_is_cut_or_refused_and_the_exit_code_says_which(
+    tickserve: Run, market_data: Path, tmp_path: Path
+) -> None:
+    whole = market_data / "bars_1m" / "bitfinex" / "BTCUSD_1m_201804_201812.parquet"
+    data = tmp_path / "bars.parquet"
+    pq.write_table(pq.read_table(whole).slice(0, 20_000), data)
+    trained = tickserve("train", "--data", data, "--out", "bundles", "--json", **SMALL)
+    assert trained.returncode == 0, trained.stderr
+    [teacher] = json.loads(trained.stdout)
+    (tmp_path / "strict.toml").write_text(RECIPE.format(share=2.0))
+    done = tickserve("compress", teacher["bundle"], "--recipe", "strict.toml", "--data", data, "--json", **SMALL)
+    assert done.returncode == 1, done.stderr
+    report = json.loads(done.stdout)
+    assert report == json.loads((tmp_path / "runs" / "compress" / "report.json").read_text())
+    [step] = report["steps"]
+    assert (report["accepted"], step["passed"]) == (False, False)
+    assert "200.0% needed" in step["verdict"]
+    assert [path.name for path in (tmp_path / "runs" / "compress").iterdir()] == ["report.json"]
+    assert "step 1/1, truncate" in done.stderr
+
+    other = tickserve(
+        "compress", teacher["bundle"], "--recipe", "strict.toml", "--data", data, **SMALL, TICKSERVE_SEED="8"
+    )
+    assert (other.returncode, "provenance.seed: the teacher is of other data" in other.stderr) == (3, True)
+
+
+def test_what_is_wrong_is_one_line(tickserve: Run, tmp_path: Path) -> None:
+    none = tickserve("compress", tmp_path, "--recipe", "none.toml")
+    assert (none.returncode, "no such recipe" in none.stderr, none.stderr.count("\n")) == (2, True, 1)
+    missing = tickserve("compress", tmp_path / "none", "--recipe", "fast")
+    assert (missing.returncode, "BUNDLE: no such folder" in missing.stderr) == (2, True)
+    inert = tmp_path / "inert.toml"
+    inert.write_text('name = "a"\n[[step]]\nkind = "prune"\nshare = 0.5\nschedule = "linear"\n')
+    refused = tickserve("compress", tmp_path, "--recipe", inert)
+    assert (refused.returncode, "no effect with rounds 1" in refused.stderr) == (2, True)
