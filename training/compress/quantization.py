@@ -28,7 +28,7 @@ from export.onnx_graph import clean_graph, net_to_onnx
 from export.runtime import open_session, run
 from models.net import Net
 from models.registry import NETS
-from tickserve.errors import ArtifactError
+from tickserve.errors import ArtifactError, InsufficientDataError
 from tickserve.manifest import TensorSpec, Tolerance
 from training.compress import qdq
 from training.compress.extras import library
@@ -42,6 +42,7 @@ from training.quantize import to_int8
 MODEL_FILE = "model.onnx"
 CHUNK_ROWS = 1_024
 CALIBRATION_BATCH = 64
+MIN_CALIBRATION_ROWS = 32
 NO_OPTIMIZATION = 2
 
 
@@ -115,11 +116,12 @@ class GraphJob:
 def quantize(step: QuantizeStep, job: NetJob, parent: Fit, lesson: Lesson, say: Say) -> Fit:
     """The quantized net of one fold.
 
-    Raises ArtifactError where nothing was quantized, MissingExtraError for `qat` without modelopt.
+    Raises ArtifactError where nothing was quantized, InsufficientDataError where there is nothing to calibrate by,
+    MissingExtraError for `qat` without modelopt.
     """
     started = time.perf_counter()
     net: Net = parent.model
-    calibration = evenly(job.eligible(lesson.fold.rows.train), step.calibration_rows)
+    calibration = calibration_rows(job, lesson.fold, step) if step.method != "weights" else np.empty(0, np.int64)
     if step.method == "qat":
         net = trained_for_int8(step, job, net, lesson, calibration)
     graph = net_to_onnx(net, job.tensor)
@@ -136,6 +138,25 @@ def quantize(step: QuantizeStep, job: NetJob, parent: Fit, lesson: Lesson, say: 
         f"{time.perf_counter() - started:.1f} s"
     )
     return Fit(model, parent.best, parent.rows)
+
+
+def calibration_rows(job: NetJob, fold: LabelledFold, step: QuantizeStep) -> IntArray:
+    """The training rows [n] that ranges are taken from, evenly spaced.
+
+    Raises InsufficientDataError for fewer than MIN_CALIBRATION_ROWS that differ: ranges of no rows, or of one row over
+    and over, round everything else away.
+    """
+    rows = evenly(job.eligible(fold.rows.train), step.calibration_rows)
+    different = len({row.tobytes() for row in job.inputs(rows)})
+    if different < MIN_CALIBRATION_ROWS:
+        raise InsufficientDataError(
+            "too few different rows to calibrate by",
+            field="calibration_rows",
+            expected=f"at least {MIN_CALIBRATION_ROWS} that differ",
+            was=str(different),
+            hint="a feed that stood still says nothing of the ranges",
+        )
+    return rows
 
 
 def static(step: QuantizeStep, graph: ModelProto, inputs: Rows, name: str) -> ModelProto:
