@@ -87,7 +87,6 @@ bench: $(READY)
 	$(if $(DATA),$(BIN)/python -m benchmarks.trees --data "$(DATA)")
 	$(if $(DATA),$(BIN)/python -m benchmarks.training --data "$(DATA)")
 	$(if $(DATA),$(BIN)/python -m benchmarks.families --data "$(DATA)")
-	$(if $(DATA),$(BIN)/python -m benchmarks.compression --data "$(DATA)")
 
 loadtest: $(READY)
 	$(BIN)/tickserve loadtest run --profile $(PROFILE)
