@@ -32,10 +32,10 @@ from tickserve.settings import load_settings
 from tickserve.store import write_atomic
 from training import baselines
 from training.examples import DataMeta, Examples, prepare
-from training.families import misfit
+from training.families import job_of, misfit
 from training.gate import sentence
 from training.leakage import refuse_leaks
-from training.train import job_of, meta_of
+from training.train import meta_of
 from training.walk import Run, walk
 
 NS_PER_S = 1e9

@@ -1,4 +1,4 @@
-"""Which family fits which data: a net for order books has nothing to read in bars, and says so before any training.
+"""Which job trains a family, and which data fit it: an order-book net has nothing to read in bars, and says so first.
 
     family        reads        book of 2+ levels   quotes (1 level)   bars
     gbdt, mlp     a row        yes                 yes                yes
@@ -13,12 +13,14 @@ that was enabled by name is refused with the reason.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, cast, get_args
 
 from tickserve.config import Config
-from tickserve.errors import ConfigError
+from tickserve.errors import ConfigError, UsageError
+from tickserve.manifest import TREES, Family
 from tickserve.settings import PROFILES
-from training.examples import DataMeta
+from training.examples import DataMeta, Examples
+from training.job import Job
 
 BOOKS_ONLY = frozenset({"deeplob", "tlob"})
 SEVERAL_LEVELS = frozenset({"deeplob"})
@@ -65,3 +67,16 @@ def fitting(families: Sequence[str], meta: DataMeta, config: Config, say: Callab
     if not kept:
         check_fit(families[0], meta)
     return tuple(kept)
+
+
+def job_of(family: str, examples: Examples, config: Config) -> Job:
+    """The family's job; another kind's library is never imported."""
+    if family == "gbdt":
+        from training.gbdt import GbdtJob
+
+        return GbdtJob(examples, config.gbdt, config.seed)
+    if family in set(get_args(Family)) - TREES:
+        from training.nets import NetJob
+
+        return NetJob(cast(Family, family), examples, getattr(config, family), config.seed, config.trainer)
+    raise UsageError("unknown family", field="families", expected=", ".join(get_args(Family)), was=family[:40])

@@ -31,10 +31,10 @@ from tickserve.errors import ComponentError, GateRefusedError
 from tickserve.store import sha256_bytes
 from training import baselines, leakage
 from training.examples import DataMeta, Examples, FloatArray, LabelledFold, evenly, prepare
+from training.families import job_of
 from training.job import Job
 from training.metrics import effective_rows
 from training.regimes import Limits
-from training.train import job_of
 from training.walk import Say
 
 if TYPE_CHECKING:

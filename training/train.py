@@ -14,19 +14,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import TYPE_CHECKING, Any
 
 from tickserve.config import Config
 from tickserve.errors import UsageError
 from tickserve.limits import hold, of_features, of_training
-from tickserve.manifest import TREES, Family, GateResult, StageFigures, TensorSpec
+from tickserve.manifest import GateResult, StageFigures, TensorSpec
 from tickserve.meter import Meter
 from training import baselines
 from training.bundles import TrainedBundle, feature_contract, provenance, stream_contract, write_bundle
-from training.examples import DataMeta, Examples, IntArray, Rows, evenly, prepare
-from training.families import fitting
+from training.examples import DataMeta, IntArray, Rows, evenly, prepare
+from training.families import fitting, job_of
 from training.gate import refuse_models, sentence
-from training.job import Fit, Job
+from training.job import Fit
 from training.leakage import refuse_leaks
 from training.walk import Judged, Run, Say, walk
 
@@ -155,19 +155,6 @@ def _measured(run: Run) -> tuple[list[Judged], dict[str, Any]]:
     hold(kept, lambda text: run.say(f"{run.job.family}: {text}"))
     held = [gate.model_dump(mode="json") for gate in gates]
     return judged, report | {"stages": {**run.meta.stages, **taken}, "limits": held}
-
-
-def job_of(family: str, examples: Examples, config: Config) -> Job:
-    """The family's job; another kind's library is never imported."""
-    if family == "gbdt":
-        from training.gbdt import GbdtJob
-
-        return GbdtJob(examples, config.gbdt, config.seed)
-    if family in set(get_args(Family)) - TREES:
-        from training.nets import NetJob
-
-        return NetJob(cast(Family, family), examples, getattr(config, family), config.seed, config.trainer)
-    raise UsageError("unknown family", field="families", expected=", ".join(get_args(Family)), was=family[:40])
 
 
 def _publish(run: Run, fit: Fit, report: dict[str, Any], out: Path, name: str) -> list[TrainedBundle]:

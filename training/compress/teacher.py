@@ -19,9 +19,9 @@ from tickserve.errors import ArtifactError
 from tickserve.manifest import TREES, Manifest, load_bundle
 from training.compress.generation import Generation
 from training.examples import DataMeta, Examples
+from training.families import job_of
 from training.job import Fit
 from training.metrics import Prediction, rank_correlation
-from training.train import job_of
 
 Say = Callable[[str], None]
 # Two fits of the same bits rank alike; this is for libraries that add up in another order.

@@ -17,10 +17,10 @@ from tickserve.config import Config
 from tickserve.errors import InsufficientDataError
 from training import baselines
 from training.examples import DataMeta, Examples, prepare
-from training.families import check_fit
+from training.families import check_fit, job_of
 from training.leakage import refuse_leaks
 from training.metrics import Prediction
-from training.train import bundle_of, job_of
+from training.train import bundle_of
 from training.tune.space import Space, Value, applied, suggest
 from training.walk import Judged, Run, judge_fold, report_of
 
