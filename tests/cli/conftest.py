@@ -13,19 +13,29 @@ import pytest
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
-@pytest.fixture
-def tickserve(tmp_path: Path, root: Path) -> Run:
-    """Run `tickserve ...` in a scratch folder; keyword arguments are environment variables."""
+def environment_with(settings: dict[str, str]) -> dict[str, str]:
+    """The environment without what it sets of Tickserve, and with `settings`."""
+    clean = {key: value for key, value in os.environ.items() if not key.startswith("TICKSERVE_")}
+    return clean | {"COLUMNS": "200"} | settings
+
+
+def tickserve_in(folder: Path) -> Run:
+    """Run `tickserve ...` in a folder; keyword arguments are environment variables."""
 
     def run(*arguments: object, timeout: float = 240, **environment: str) -> subprocess.CompletedProcess[str]:
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("TICKSERVE_")}
         return subprocess.run(
             [sys.executable, "-m", "tickserve.cli", *map(str, arguments)],
-            cwd=tmp_path,
-            env=clean | {"COLUMNS": "200"} | environment,
+            cwd=folder,
+            env=environment_with(environment),
             capture_output=True,
             text=True,
             timeout=timeout,
         )
 
     return run
+
+
+@pytest.fixture
+def tickserve(tmp_path: Path) -> Run:
+    """Run `tickserve ...` in a scratch folder."""
+    return tickserve_in(tmp_path)

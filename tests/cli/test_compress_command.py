@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow.parquet as pq
+import pytest
 
-from tests.cli.conftest import Run
+from tests.cli.conftest import Run, environment_with, tickserve_in
 
 SMALL = {
     "TICKSERVE_FEATURES__BARS_MAX_ROWS": "20000",
@@ -28,17 +32,32 @@ rounds = 8
 """
 
 
-def test_a_forest_is_cut_or_refused_and_the_exit_code_says_which(
-    tickserve: Run, market_data: Path, tmp_path: Path
-) -> None:
+@dataclass(frozen=True)
+class Trained:
+    """A forest's bundle, and the bars that it was trained on."""
+
+    bundle: str
+    data: Path
+
+
+@pytest.fixture(scope="module")
+def trained(market_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    folder = tmp_path_factory.mktemp("trained")
     whole = market_data / "bars_1m" / "bitfinex" / "BTCUSD_1m_201804_201812.parquet"
-    data = tmp_path / "bars.parquet"
+    data = folder / "bars.parquet"
     pq.write_table(pq.read_table(whole).slice(0, 20_000), data)
-    trained = tickserve("train", "--data", data, "--out", "bundles", "--json", **SMALL)
-    assert trained.returncode == 0, trained.stderr
-    [teacher] = json.loads(trained.stdout)
+    done = tickserve_in(folder)("train", "--data", data, "--out", folder / "bundles", "--json", **SMALL)
+    assert done.returncode == 0, done.stderr
+    [teacher] = json.loads(done.stdout)
+    return Trained(teacher["bundle"], data)
+
+
+def test_a_forest_is_cut_or_refused_and_the_exit_code_says_which(
+    tickserve: Run, trained: Trained, tmp_path: Path
+) -> None:
+    data = trained.data
     (tmp_path / "strict.toml").write_text(RECIPE.format(share=2.0))
-    done = tickserve("compress", teacher["bundle"], "--recipe", "strict.toml", "--data", data, "--json", **SMALL)
+    done = tickserve("compress", trained.bundle, "--recipe", "strict.toml", "--data", data, "--json", **SMALL)
     assert done.returncode == 1, done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((tmp_path / "runs" / "compress" / "report.json").read_text())
@@ -49,9 +68,30 @@ def test_a_forest_is_cut_or_refused_and_the_exit_code_says_which(
     assert "step 1/1, truncate" in done.stderr
 
     other = tickserve(
-        "compress", teacher["bundle"], "--recipe", "strict.toml", "--data", data, **SMALL, TICKSERVE_SEED="8"
+        "compress", trained.bundle, "--recipe", "strict.toml", "--data", data, **SMALL, TICKSERVE_SEED="8"
     )
     assert (other.returncode, "provenance.seed: the teacher is of other data" in other.stderr) == (3, True)
+
+
+def test_a_run_that_is_killed_leaves_nothing_and_can_be_made_again(
+    tickserve: Run, trained: Trained, tmp_path: Path
+) -> None:
+    (tmp_path / "loose.toml").write_text(RECIPE.format(share=0.9))
+    arguments = ["compress", trained.bundle, "--recipe", "loose.toml", "--data", str(trained.data)]
+    command = [sys.executable, "-m", "tickserve.cli", *arguments]
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=environment_with(SMALL), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    ) as running:
+        assert running.stderr
+        told = next(line for line in running.stderr if "step 1/1" in line)
+        running.kill()
+    assert "truncate" in told
+    assert not list((tmp_path / "runs" / "compress").rglob("*.json"))
+    again = tickserve(*arguments, "--json", **SMALL)
+    assert again.returncode in (0, 1), again.stderr
+    report = json.loads(again.stdout)
+    visible = {path.name for path in (tmp_path / "runs" / "compress").iterdir()}
+    assert visible == {"report.json"} | ({report["steps"][0]["model"]} if report["accepted"] else set())
 
 
 def test_what_is_wrong_is_one_line(tickserve: Run, tmp_path: Path) -> None:
