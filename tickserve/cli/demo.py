@@ -159,7 +159,7 @@ def _export(run: Run, bundles: list[Any]) -> list[Any]:
     with run.meter.stage("export"):
         for bundle in bundles:
             published.append(pipeline.export(bundle.path, run.repository, run.config))
-            says(f"    {published[-1].model} version {published[-1].version}: gates passed, published")
+            says(f"    {published[-1].model} version {published[-1].version}: parity gates passed, published")
     run.write("export.json", [published_json(item) for item in published])
     return published
 
