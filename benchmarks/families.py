@@ -22,6 +22,7 @@ from typing import Any, get_args
 import numpy as np
 
 from benchmarks.harness import machine
+from export.validation import sentence
 from market.feature_store import FeatureTable
 from market.readers.grouping import Group, group_sources
 from tickserve import pipeline
@@ -33,7 +34,6 @@ from tickserve.store import write_atomic
 from training import baselines
 from training.examples import DataMeta, Examples, prepare
 from training.families import job_of, misfit
-from training.gate import sentence
 from training.leakage import refuse_leaks
 from training.train import meta_of
 from training.walk import Run, walk

@@ -127,9 +127,9 @@ def bundles_in(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: len(load_manifest(path).parents))
 
 
-def refuse_ungated(bundles: Sequence[Path]) -> None:
+def refuse_ungated(bundles: Sequence[Path], config: Config) -> None:
     """Raise GateRefusedError naming the bundles whose manifests do not say that the validation gate was passed."""
-    stages.load("export.validation").refuse_ungated([load_bundle(path) for path in bundles])
+    stages.load("export.validation").refuse_ungated([load_bundle(path) for path in bundles], config.validation)
 
 
 def newest_version(repository: Path, model: str) -> Path:

@@ -24,6 +24,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from export.validation import TOO_FEW
+
 FloatArray = npt.NDArray[np.float64]
 IntArray = npt.NDArray[np.int64]
 Interval = tuple[float, float]
@@ -38,7 +40,6 @@ MIN_BLOCK_CELLS = 5
 MIN_BLOCKS = 10
 # Random starts drawn at a time, which bounds the memory.
 DRAWN_AT_ONCE = 1_000_000
-TOO_FEW = "too few independent rows"
 
 
 def cell_starts(rows: IntArray, end: IntArray) -> IntArray:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.validation import sentence
 from tickserve.config import Config
 from tickserve.errors import UsageError
 from tickserve.limits import hold, of_features, of_training
@@ -25,7 +26,7 @@ from training import baselines
 from training.bundles import TrainedBundle, feature_contract, provenance, stream_contract, write_bundle
 from training.examples import DataMeta, IntArray, Rows, evenly, prepare
 from training.families import fitting, job_of
-from training.gate import refuse_models, sentence
+from training.gate import refuse_models
 from training.job import Fit
 from training.leakage import refuse_leaks
 from training.walk import Judged, Run, Say, walk
@@ -103,6 +104,7 @@ def train_table(
     """
     say = progress or (lambda text: None)
     families = fitting(families, meta, config, say)
+    config = _counted(config, len(families))
     examples = prepare(table, meta, config, parts)
     refuse_leaks(examples, meta.columns)
     yardsticks = {fold.number: baselines.predict_all(examples, fold, meta.columns) for fold in examples.folds}
@@ -126,6 +128,12 @@ def train_table(
         made += _publish(run, judged[-1].fit, report, out, name)
     refuse_models(refused)
     return made
+
+
+def _counted(config: Config, families: int) -> Config:
+    """Families that are trained beside each other are trials: the best of them is the best of that many."""
+    tried = config.validation.trials * families
+    return config.model_copy(update={"validation": config.validation.model_copy(update={"trials": tried})})
 
 
 def _probed(table: FeatureTable, meta: DataMeta, config: Config, family: str, say: Say) -> dict[str, Any]:

@@ -6,14 +6,17 @@ import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
+from export.validation import Evidence, judged
 from serving import runfile
 from tests.export.bundles import Rewrite, nothing_published
 from tickserve.cli import app
-from tickserve.errors import GateRefusedError
+from tickserve.config import ValidationSettings
+from tickserve.errors import ArtifactError, GateRefusedError, TickserveError
 
 NAME = "btcusd-bars-gbdt"
 QUICK = {"TICKSERVE_EXPORT__PARITY_ROWS": "100", "TICKSERVE_RUNTIME__MEASURE": "off"}
@@ -80,29 +83,48 @@ def test_a_runtime_folder_that_is_open_to_others_names_no_server(trees_bundle: P
     assert "next: tickserve serve" in export(trees_bundle, repository)
 
 
+def gate(**changes: Any) -> dict[str, Any]:
+    """A gate's record with its evidence, which passes but for the changes."""
+    known: dict[str, Any] = {
+        "outcome": "better", "words": "better than every baseline", "baseline": "linear", "ic_difference": 0.03,
+        "ic_difference_95": (0.01, 0.05), "ic": 0.1, "ic_95": (0.05, 0.15), "n_eff": 900.0, "trials": 1,
+        "ic_probability": 0.99,
+    }  # fmt: skip
+    return judged(Evidence(**known | changes), ValidationSettings())
+
+
 def test_models_that_did_not_pass_the_validation_gate_are_refused_where_that_is_asked(
     trees_bundle: Path, repository: Path, rewrite: Rewrite
 ) -> None:
-    def refused(*options: str) -> str:
-        done = CliRunner().invoke(
-            app, ["export", str(trees_bundle), "--repository", str(repository), "--require-gate", *options], env=QUICK
-        )
-        assert isinstance(done.exception, GateRefusedError)
-        assert done.exception.exit_code == 1
+    def refused(*options: str, kind: type[TickserveError] = GateRefusedError, **environment: str) -> str:
+        command = ["export", str(trees_bundle), "--repository", str(repository), "--require-gate", *options]
+        done = CliRunner().invoke(app, command, env=QUICK | environment)
+        assert isinstance(done.exception, kind)
+        assert done.exception.exit_code == (1 if kind is GateRefusedError else 3)
         assert nothing_published(repository)
         return done.stdout if options else str(done.exception)
 
     rewrite(trees_bundle, metrics={"accuracy": 0.5})
     assert f"was {NAME}: no record of the gate" in refused()
-    line = {"name": "effective_rows", "passed": False, "expected": "at least 100 effective rows", "was": "42"}
-    rewrite(trees_bundle, metrics={"gate": {"passed": False, "reasons": [line]}})
-    assert f"{NAME}: not passed (expected at least 100 effective rows, was 42)" in refused()
+    rewrite(trees_bundle, metrics={"gate": gate(n_eff=42.0)})
+    assert f"{NAME}: not passed (expected at least 100 effective rows out of sample, was 42)" in refused()
     told = json.loads(refused("--json"))
-    assert told["counterexample"]["refused"] == {NAME: "not passed (expected at least 100 effective rows, was 42)"}
-    for broken in (True, "yes", {"passed": "yes"}, {"passed": 1}, {}):
+    assert told["counterexample"]["refused"] == {
+        NAME: "not passed (expected at least 100 effective rows out of sample, was 42)"
+    }
+    rewrite(trees_bundle, metrics={"gate": gate(n_eff=42.0) | {"passed": True, "reasons": []}})
+    assert "not passed (expected at least 100" in refused(), "its own word is not enough"
+    rewrite(trees_bundle, metrics={"gate": gate() | {"passed": False}})
+    assert "not passed under the limits of its training" in refused()
+    rewrite(trees_bundle, metrics={"gate": gate()})
+    assert "at least 5,000 effective rows" in refused(TICKSERVE_VALIDATION__MIN_EFFECTIVE_ROWS="5000")
+    for broken in (True, "yes", 5, [], {"passed": True}, {"passed": True, "evidence": {"ic": "much"}}):
         rewrite(trees_bundle, metrics={"gate": broken})
-        assert "refused" in refused()
-    rewrite(trees_bundle, metrics={"gate": {"passed": True, "reasons": []}})
+        assert f"{NAME}: metrics.gate" in refused(kind=ArtifactError)
+    for scores in (5, {"model": {}}):
+        rewrite(trees_bundle, metrics={"gate": gate(), "pooled": scores, "comparison": {}, "deflation": {}})
+        assert f"{NAME}: metrics.gate" in refused(kind=ArtifactError)
+    rewrite(trees_bundle, metrics={"gate": gate()})
     export(trees_bundle, repository, "--require-gate")
     assert (repository / NAME / "1" / "model.onnx").is_file()
 
@@ -111,9 +133,9 @@ def test_one_model_that_did_not_pass_keeps_all_of_a_folder_from_being_published(
     trees_bundle: Path, repository: Path, rewrite: Rewrite, tmp_path: Path
 ) -> None:
     both = tmp_path / "both"
-    rewrite(trees_bundle, metrics={"gate": {"passed": True, "reasons": []}})
+    rewrite(trees_bundle, metrics={"gate": gate()})
     shutil.copytree(trees_bundle, both / "a")
-    rewrite(trees_bundle, name="other", metrics={"gate": {"passed": False, "reasons": []}})
+    rewrite(trees_bundle, name="other", metrics={"gate": gate(outcome="none")})
     shutil.copytree(trees_bundle, both / "b")
     done = CliRunner().invoke(app, ["export", str(both), "--repository", str(repository), "--require-gate"], env=QUICK)
     assert isinstance(done.exception, GateRefusedError)

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from export.validation import sentence
 from market.build import FeatureTable
 from tests.training.conftest import COLUMNS, quick_config
 from tickserve.config import ValidationSettings
 from tickserve.errors import GateRefusedError
 from tickserve.manifest import load_bundle
 from training.examples import DataMeta
-from training.gate import gate_of, refuse_models, sentence
+from training.gate import gate_of, refuse_models
 from training.train import Demands, train_table
 
 SETTINGS = ValidationSettings()

@@ -30,7 +30,7 @@ def export(
     try:
         found = pipeline.bundles_in(bundles)
         if require_gate:
-            pipeline.refuse_ungated(found)
+            pipeline.refuse_ungated(found, settings)
         published = [pipeline.export(bundle, repository, settings, activate=not no_activate) for bundle in found]
     except GateRefusedError as error:
         if as_json:

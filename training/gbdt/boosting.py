@@ -11,6 +11,7 @@ from tickserve.config import GbdtSettings
 from tickserve.errors import ConfigError
 from training.examples import IntArray
 from training.gbdt.device import Placement
+from training.gbdt.interrupts import between_rounds, deferred
 from training.gbdt.matrix import Source, matrices
 from training.gbdt.objective import Objective
 from training.job import Watch
@@ -39,7 +40,7 @@ class Boosting:
             data_name=VALIDATION,
             maximize=objective.raised,
         )
-        with matrices(settings) as make, self.placement.context():
+        with deferred() as check, matrices(settings) as make, self.placement.context():
             learned = make(train, None)
             booster = xgboost.train(
                 self._parameters(train),
@@ -48,7 +49,7 @@ class Boosting:
                 evals=[(make(validation, learned), VALIDATION)],
                 verbose_eval=False,
                 # The watch first: a callback that stops keeps those after it from seeing that round.
-                callbacks=[*([_watching(watch, objective)] if watch else []), stop],
+                callbacks=[between_rounds(check), *([_watching(watch, objective)] if watch else []), stop],
             )
         # A converter takes every tree it finds: those after the best round must not be there.
         kept = booster[: int(booster.best_iteration) + 1]
@@ -59,8 +60,10 @@ class Boosting:
         """A booster of `rounds` rounds."""
         import xgboost
 
-        with matrices(self.settings) as make, self.placement.context():
-            return self._at_home(xgboost.train(self._parameters(train), make(train, None), num_boost_round=rounds))
+        with deferred() as check, matrices(self.settings) as make, self.placement.context():
+            learned, asked = make(train, None), [between_rounds(check)]
+            booster = xgboost.train(self._parameters(train), learned, num_boost_round=rounds, callbacks=asked)
+        return self._at_home(booster)
 
     def _at_home(self, booster: Any) -> Any:
         """Scored on the CPU, wherever it was trained: that is research's number."""
