@@ -38,7 +38,7 @@ from training.compress.generation import Generation, Teacher
 from training.compress.lesson import Lessons, Say
 from training.compress.recipe import DistillStep, Goal, PruneStep, Recipe, Step, families_of
 from training.compress.steps import made
-from training.compress.teacher import Data, load_teacher
+from training.compress.teacher import Data, open_teacher, refitted
 from training.families import check_fit
 
 REPORT = "report.json"
@@ -63,6 +63,7 @@ def compress(bundles: Sequence[Path], recipe: Recipe, data: Data, out: Path, say
     Raises as `teacher_of` and `run_recipe`.
     """
     _refuse_overwriting(bundles, out)
+    check_writable(out)
     return run_recipe(*teacher_of(bundles, data, say, recipe), recipe, data, out, say)
 
 
@@ -71,12 +72,13 @@ def teacher_of(
 ) -> tuple[Teacher, dict[str, Any]]:
     """The teacher in every fold, and how each member's refits compare with its report, by name.
 
-    A recipe is looked over before anything is fitted. Raises ArtifactError for a bundle of other data, folds or
-    settings, and ConfigError and UsageError for a step that there is nothing for.
+    The recipe and every bundle are looked over before anything is fitted. Raises ArtifactError for a bundle of other
+    data, folds or settings, and ConfigError and UsageError for a step that there is nothing for.
     """
     if recipe:
         _check_steps(recipe, [load_manifest(bundle) for bundle in bundles], data)
-    loaded = [load_teacher(bundle, data, say) for bundle in bundles]
+    opened = [open_teacher(bundle, data) for bundle in bundles]
+    loaded = [refitted(each, data, say) for each in opened]
     teacher = Teacher(tuple(member for member, _ in loaded))
     return teacher, {member.name: refits for member, refits in loaded}
 
@@ -88,7 +90,7 @@ def run_recipe(teacher: Teacher, refits: dict[str, Any], recipe: Recipe, data: D
     that cannot be written, ConfigError, and MissingExtraError for a step whose library is not installed.
     """
     check_writable(out)
-    run = _Chain(teacher, recipe, data, out, say)
+    run = _Chain(teacher, refits, recipe, data, out, say)
     report = run.start() | {"refits": refits}
     while run.left and not run.stopped:
         run.step()
@@ -119,6 +121,7 @@ class _Chain:
     """A recipe under way: `parent` is what the next step starts from."""
 
     teacher: Teacher
+    refits: dict[str, Any]
     recipe: Recipe
     data: Data
     out: Path
@@ -178,7 +181,7 @@ class _Chain:
             child = write_child(Path(folder), name, job, fits, self._parents(), told, (), {}, self.data)
             row, gates = self._judged(step, child, last=place + 1 == len(self.recipe.step))
         accepted = all(gate.passed for gate in gates)
-        against = {"against_teacher": row["quality"], "against_parent": row["measured"]}
+        against = {"against_teacher": row["quality"], "against_parent": row["measured"], "refits": self.refits}
         if accepted:
             child = write_child(self.out, name, job, fits, self._parents(), told, gates, against, self.data)
             self.made.append(TrainedBundle(child.bundle, child.manifest, row))

@@ -12,7 +12,7 @@ import pytest
 from export.job import export_bundle
 from tests.training.compress.conftest import DENSE, recipe_of
 from tickserve.config import ExportSettings
-from tickserve.errors import ArtifactError, ConfigError, GateRefusedError, UsageError
+from tickserve.errors import ArtifactError, ComponentError, ConfigError, GateRefusedError, UsageError
 from tickserve.manifest import load_bundle
 from training.bundles import TrainedBundle
 from training.compress import chain
@@ -20,7 +20,7 @@ from training.compress.chain import REPORT, Outcome, compress, run_recipe, teach
 from training.compress.gates import decisions_gate
 from training.compress.generation import Teacher
 from training.compress.recipe import Recipe
-from training.compress.teacher import Data
+from training.compress.teacher import Data, _compared
 
 WEIGHTS = {"kind": "quantize", "method": "weights"}
 PRUNE = {"kind": "prune", "share": 0.5, "rounds": 2, "epochs": 1, "teacher_weight": 0.5}
@@ -126,6 +126,7 @@ def test_several_teachers_become_one(
     assert child.manifest.parents == tuple(bundles[name].manifest.digest() for name in ("gbdt", "mlp"))
     assert all(row["same"] for refits in made.report["refits"].values() for row in refits)
     assert len(made.report["refits"]) == 2
+    assert child.manifest.metrics["refits"] == made.report["refits"]
 
 
 def refusing(**keys: Any) -> Recipe:
@@ -198,6 +199,47 @@ def test_a_teacher_of_other_settings_is_refused(
     other = Data(prepare(table, data.meta, config), data.meta, config)
     with pytest.raises(ArtifactError, match=field):
         teacher_of([folder], other, quiet)
+
+
+def test_a_teacher_whose_refits_rank_otherwise_than_it_reports_is_refused(
+    bundles: dict[str, TrainedBundle], data: Data
+) -> None:
+    weaker = data.config.model_dump()
+    weaker["gbdt"] |= {"learning_rate": 0.0001}
+    other = Data(data.examples, data.meta, type(data.config).model_validate(weaker))
+    bundle = bundles["gbdt"]
+    recorded = bundle.manifest.metrics["folds"][0]["metrics"]["ic"]
+    with pytest.raises(
+        ArtifactError, match=rf"refit of fold 1.*\+?{recorded:.5f} as recorded.*was .*--config"
+    ) as error:
+        teacher_of([bundle.path], other, quiet)
+    assert error.value.field == "metrics.folds.0.metrics.ic"
+
+
+def test_a_refit_within_the_bound_is_said_and_one_beyond_it_refused(teacher: Teacher) -> None:
+    manifest = teacher.first.manifest
+    recorded = manifest.metrics["folds"][0]["metrics"]["ic"]
+    assert _compared(manifest, 0, recorded)["same"] is True
+    assert _compared(manifest, 0, recorded + 0.0009)["same"] is False
+    for ic in (recorded - 0.0011, None):
+        with pytest.raises(ArtifactError, match=r"metrics\.folds\.0"):
+            _compared(manifest, 0, ic)
+
+
+def test_every_bundle_and_the_folder_are_looked_at_before_anything_is_fitted(
+    bundles: dict[str, TrainedBundle], data: Data, tmp_path: Path
+) -> None:
+    tree = data.config.model_dump()
+    tree["mlp"] |= {"hidden": 32}
+    other = Data(data.examples, data.meta, type(data.config).model_validate(tree))
+    both = [bundles["gbdt"].path, bundles["mlp"].path]
+    said: list[str] = []
+    with pytest.raises(ArtifactError, match=r"mlp\.hidden"):
+        compress(both, recipe_of(DENSE), other, tmp_path / "out", said.append)
+    (tmp_path / "file").touch()
+    with pytest.raises(ComponentError, match="cannot write"):
+        compress(both, recipe_of(DENSE), data, tmp_path / "file", said.append)
+    assert said == []
 
 
 def test_a_teacher_of_other_data_and_a_child_are_refused(
