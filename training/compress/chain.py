@@ -73,10 +73,13 @@ def teacher_of(
     """The teacher in every fold, and how each member's refits compare with its report, by name.
 
     The recipe and every bundle are looked over before anything is fitted. Raises ArtifactError for a bundle of other
-    data, folds or settings, and ConfigError and UsageError for a step that there is nothing for.
+    data, folds or settings, UsageError for a family given twice, and ConfigError and UsageError for a step that there
+    is nothing for.
     """
+    manifests = [load_manifest(bundle) for bundle in bundles]
+    _refuse_twice(manifests)
     if recipe:
-        _check_steps(recipe, [load_manifest(bundle) for bundle in bundles], data)
+        _check_steps(recipe, manifests, data)
     opened = [open_teacher(bundle, data) for bundle in bundles]
     loaded = [refitted(each, data, say) for each in opened]
     teacher = Teacher(tuple(member for member, _ in loaded))
@@ -103,6 +106,24 @@ def _refuse_overwriting(bundles: Sequence[Path], out: Path) -> None:
     for bundle in bundles:
         if out.resolve() == bundle.resolve():
             raise UsageError("is the teacher's own folder", field="--out", expected="another folder", was=str(out))
+
+
+def _refuse_twice(teachers: Sequence[Manifest]) -> None:
+    """One configuration and seed train one model of a family: a second one adds its cost to the teacher, and no more.
+
+    Raises UsageError.
+    """
+    seen: dict[str, Manifest] = {}
+    for teacher in teachers:
+        before = seen.setdefault(teacher.family, teacher)
+        if before is not teacher:
+            same = f"{before.name} twice" if before.digest() == teacher.digest() else f"{before.name}, {teacher.name}"
+            raise UsageError(
+                "one teacher is counted twice",
+                field="BUNDLE",
+                expected="a family once",
+                was=f"{same}: {teacher.family}",
+            )
 
 
 def _check_steps(recipe: Recipe, teachers: Sequence[Manifest], data: Data) -> None:

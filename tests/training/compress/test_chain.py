@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from export.job import export_bundle
+from export.validation import refuse_ungated
 from tests.training.compress.conftest import DENSE, recipe_of
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError, ComponentError, ConfigError, GateRefusedError, UsageError
@@ -65,6 +67,21 @@ def test_each_child_names_its_parent_and_carries_its_gates(
         assert [row["fold"] for row in child.metrics["folds"]] == [1, 2]
         assert child.features == lineage[0].features
     assert {path.name for path in out.iterdir()} == {*(bundle.manifest.name for bundle in made.bundles), REPORT}
+
+
+def test_a_child_carries_the_gate_of_validation_measured_on_itself(
+    outcome: tuple[Outcome, Path, list[str]], folder: Path
+) -> None:
+    teacher, child = load_bundle(folder).metrics, outcome[0].bundles[-1].manifest
+    assert {"gate", "deflation", "regimes", "resampling"} <= set(child.metrics)
+    told = {line["name"]: line["was"] for line in child.metrics["gate"]["reasons"]}
+    assert f"{child.metrics['pooled']['model']['ic']:+.3f}" in told["ic_interval"]
+    assert child.metrics["deflation"] != teacher["deflation"]
+    if child.metrics["gate"]["passed"]:
+        refuse_ungated([child])
+    else:
+        with pytest.raises(GateRefusedError, match=r"not passed \(expected"):
+            refuse_ungated([child])
 
 
 def test_the_report_has_each_step_and_what_was_said_counts_folds(outcome: tuple[Outcome, Path, list[str]]) -> None:
@@ -127,6 +144,15 @@ def test_several_teachers_become_one(
     assert all(row["same"] for refits in made.report["refits"].values() for row in refits)
     assert len(made.report["refits"]) == 2
     assert child.manifest.metrics["refits"] == made.report["refits"]
+
+
+def test_a_teacher_given_twice_is_refused(
+    bundles: dict[str, TrainedBundle], folder: Path, data: Data, tmp_path: Path
+) -> None:
+    for again in (folder, shutil.copytree(folder, tmp_path / "copy")):
+        with pytest.raises(UsageError, match=r"BUNDLE: one teacher is counted twice.*btcusd-bars-mlp twice"):
+            compress([folder, bundles["gbdt"].path, again], recipe_of(DENSE), data, tmp_path / "out", quiet)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def refusing(**keys: Any) -> Recipe:
