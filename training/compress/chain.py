@@ -1,12 +1,12 @@
 """A recipe run: each step fitted in every fold, measured beside its parent, judged, and kept or left.
 
 A step that every gate accepts becomes a child bundle that names its parent's digest; one that a gate refuses leaves its
-measurements in `report.json` and nothing else. The report is written when the run ends, whole.
+measurements in `report.json` and nothing else. The report is written when the run ends, whole; what an earlier run of
+the recipe left is removed when it starts.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from training import baselines
 from training.bundles import TrainedBundle
 from training.compress.child import described, write_child
 from training.compress.distill import student_job
+from training.compress.former import REPORT, child_name, remove_former
 from training.compress.gates import (
     Quality,
     compare,
@@ -38,10 +39,8 @@ from training.compress.generation import Generation, Teacher
 from training.compress.lesson import Lessons, Say
 from training.compress.recipe import DistillStep, Goal, PruneStep, Recipe, Step, families_of
 from training.compress.steps import made
-from training.compress.teacher import Data, open_teacher, refitted
+from training.compress.teacher import Data, Opened, open_teacher, refitted
 from training.families import check_fit
-
-REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -64,15 +63,23 @@ def compress(bundles: Sequence[Path], recipe: Recipe, data: Data, out: Path, say
     """
     _refuse_overwriting(bundles, out)
     check_writable(out)
-    return run_recipe(*teacher_of(bundles, data, say, recipe), recipe, data, out, say)
+    opened = opened_of(bundles, data, recipe)
+    remove_former(out, opened[0].manifest.name, recipe)
+    return run_recipe(*_taught(opened, data, say), recipe, data, out, say)
 
 
-def teacher_of(
-    bundles: Sequence[Path], data: Data, say: Say, recipe: Recipe | None = None
-) -> tuple[Teacher, dict[str, Any]]:
+def teacher_of(bundles: Sequence[Path], data: Data, say: Say) -> tuple[Teacher, dict[str, Any]]:
     """The teacher in every fold, and how each member's refits compare with its report, by name.
 
-    The recipe and every bundle are looked over before anything is fitted. Raises ArtifactError for a bundle of other
+    Raises as `opened_of`, and ArtifactError for a refit that is another model.
+    """
+    return _taught(opened_of(bundles, data), data, say)
+
+
+def opened_of(bundles: Sequence[Path], data: Data, recipe: Recipe | None = None) -> list[Opened]:
+    """The members of a teacher: every bundle, and the recipe, looked over before anything is fitted.
+
+    Raises ArtifactError for a bundle of other
     data, folds or settings, UsageError for a family given twice, and ConfigError and UsageError for a step that there
     is nothing for.
     """
@@ -80,7 +87,10 @@ def teacher_of(
     _refuse_twice(manifests)
     if recipe:
         _check_steps(recipe, manifests, data)
-    opened = [open_teacher(bundle, data) for bundle in bundles]
+    return [open_teacher(bundle, data) for bundle in bundles]
+
+
+def _taught(opened: Sequence[Opened], data: Data, say: Say) -> tuple[Teacher, dict[str, Any]]:
     loaded = [refitted(each, data, say) for each in opened]
     teacher = Teacher(tuple(member for member, _ in loaded))
     return teacher, {member.name: refits for member, refits in loaded}
@@ -93,6 +103,7 @@ def run_recipe(teacher: Teacher, refits: dict[str, Any], recipe: Recipe, data: D
     that cannot be written, ConfigError, and MissingExtraError for a step whose library is not installed.
     """
     check_writable(out)
+    remove_former(out, teacher.first.name, recipe)
     run = _Chain(teacher, refits, recipe, data, out, say)
     report = run.start() | {"refits": refits}
     while run.left and not run.stopped:
@@ -192,7 +203,7 @@ class _Chain:
         """Try the next step."""
         place = len(self.rows)
         step, started = self.recipe.step[place], time.perf_counter()
-        name = f"{self.teacher.first.name}-{self.recipe.name}-{place + 1}-{step.kind}"
+        name = child_name(self.teacher.first.name, self.recipe, place)
         check_model_name(name)
         self.say(f"step {place + 1}/{len(self.recipe.step)}, {step.kind}: from {self.parent.name}")
         job, fits = made(step, self.parent, self.lessons, self.data.config, self.say)
@@ -208,7 +219,6 @@ class _Chain:
             self.made.append(TrainedBundle(child.bundle, child.manifest, row))
             self.parent = child
         else:
-            shutil.rmtree(self.out / name, ignore_errors=True)
             self.stopped = self.recipe.on_refusal == "stop"
         digest = child.manifest.digest() if accepted else None
         self.rows.append({"step": step.kind, "model": name, "digest": digest, **row, "seconds": seconds})

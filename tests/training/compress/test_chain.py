@@ -18,7 +18,8 @@ from tickserve.errors import ArtifactError, ComponentError, ConfigError, GateRef
 from tickserve.manifest import load_bundle
 from training.bundles import TrainedBundle
 from training.compress import chain
-from training.compress.chain import REPORT, Outcome, compress, run_recipe, teacher_of
+from training.compress.chain import Outcome, compress, run_recipe, teacher_of
+from training.compress.former import REPORT, remove_former
 from training.compress.gates import decisions_gate
 from training.compress.generation import Teacher
 from training.compress.recipe import Recipe
@@ -162,8 +163,6 @@ def refusing(**keys: Any) -> Recipe:
 
 
 def test_a_refused_step_leaves_its_measurements_and_nothing_else(teacher: Teacher, data: Data, tmp_path: Path) -> None:
-    left = tmp_path / "btcusd-bars-mlp-test-1-prune"
-    left.mkdir()  # an earlier run's child
     made = run_recipe(teacher, {}, refusing(), data, tmp_path, quiet)
     assert (made.accepted, made.bundles, made.report["not_tried"]) == (False, (), ["quantize"])
     assert [path.name for path in tmp_path.iterdir()] == [REPORT]
@@ -171,6 +170,46 @@ def test_a_refused_step_leaves_its_measurements_and_nothing_else(teacher: Teache
     assert row["digest"] is None
     assert row["measured"]["size_bytes"] < row["measured"]["parent_size_bytes"]
     assert "150.0% needed" in row["verdict"]
+
+
+def test_what_an_earlier_run_of_the_recipe_left_is_gone_and_nothing_else(
+    outcome: tuple[Outcome, Path, list[str]], teacher: Teacher, folder: Path, tmp_path: Path
+) -> None:
+    _, children, _ = outcome
+    out = shutil.copytree(children, tmp_path / "out")
+    name = f"{teacher.name}-test-"
+    (out / f"{name}4-prune").mkdir()  # no bundle
+    trained = shutil.copytree(folder, out / f"{name}5-prune")  # of another name
+    manifest = json.loads((trained / "manifest.json").read_text())
+    shutil.copytree(trained, out / f"{name}6-prune")
+    (out / f"{name}6-prune" / "manifest.json").write_text(json.dumps(manifest | {"name": f"{name}6-prune"}))  # trained
+    shutil.copytree(children / f"{name}1-distill", out / f"{teacher.name}-tests-1-distill")
+    (out / f"{name}7-prune").symlink_to(children / f"{name}2-prune")
+    kept = {f"{name}4-prune", f"{name}5-prune", f"{name}6-prune", f"{name}7-prune", f"{teacher.name}-tests-1-distill"}
+    remove_former(out, teacher.name, recipe_of(PRUNE))
+    assert {path.name for path in out.iterdir()} == kept
+    assert (children / f"{name}2-prune" / "manifest.json").is_file()
+
+
+def test_a_run_that_ends_early_leaves_no_earlier_result(
+    outcome: tuple[Outcome, Path, list[str]],
+    folder: Path,
+    data: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = shutil.copytree(outcome[1], tmp_path / "out")
+
+    def killed(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(ArtifactError, match="parents"):  # what is wrong from the first takes nothing away
+        compress([outcome[0].bundles[0].path], recipe_of(PRUNE), data, out, quiet)
+    assert (out / REPORT).is_file()
+    monkeypatch.setattr(chain, "refitted", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compress([folder], recipe_of(PRUNE), data, out, quiet)
+    assert list(out.iterdir()) == []
 
 
 def test_skip_goes_on_from_the_parent_of_what_was_refused(teacher: Teacher, data: Data, tmp_path: Path) -> None:
