@@ -19,6 +19,7 @@ from tickserve.config import Config, NetSettings
 from tickserve.errors import ArtifactError
 from tickserve.manifest import TREES, Manifest, load_bundle
 from training.compress.generation import Generation
+from training.compress.recorded import recorded_folds
 from training.examples import DataMeta, Examples
 from training.families import job_of
 from training.job import Fit, Job
@@ -79,17 +80,17 @@ def refitted(opened: Opened, data: Data, say: Say) -> tuple[Generation, list[dic
 
 
 def _own(bundle: Path, manifest: Manifest, config: Config) -> Fit:
-    best, rows = (manifest.metrics["folds"][-1][key] for key in ("best_iteration", "fit_rows"))
+    last = recorded_folds(manifest)[-1]
     if manifest.family in TREES:
         model = GbdtClassifier.from_bundle(bundle, manifest)
         model.threads = config.gbdt.threads
-        return Fit(model, best, rows)
-    return Fit(net_from_bundle(bundle, manifest), best, rows)
+        return Fit(model, last.best_iteration, last.fit_rows)
+    return Fit(net_from_bundle(bundle, manifest), last.best_iteration, last.fit_rows)
 
 
 def _compared(manifest: Manifest, place: int, ic: float | None) -> dict[str, Any]:
     """A refit's row. Raises ArtifactError for an IC that is not the recorded one."""
-    recorded = manifest.metrics["folds"][place]["metrics"]["ic"]
+    recorded = recorded_folds(manifest)[place].metrics.ic
     apart = abs(ic - recorded) if ic is not None and recorded is not None else None
     if (ic is None) != (recorded is None) or (apart is not None and apart > MAX_IC_DIFFERENCE):
         raise ArtifactError(
@@ -112,15 +113,14 @@ def check_same(manifest: Manifest, data: Data) -> None:
         raise _other(
             "parents", "a model that was trained, not one made from it", ", ".join(manifest.parents) or "a state"
         )
-    if "folds" not in manifest.metrics:
-        raise _other("metrics.folds", "the report of walk-forward training", "none")
+    recorded_rows = [(fold.train, fold.validation, fold.threshold) for fold in recorded_folds(manifest)]
     meta, examples, config = data.meta, data.examples, data.config
     said: list[tuple[str, object, object]] = [
         ("provenance.data", manifest.provenance.data, dict(meta.data)),
         ("features.digest", manifest.features.digest, meta.feature_digest),
         ("provenance.seed", manifest.provenance.seed, config.seed),
         ("horizon", manifest.horizon.model_dump(), examples.horizon.model_dump()),
-        ("metrics.folds", _recorded_folds(manifest), _folds(data.examples)),
+        ("metrics.folds", recorded_rows, _folds(data.examples)),
     ]
     for field, recorded, here in said:
         if recorded != here:
@@ -130,10 +130,6 @@ def check_same(manifest: Manifest, data: Data) -> None:
 
 def _folds(examples: Examples) -> list[tuple[int, int, float]]:
     return [(len(fold.rows.train), len(fold.rows.validation), fold.threshold) for fold in examples.folds]
-
-
-def _recorded_folds(manifest: Manifest) -> list[tuple[int, int, float]]:
-    return [(row["train"], row["validation"], row["threshold"]) for row in manifest.metrics["folds"]]
 
 
 def _check_settings(manifest: Manifest, data: Data) -> None:

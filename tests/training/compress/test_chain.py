@@ -319,6 +319,37 @@ def test_a_teacher_of_other_data_and_a_child_are_refused(
         teacher_of([outcome[0].bundles[0].path], data, quiet)
 
 
+LAST = ("metrics", "folds", 1)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "said"),
+    [
+        (("metrics",), {}, r"metrics\.folds: .*was nothing"),
+        (("metrics", "folds"), 5, r"metrics\.folds: .*expected a valid list, was 5"),
+        (("metrics", "folds"), [], r"metrics\.folds: .*at least 1"),
+        (("metrics", "folds"), [{}], r"metrics\.folds\.0\.train: .*was nothing"),
+        (("metrics", "folds"), ["x"], r"metrics\.folds\.0: .*was 'x'"),
+        ((*LAST, "metrics"), None, r"metrics\.folds\.1\.metrics: .*was None"),
+        ((*LAST, "metrics"), {}, r"metrics\.folds\.1\.metrics\.ic: .*was nothing"),
+        ((*LAST, "best_iteration"), None, r"metrics\.folds\.1\.best_iteration: .*valid integer, was None"),
+        ((*LAST, "threshold"), "0.1", r"metrics\.folds\.1\.threshold: .*valid number, was '0.1'"),
+    ],
+)
+def test_a_manifest_that_says_anything_else_is_refused_by_field(
+    folder: Path, data: Data, tmp_path: Path, at: tuple[Any, ...], value: object, said: str
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    tree = json.loads((copy / "manifest.json").read_text())
+    node = tree
+    for key in at[:-1]:
+        node = node[key]
+    node[at[-1]] = value
+    (copy / "manifest.json").write_text(json.dumps(tree))
+    with pytest.raises(ArtifactError, match=said):
+        teacher_of([copy], data, quiet)
+
+
 def test_a_student_that_the_data_have_nothing_for_is_refused_at_once(folder: Path, data: Data, tmp_path: Path) -> None:
     deep = {"kind": "distill", "family": "deeplob"}
     with pytest.raises(ConfigError):
