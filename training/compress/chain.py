@@ -1,12 +1,12 @@
 """A recipe run: each step fitted in every fold, measured beside its parent, judged, and kept or left.
 
 A step that every gate accepts becomes a child bundle that names its parent's digest; one that a gate refuses leaves its
-measurements in `report.json` and nothing else. The report is written when the run ends, whole.
+measurements in `report.json` and nothing else. The report is written when the run ends, whole; what an earlier run of
+the recipe left is removed when it starts.
 """
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 import time
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ from training import baselines
 from training.bundles import TrainedBundle
 from training.compress.child import described, write_child
 from training.compress.distill import student_job
+from training.compress.former import REPORT, child_name, remove_former
 from training.compress.gates import (
     Quality,
     compare,
@@ -38,10 +39,8 @@ from training.compress.generation import Generation, Teacher
 from training.compress.lesson import Lessons, Say
 from training.compress.recipe import DistillStep, Goal, PruneStep, Recipe, Step, families_of
 from training.compress.steps import made
-from training.compress.teacher import Data, load_teacher
+from training.compress.teacher import Data, Opened, open_teacher, refitted
 from training.families import check_fit
-
-REPORT = "report.json"
 
 
 @dataclass(frozen=True)
@@ -63,20 +62,36 @@ def compress(bundles: Sequence[Path], recipe: Recipe, data: Data, out: Path, say
     Raises as `teacher_of` and `run_recipe`.
     """
     _refuse_overwriting(bundles, out)
-    return run_recipe(*teacher_of(bundles, data, say, recipe), recipe, data, out, say)
+    check_writable(out)
+    opened = opened_of(bundles, data, recipe)
+    remove_former(out, opened[0].manifest.name, recipe)
+    return run_recipe(*_taught(opened, data, say), recipe, data, out, say)
 
 
-def teacher_of(
-    bundles: Sequence[Path], data: Data, say: Say, recipe: Recipe | None = None
-) -> tuple[Teacher, dict[str, Any]]:
+def teacher_of(bundles: Sequence[Path], data: Data, say: Say) -> tuple[Teacher, dict[str, Any]]:
     """The teacher in every fold, and how each member's refits compare with its report, by name.
 
-    A recipe is looked over before anything is fitted. Raises ArtifactError for a bundle of other data, folds or
-    settings, and ConfigError and UsageError for a step that there is nothing for.
+    Raises as `opened_of`, and ArtifactError for a refit that is another model.
     """
+    return _taught(opened_of(bundles, data), data, say)
+
+
+def opened_of(bundles: Sequence[Path], data: Data, recipe: Recipe | None = None) -> list[Opened]:
+    """The members of a teacher: every bundle, and the recipe, looked over before anything is fitted.
+
+    Raises ArtifactError for a bundle of other
+    data, folds or settings, UsageError for a family given twice, and ConfigError and UsageError for a step that there
+    is nothing for.
+    """
+    manifests = [load_manifest(bundle) for bundle in bundles]
+    _refuse_twice(manifests)
     if recipe:
-        _check_steps(recipe, [load_manifest(bundle) for bundle in bundles], data)
-    loaded = [load_teacher(bundle, data, say) for bundle in bundles]
+        _check_steps(recipe, manifests, data)
+    return [open_teacher(bundle, data) for bundle in bundles]
+
+
+def _taught(opened: Sequence[Opened], data: Data, say: Say) -> tuple[Teacher, dict[str, Any]]:
+    loaded = [refitted(each, data, say) for each in opened]
     teacher = Teacher(tuple(member for member, _ in loaded))
     return teacher, {member.name: refits for member, refits in loaded}
 
@@ -88,7 +103,8 @@ def run_recipe(teacher: Teacher, refits: dict[str, Any], recipe: Recipe, data: D
     that cannot be written, ConfigError, and MissingExtraError for a step whose library is not installed.
     """
     check_writable(out)
-    run = _Chain(teacher, recipe, data, out, say)
+    remove_former(out, teacher.first.name, recipe)
+    run = _Chain(teacher, refits, recipe, data, out, say)
     report = run.start() | {"refits": refits}
     while run.left and not run.stopped:
         run.step()
@@ -101,6 +117,24 @@ def _refuse_overwriting(bundles: Sequence[Path], out: Path) -> None:
     for bundle in bundles:
         if out.resolve() == bundle.resolve():
             raise UsageError("is the teacher's own folder", field="--out", expected="another folder", was=str(out))
+
+
+def _refuse_twice(teachers: Sequence[Manifest]) -> None:
+    """One configuration and seed train one model of a family: a second one adds its cost to the teacher, and no more.
+
+    Raises UsageError.
+    """
+    seen: dict[str, Manifest] = {}
+    for teacher in teachers:
+        before = seen.setdefault(teacher.family, teacher)
+        if before is not teacher:
+            same = f"{before.name} twice" if before.digest() == teacher.digest() else f"{before.name}, {teacher.name}"
+            raise UsageError(
+                "one teacher is counted twice",
+                field="BUNDLE",
+                expected="a family once",
+                was=f"{same}: {teacher.family}",
+            )
 
 
 def _check_steps(recipe: Recipe, teachers: Sequence[Manifest], data: Data) -> None:
@@ -119,6 +153,7 @@ class _Chain:
     """A recipe under way: `parent` is what the next step starts from."""
 
     teacher: Teacher
+    refits: dict[str, Any]
     recipe: Recipe
     data: Data
     out: Path
@@ -168,7 +203,7 @@ class _Chain:
         """Try the next step."""
         place = len(self.rows)
         step, started = self.recipe.step[place], time.perf_counter()
-        name = f"{self.teacher.first.name}-{self.recipe.name}-{place + 1}-{step.kind}"
+        name = child_name(self.teacher.first.name, self.recipe, place)
         check_model_name(name)
         self.say(f"step {place + 1}/{len(self.recipe.step)}, {step.kind}: from {self.parent.name}")
         job, fits = made(step, self.parent, self.lessons, self.data.config, self.say)
@@ -178,13 +213,12 @@ class _Chain:
             child = write_child(Path(folder), name, job, fits, self._parents(), told, (), {}, self.data)
             row, gates = self._judged(step, child, last=place + 1 == len(self.recipe.step))
         accepted = all(gate.passed for gate in gates)
-        against = {"against_teacher": row["quality"], "against_parent": row["measured"]}
+        against = {"against_teacher": row["quality"], "against_parent": row["measured"], "refits": self.refits}
         if accepted:
             child = write_child(self.out, name, job, fits, self._parents(), told, gates, against, self.data)
             self.made.append(TrainedBundle(child.bundle, child.manifest, row))
             self.parent = child
         else:
-            shutil.rmtree(self.out / name, ignore_errors=True)
             self.stopped = self.recipe.on_refusal == "stop"
         digest = child.manifest.digest() if accepted else None
         self.rows.append({"step": step.kind, "model": name, "digest": digest, **row, "seconds": seconds})

@@ -17,7 +17,11 @@ from training.metrics import Prediction
 from training.train import parity_rows
 from training.walk import Run, judge_fold, report_of
 
-KEPT = ("folds", "pooled", "comparison", "costs", "beats_baselines", "verdict")
+# As training keeps them: the gate of validation is measured on the child itself, and export may insist on it.
+KEPT = (
+    *("folds", "pooled", "resampling", "comparison", "deflation", "regimes", "costs", "beats_baselines", "verdict"),
+    "gate",
+)
 
 
 @dataclass(frozen=True)

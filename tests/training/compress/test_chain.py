@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,19 @@ import numpy as np
 import pytest
 
 from export.job import export_bundle
+from export.validation import refuse_ungated
 from tests.training.compress.conftest import DENSE, recipe_of
 from tickserve.config import ExportSettings
-from tickserve.errors import ArtifactError, ConfigError, GateRefusedError, UsageError
+from tickserve.errors import ArtifactError, ComponentError, ConfigError, GateRefusedError, UsageError
 from tickserve.manifest import load_bundle
 from training.bundles import TrainedBundle
 from training.compress import chain
-from training.compress.chain import REPORT, Outcome, compress, run_recipe, teacher_of
+from training.compress.chain import Outcome, compress, run_recipe, teacher_of
+from training.compress.former import REPORT, remove_former
 from training.compress.gates import decisions_gate
 from training.compress.generation import Teacher
 from training.compress.recipe import Recipe
-from training.compress.teacher import Data
+from training.compress.teacher import Data, _compared
 
 WEIGHTS = {"kind": "quantize", "method": "weights"}
 PRUNE = {"kind": "prune", "share": 0.5, "rounds": 2, "epochs": 1, "teacher_weight": 0.5}
@@ -65,6 +68,21 @@ def test_each_child_names_its_parent_and_carries_its_gates(
         assert [row["fold"] for row in child.metrics["folds"]] == [1, 2]
         assert child.features == lineage[0].features
     assert {path.name for path in out.iterdir()} == {*(bundle.manifest.name for bundle in made.bundles), REPORT}
+
+
+def test_a_child_carries_the_gate_of_validation_measured_on_itself(
+    outcome: tuple[Outcome, Path, list[str]], folder: Path
+) -> None:
+    teacher, child = load_bundle(folder).metrics, outcome[0].bundles[-1].manifest
+    assert {"gate", "deflation", "regimes", "resampling"} <= set(child.metrics)
+    told = {line["name"]: line["was"] for line in child.metrics["gate"]["reasons"]}
+    assert f"{child.metrics['pooled']['model']['ic']:+.3f}" in told["ic_interval"]
+    assert child.metrics["deflation"] != teacher["deflation"]
+    if child.metrics["gate"]["passed"]:
+        refuse_ungated([child])
+    else:
+        with pytest.raises(GateRefusedError, match=r"not passed \(expected"):
+            refuse_ungated([child])
 
 
 def test_the_report_has_each_step_and_what_was_said_counts_folds(outcome: tuple[Outcome, Path, list[str]]) -> None:
@@ -126,6 +144,16 @@ def test_several_teachers_become_one(
     assert child.manifest.parents == tuple(bundles[name].manifest.digest() for name in ("gbdt", "mlp"))
     assert all(row["same"] for refits in made.report["refits"].values() for row in refits)
     assert len(made.report["refits"]) == 2
+    assert child.manifest.metrics["refits"] == made.report["refits"]
+
+
+def test_a_teacher_given_twice_is_refused(
+    bundles: dict[str, TrainedBundle], folder: Path, data: Data, tmp_path: Path
+) -> None:
+    for again in (folder, shutil.copytree(folder, tmp_path / "copy")):
+        with pytest.raises(UsageError, match=r"BUNDLE: one teacher is counted twice.*btcusd-bars-mlp twice"):
+            compress([folder, bundles["gbdt"].path, again], recipe_of(DENSE), data, tmp_path / "out", quiet)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def refusing(**keys: Any) -> Recipe:
@@ -135,8 +163,6 @@ def refusing(**keys: Any) -> Recipe:
 
 
 def test_a_refused_step_leaves_its_measurements_and_nothing_else(teacher: Teacher, data: Data, tmp_path: Path) -> None:
-    left = tmp_path / "btcusd-bars-mlp-test-1-prune"
-    left.mkdir()  # an earlier run's child
     made = run_recipe(teacher, {}, refusing(), data, tmp_path, quiet)
     assert (made.accepted, made.bundles, made.report["not_tried"]) == (False, (), ["quantize"])
     assert [path.name for path in tmp_path.iterdir()] == [REPORT]
@@ -144,6 +170,46 @@ def test_a_refused_step_leaves_its_measurements_and_nothing_else(teacher: Teache
     assert row["digest"] is None
     assert row["measured"]["size_bytes"] < row["measured"]["parent_size_bytes"]
     assert "150.0% needed" in row["verdict"]
+
+
+def test_what_an_earlier_run_of_the_recipe_left_is_gone_and_nothing_else(
+    outcome: tuple[Outcome, Path, list[str]], teacher: Teacher, folder: Path, tmp_path: Path
+) -> None:
+    _, children, _ = outcome
+    out = shutil.copytree(children, tmp_path / "out")
+    name = f"{teacher.name}-test-"
+    (out / f"{name}4-prune").mkdir()  # no bundle
+    trained = shutil.copytree(folder, out / f"{name}5-prune")  # of another name
+    manifest = json.loads((trained / "manifest.json").read_text())
+    shutil.copytree(trained, out / f"{name}6-prune")
+    (out / f"{name}6-prune" / "manifest.json").write_text(json.dumps(manifest | {"name": f"{name}6-prune"}))  # trained
+    shutil.copytree(children / f"{name}1-distill", out / f"{teacher.name}-tests-1-distill")
+    (out / f"{name}7-prune").symlink_to(children / f"{name}2-prune")
+    kept = {f"{name}4-prune", f"{name}5-prune", f"{name}6-prune", f"{name}7-prune", f"{teacher.name}-tests-1-distill"}
+    remove_former(out, teacher.name, recipe_of(PRUNE))
+    assert {path.name for path in out.iterdir()} == kept
+    assert (children / f"{name}2-prune" / "manifest.json").is_file()
+
+
+def test_a_run_that_ends_early_leaves_no_earlier_result(
+    outcome: tuple[Outcome, Path, list[str]],
+    folder: Path,
+    data: Data,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    out = shutil.copytree(outcome[1], tmp_path / "out")
+
+    def killed(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(ArtifactError, match="parents"):  # what is wrong from the first takes nothing away
+        compress([outcome[0].bundles[0].path], recipe_of(PRUNE), data, out, quiet)
+    assert (out / REPORT).is_file()
+    monkeypatch.setattr(chain, "refitted", killed)
+    with pytest.raises(KeyboardInterrupt):
+        compress([folder], recipe_of(PRUNE), data, out, quiet)
+    assert list(out.iterdir()) == []
 
 
 def test_skip_goes_on_from_the_parent_of_what_was_refused(teacher: Teacher, data: Data, tmp_path: Path) -> None:
@@ -200,6 +266,47 @@ def test_a_teacher_of_other_settings_is_refused(
         teacher_of([folder], other, quiet)
 
 
+def test_a_teacher_whose_refits_rank_otherwise_than_it_reports_is_refused(
+    bundles: dict[str, TrainedBundle], data: Data
+) -> None:
+    weaker = data.config.model_dump()
+    weaker["gbdt"] |= {"learning_rate": 0.0001}
+    other = Data(data.examples, data.meta, type(data.config).model_validate(weaker))
+    bundle = bundles["gbdt"]
+    recorded = bundle.manifest.metrics["folds"][0]["metrics"]["ic"]
+    with pytest.raises(
+        ArtifactError, match=rf"refit of fold 1.*\+?{recorded:.5f} as recorded.*was .*--config"
+    ) as error:
+        teacher_of([bundle.path], other, quiet)
+    assert error.value.field == "metrics.folds.0.metrics.ic"
+
+
+def test_a_refit_within_the_bound_is_said_and_one_beyond_it_refused(teacher: Teacher) -> None:
+    manifest = teacher.first.manifest
+    recorded = manifest.metrics["folds"][0]["metrics"]["ic"]
+    assert _compared(manifest, 0, recorded)["same"] is True
+    assert _compared(manifest, 0, recorded + 0.0009)["same"] is False
+    for ic in (recorded - 0.0011, None):
+        with pytest.raises(ArtifactError, match=r"metrics\.folds\.0"):
+            _compared(manifest, 0, ic)
+
+
+def test_every_bundle_and_the_folder_are_looked_at_before_anything_is_fitted(
+    bundles: dict[str, TrainedBundle], data: Data, tmp_path: Path
+) -> None:
+    tree = data.config.model_dump()
+    tree["mlp"] |= {"hidden": 32}
+    other = Data(data.examples, data.meta, type(data.config).model_validate(tree))
+    both = [bundles["gbdt"].path, bundles["mlp"].path]
+    said: list[str] = []
+    with pytest.raises(ArtifactError, match=r"mlp\.hidden"):
+        compress(both, recipe_of(DENSE), other, tmp_path / "out", said.append)
+    (tmp_path / "file").touch()
+    with pytest.raises(ComponentError, match="cannot write"):
+        compress(both, recipe_of(DENSE), data, tmp_path / "file", said.append)
+    assert said == []
+
+
 def test_a_teacher_of_other_data_and_a_child_are_refused(
     folder: Path, data: Data, outcome: tuple[Outcome, Path, list[str]]
 ) -> None:
@@ -210,6 +317,37 @@ def test_a_teacher_of_other_data_and_a_child_are_refused(
         teacher_of([folder], other, quiet)
     with pytest.raises(ArtifactError, match=r"parents"):
         teacher_of([outcome[0].bundles[0].path], data, quiet)
+
+
+LAST = ("metrics", "folds", 1)
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "said"),
+    [
+        (("metrics",), {}, r"metrics\.folds: .*was nothing"),
+        (("metrics", "folds"), 5, r"metrics\.folds: .*expected a valid list, was 5"),
+        (("metrics", "folds"), [], r"metrics\.folds: .*at least 1"),
+        (("metrics", "folds"), [{}], r"metrics\.folds\.0\.train: .*was nothing"),
+        (("metrics", "folds"), ["x"], r"metrics\.folds\.0: .*was 'x'"),
+        ((*LAST, "metrics"), None, r"metrics\.folds\.1\.metrics: .*was None"),
+        ((*LAST, "metrics"), {}, r"metrics\.folds\.1\.metrics\.ic: .*was nothing"),
+        ((*LAST, "best_iteration"), None, r"metrics\.folds\.1\.best_iteration: .*valid integer, was None"),
+        ((*LAST, "threshold"), "0.1", r"metrics\.folds\.1\.threshold: .*valid number, was '0.1'"),
+    ],
+)
+def test_a_manifest_that_says_anything_else_is_refused_by_field(
+    folder: Path, data: Data, tmp_path: Path, at: tuple[Any, ...], value: object, said: str
+) -> None:
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    tree = json.loads((copy / "manifest.json").read_text())
+    node = tree
+    for key in at[:-1]:
+        node = node[key]
+    node[at[-1]] = value
+    (copy / "manifest.json").write_text(json.dumps(tree))
+    with pytest.raises(ArtifactError, match=said):
+        teacher_of([copy], data, quiet)
 
 
 def test_a_student_that_the_data_have_nothing_for_is_refused_at_once(folder: Path, data: Data, tmp_path: Path) -> None:
