@@ -8,19 +8,20 @@ the recipe left is removed when it starts.
 from __future__ import annotations
 
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.measured import Cost, compare_bundles
-from tickserve.errors import UsageError
+from export.measured import ROUND_CALLS, Cost, compare_bundles
+from tickserve.errors import LimitExceededError, UsageError
+from tickserve.limits import PREFIX, hold, of_training
 from tickserve.manifest import GateResult, Manifest, check_model_name, load_manifest
+from tickserve.meter import Meter, Stage
 from tickserve.store import check_writable, write_json_atomic
 from training import baselines
 from training.bundles import TrainedBundle
-from training.compress.child import described, write_child
+from training.compress.child import Told, described, write_child
 from training.compress.distill import student_job
 from training.compress.former import REPORT, child_name, remove_former
 from training.compress.gates import (
@@ -91,23 +92,38 @@ def opened_of(bundles: Sequence[Path], data: Data, recipe: Recipe | None = None)
 
 
 def _taught(opened: Sequence[Opened], data: Data, say: Say) -> tuple[Teacher, dict[str, Any]]:
-    loaded = [refitted(each, data, say) for each in opened]
+    loaded = [_refitted(each, data, say) for each in opened]
     teacher = Teacher(tuple(member for member, _ in loaded))
     return teacher, {member.name: refits for member, refits in loaded}
+
+
+def _refitted(opened: Opened, data: Data, say: Say) -> tuple[Generation, list[dict[str, Any]]]:
+    """A member's refits, held to the limits of time and memory of training. Raises LimitExceededError."""
+    with Meter() as meter, meter.stage("refits") as stage:
+        found = refitted(opened, data, say)
+    held = of_training(data.config.limits, stage.seconds, stage.peak_memory_mb, None)
+    taken = [gate for gate in held if gate.name != f"{PREFIX}hit_rate"]  # the teacher was held to that when trained
+    hold(taken, lambda text: say(f"teacher {opened.manifest.name}: {text}"))
+    return found
 
 
 def run_recipe(teacher: Teacher, refits: dict[str, Any], recipe: Recipe, data: Data, out: Path, say: Say) -> Outcome:
     """Run a recipe on a teacher that is loaded.
 
     Raises GateRefusedError for a teacher whose information coefficient is not clear of 0, ComponentError for a folder
-    that cannot be written, ConfigError, and MissingExtraError for a step whose library is not installed.
+    that cannot be written, ConfigError, MissingExtraError for a step whose library is not installed, and
+    LimitExceededError for a limit that is to fail; the children of the run are then removed.
     """
     check_writable(out)
     remove_former(out, teacher.first.name, recipe)
     run = _Chain(teacher, refits, recipe, data, out, say)
     report = run.start() | {"refits": refits}
-    while run.left and not run.stopped:
-        run.step()
+    try:
+        while run.left and not run.stopped:
+            run.step()
+    except LimitExceededError:
+        remove_former(out, teacher.first.name, recipe)
+        raise
     report |= run.ended()
     write_json_atomic(out / REPORT, report)
     return Outcome(tuple(run.made), report)
@@ -202,27 +218,36 @@ class _Chain:
     def step(self) -> None:
         """Try the next step."""
         place = len(self.rows)
-        step, started = self.recipe.step[place], time.perf_counter()
+        step = self.recipe.step[place]
         name = child_name(self.teacher.first.name, self.recipe, place)
         check_model_name(name)
         self.say(f"step {place + 1}/{len(self.recipe.step)}, {step.kind}: from {self.parent.name}")
-        job, fits = made(step, self.parent, self.lessons, self.data.config, self.say)
-        seconds = time.perf_counter() - started
-        told = described(job, fits, self.data, self.yardsticks, seconds)
+        with Meter() as meter, meter.stage("compress") as stage:
+            job, fits = made(step, self.parent, self.lessons, self.data.config, self.say)
+        told = described(job, fits, self.data, self.yardsticks, stage)
+        held = self._held(name, stage, told)
         with tempfile.TemporaryDirectory(prefix="tickserve-compress-") as folder:
             child = write_child(Path(folder), name, job, fits, self._parents(), told, (), {}, self.data)
             row, gates = self._judged(step, child, last=place + 1 == len(self.recipe.step))
         accepted = all(gate.passed for gate in gates)
         against = {"against_teacher": row["quality"], "against_parent": row["measured"], "refits": self.refits}
         if accepted:
-            child = write_child(self.out, name, job, fits, self._parents(), told, gates, against, self.data)
+            child = write_child(self.out, name, job, fits, self._parents(), told, gates + held, against, self.data)
             self.made.append(TrainedBundle(child.bundle, child.manifest, row))
             self.parent = child
         else:
             self.stopped = self.recipe.on_refusal == "stop"
         digest = child.manifest.digest() if accepted else None
-        self.rows.append({"step": step.kind, "model": name, "digest": digest, **row, "seconds": seconds})
+        took = {"limits": [gate.model_dump(mode="json") for gate in held], "seconds": stage.seconds}
+        self.rows.append({"step": step.kind, "model": name, "digest": digest, **row, **took})
         self.say(f"{name}: {row['verdict']}")
+
+    def _held(self, name: str, stage: Stage, told: Told) -> tuple[GateResult, ...]:
+        """What a step took and how often its model is right, against `[limits]`. Raises LimitExceededError."""
+        hit_rate = told.report["pooled"]["model"]["hit_rate"]
+        held = of_training(self.data.config.limits, stage.seconds, stage.peak_memory_mb, hit_rate)
+        hold(held, lambda text: self.say(f"{name}: {text}"))
+        return held
 
     def _parents(self) -> tuple[Generation, ...]:
         return self.parent.members if isinstance(self.parent, Teacher) else (self.parent,)
@@ -283,8 +308,11 @@ def _allowed_flips(step: Step, recipe: Recipe) -> float | None:
     return recipe.gates.max_flips_tuned if isinstance(step, PruneStep) else recipe.gates.max_flips
 
 
-def _cost_row(cost: Cost) -> dict[str, float | int]:
-    return {"size_bytes": cost.size_bytes, "p50_us": cost.p50_us, "p99_us": cost.p99_us, "calls": cost.calls}
+def _cost_row(cost: Cost) -> dict[str, float | int | str]:
+    """Times that are each of the quietest round say less of a bad day than a p99 of all calls would, so it is said."""
+    timing = f"p50 and p99, each of the quietest of {cost.calls // ROUND_CALLS} rounds of {ROUND_CALLS} calls"
+    times = {"p50_us": cost.p50_us, "p99_us": cost.p99_us, "calls": cost.calls}
+    return {"size_bytes": cost.size_bytes, **times, "timing": timing}
 
 
 def _measured(cost: Cost, parent: Cost, teacher: Cost, flipped: float, quality: Quality) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from tickserve.manifest import GateResult
+from tickserve.meter import Stage
 from training.bundles import provenance, write_bundle
 from training.compress.generation import Generation
 from training.compress.teacher import Data
@@ -46,9 +47,9 @@ class _Answered:
 
 
 def described(
-    job: Job, fits: Sequence[Fit], data: Data, yardsticks: Mapping[int, dict[str, Prediction]], seconds: float
+    job: Job, fits: Sequence[Fit], data: Data, yardsticks: Mapping[int, dict[str, Prediction]], stage: Stage
 ) -> Told:
-    """Ask every fold's model about its test rows, and judge it beside the baselines."""
+    """Ask every fold's model about its test rows, and judge it beside the baselines; `stage` is what making it took."""
     folds = data.examples.folds
     answers = {
         place: job.predict(fit, job.eligible(fold.rows.test))
@@ -56,9 +57,10 @@ def described(
     }
     asked: Any = _Answered(job, answers, {id(fit): place for place, fit in enumerate(fits)})
     run = Run(data.examples, data.meta, data.config, asked, yardsticks, lambda text: None)
-    each = seconds / len(folds)
+    each = stage.seconds / len(folds)
     judged = [judge_fold(run, fold, fit, each) for fold, fit in zip(folds, fits, strict=True)]
-    return Told(answers, report_of(run, judged, seconds))
+    report = report_of(run, judged, stage.seconds)
+    return Told(answers, report | {"stages": {"compress": stage.recorded() | {"rows_per_s": report["rows_per_s"]}}})
 
 
 def write_child(
@@ -98,7 +100,6 @@ def _fields(
     data: Data,
 ) -> dict[str, Any]:
     first = parents[0].manifest
-    stages = {"compress": {"seconds": report["seconds"], "rows_per_s": report["rows_per_s"]}}
     return {
         "family": job.family,
         "precision": "int8" if job.model_file.endswith(".onnx") else "fp32",
@@ -110,5 +111,5 @@ def _fields(
         "tolerance": job.tolerance,
         "metrics": {key: report[key] for key in KEPT if key in report} | dict(against),
         "gates": gates,
-        "provenance": provenance(data.meta, data.config.seed, stages),
+        "provenance": provenance(data.meta, data.config.seed, report["stages"]),
     } | ({"stream": first.stream} if first.stream else {})

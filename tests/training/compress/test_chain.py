@@ -13,8 +13,16 @@ import pytest
 from export.job import export_bundle
 from export.validation import refuse_ungated
 from tests.training.compress.conftest import DENSE, recipe_of
-from tickserve.config import ExportSettings
-from tickserve.errors import ArtifactError, ComponentError, ConfigError, GateRefusedError, UsageError
+from tickserve.config import ExportSettings, LimitSettings
+from tickserve.errors import (
+    ArtifactError,
+    ComponentError,
+    ConfigError,
+    GateRefusedError,
+    LimitExceededError,
+    UsageError,
+)
+from tickserve.limits import not_kept, of_training
 from tickserve.manifest import load_bundle
 from training.bundles import TrainedBundle
 from training.compress import chain
@@ -26,6 +34,7 @@ from training.compress.recipe import Recipe
 from training.compress.teacher import Data, _compared
 
 WEIGHTS = {"kind": "quantize", "method": "weights"}
+LIMITS = ("train_s", "train_memory_mb", "hit_rate")
 PRUNE = {"kind": "prune", "share": 0.5, "rounds": 2, "epochs": 1, "teacher_weight": 0.5}
 
 
@@ -93,6 +102,10 @@ def test_the_report_has_each_step_and_what_was_said_counts_folds(outcome: tuple[
     assert report["accepted"] is True
     for row in report["steps"]:
         assert {"size_bytes", "p50_us", "p99_us", "ic", "ic_share", "flips"} <= set(row["measured"])
+        rounds = row["measured"]["calls"] // 200
+        assert row["measured"]["timing"].endswith(f"the quietest of {rounds} rounds of 200 calls")
+        assert {gate["name"] for gate in row["limits"]} == {f"limit.{key}" for key in LIMITS}
+        assert row["seconds"] > 0
     assert any("step 2/3, prune" in line for line in said)
     assert any("prune fold 2, round 1/1: 8 units left" in line for line in said)
 
@@ -131,6 +144,48 @@ def test_rounded_activations_export_with_the_tolerance_of_their_kind(
     assert child.manifest.tolerance.atol == pytest.approx(1e-2)
     settings = ExportSettings(parity_rows=100, max_batch=8, preferred_batch_rows=(8,))
     assert all(gate.passed for gate in export_bundle(child.path, tmp_path / "repository", settings).gates)
+
+
+def limited(data: Data, **limits: object) -> Data:
+    tree = data.config.model_dump()
+    tree["limits"] |= limits
+    return Data(data.examples, data.meta, type(data.config).model_validate(tree))
+
+
+@pytest.mark.parametrize("key", LIMITS)
+def test_a_limit_that_is_to_fail_ends_the_run_and_leaves_nothing(
+    teacher: Teacher, data: Data, accepting: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    def only_the_second(settings: LimitSettings, *measured: Any) -> Any:
+        found = of_training(settings, *measured)
+        return found if (tmp_path / f"{teacher.name}-test-1-distill").exists() else ()
+
+    monkeypatch.setattr(chain, "of_training", only_the_second)
+    bound = 1.0 if key == "hit_rate" else 1 if key == "train_memory_mb" else 1e-6
+    failing = limited(data, **{key: bound, f"on_{key}": "fail"})
+    said: list[str] = []
+    with pytest.raises(LimitExceededError, match=rf"limits\.{key}"):
+        run_recipe(teacher, {}, recipe_of(DENSE, WEIGHTS, max_rows=1_000), failing, tmp_path, said.append)
+    assert any("-2-quantize: limit not kept" in line for line in said)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_that_warns_is_said_and_in_the_manifest(
+    teacher: Teacher, data: Data, accepting: None, tmp_path: Path
+) -> None:
+    said: list[str] = []
+    made = run_recipe(teacher, {}, recipe_of(WEIGHTS), limited(data, train_memory_mb=1), tmp_path, said.append)
+    assert made.accepted
+    assert any("limit not kept: training took" in line for line in said)
+    manifest = load_bundle(made.bundles[0].path)
+    assert [gate.name for gate in not_kept(manifest.gates)] == ["limit.train_memory_mb"]
+    assert (manifest.provenance.stages["compress"]["peak_memory_mb"] or 0) > 1
+
+
+def test_refits_are_held_to_the_limits_of_training(folder: Path, data: Data) -> None:
+    with pytest.raises(LimitExceededError, match=r"limits\.train_s"):
+        teacher_of([folder], limited(data, train_s=1e-6, on_train_s="fail"), quiet)
+    teacher_of([folder], limited(data, hit_rate=1.0, on_hit_rate="fail"), quiet)
 
 
 def test_several_teachers_become_one(
