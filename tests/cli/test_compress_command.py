@@ -71,6 +71,9 @@ def test_a_forest_is_cut_or_refused_and_the_exit_code_says_which(
         "compress", trained.bundle, "--recipe", "strict.toml", "--data", data, **SMALL, TICKSERVE_SEED="8"
     )
     assert (other.returncode, "provenance.seed: the teacher is of other data" in other.stderr) == (3, True)
+    weaker = {**SMALL, "TICKSERVE_GBDT__LEARNING_RATE": "0.0001"}
+    refit = tickserve("compress", trained.bundle, "--recipe", "strict.toml", "--data", data, **weaker)
+    assert (refit.returncode, "the refit of fold 1 is not the model" in refit.stderr) == (3, True)
 
 
 def test_a_run_that_is_killed_leaves_nothing_and_can_be_made_again(
