@@ -81,7 +81,12 @@ def test_formats_no_reader_knows_are_refused(market_data: Path, path: str) -> No
         ("a.zip", gzip.compress(BINANCE_LINE, mtime=0), CorruptFileError, r"wrong magic.*for \.zip"),
         ("a.parquet", b"PAR1", CorruptFileError, "broken Parquet"),
         ("a.parquet", b"\0" * 100, CorruptFileError, r"wrong magic.*PAR1"),
-        ("a.gz", gzip.compress(b"hello\nworld\n", mtime=0), SchemaError, "unknown format: expected Binance .*, was 'hello"),
+        (
+            "a.gz",
+            gzip.compress(b"hello\nworld\n", mtime=0),
+            SchemaError,
+            "unknown format: expected Binance .*, was 'hello",
+        ),
         ("a.gz", gzip.compress(b"hello\n" * 9_000, mtime=0)[:-9], CorruptFileError, "truncated"),
         ("a.gz", b"\x1f\x8b\x08\x00" + b"\xff" * 60, CorruptFileError, "broken"),
         ("a.jsonl.gz", gzip.compress(b'17 {"lastUpdateId":1}\n', mtime=0), SchemaError, "stream"),
