@@ -80,7 +80,7 @@ def test_each_child_names_its_parent_and_carries_its_gates(
 
 
 def test_a_child_carries_the_gate_of_validation_measured_on_itself(
-    outcome: tuple[Outcome, Path, list[str]], folder: Path
+    outcome: tuple[Outcome, Path, list[str]], folder: Path, data: Data
 ) -> None:
     teacher, child = load_bundle(folder).metrics, outcome[0].bundles[-1].manifest
     assert {"gate", "deflation", "regimes", "resampling"} <= set(child.metrics)
@@ -88,10 +88,10 @@ def test_a_child_carries_the_gate_of_validation_measured_on_itself(
     assert f"{child.metrics['pooled']['model']['ic']:+.3f}" in told["ic_interval"]
     assert child.metrics["deflation"] != teacher["deflation"]
     if child.metrics["gate"]["passed"]:
-        refuse_ungated([child])
+        refuse_ungated([child], data.config.validation)
     else:
         with pytest.raises(GateRefusedError, match=r"not passed \(expected"):
-            refuse_ungated([child])
+            refuse_ungated([child], data.config.validation)
 
 
 def test_the_report_has_each_step_and_what_was_said_counts_folds(outcome: tuple[Outcome, Path, list[str]]) -> None:
