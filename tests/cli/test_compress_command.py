@@ -76,6 +76,7 @@ def test_a_forest_is_cut_or_refused_and_the_exit_code_says_which(
     assert (refit.returncode, "the refit of fold 1 is not the model" in refit.stderr) == (3, True)
 
 
+@pytest.mark.system
 def test_a_run_that_is_killed_leaves_nothing_and_can_be_made_again(
     tickserve: Run, trained: Trained, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def _skip_without_ptrace(done: subprocess.CompletedProcess[str]) -> None:
         pytest.skip("this kernel does not let py-spy read another process")
 
 
+@pytest.mark.system
 def test_py_spy_samples_the_stacks_of_the_command(tickserve: Run, tmp_path: Path) -> None:
     done = tickserve("profile", "--tool", "py-spy", "--rate", 200, "--json", "--", "features", "list")
     _skip_without_ptrace(done)
@@ -116,6 +117,7 @@ def test_py_spy_that_may_not_read_a_process_is_one_clear_line(tmp_path: Path, mo
     assert str(error) == "py-spy: it left no profile: Error: something else"
 
 
+@pytest.mark.system
 def test_torch_tells_the_operators_of_a_training(tickserve: Run, tmp_path: Path) -> None:
     (tmp_path / "small.toml").write_text(
         "[features]\nmax_rows = 2000\n[gbdt]\nenabled = false\n[validation]\nfolds = 1\n"

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from tests.e2e.conftest import RECORDING, DemoRun, run_demo
 from tickserve.manifest import bundle_id_of, load_bundle, load_manifest
@@ -47,6 +48,7 @@ def test_published_manifests_name_their_bundles(demo_run: DemoRun) -> None:
         assert bundle_id_of(item["bundle_digest"]) == item["bundle_id"]
 
 
+@pytest.mark.system
 def test_a_second_run_reuses_the_features_and_says_so(demo_run: DemoRun, market_data: Path, tmp_path: Path) -> None:
     # In a copy: a new version is in force at once, and the server that other tests share was started before it.
     copy = shutil.copytree(demo_run.folder, tmp_path / "again", symlinks=True)

@@ -22,6 +22,8 @@ from tickserve.journal import ActionRecord, DecisionRecord, read_journal
 from tickserve.manifest import Manifest, load_bundle, load_manifest
 from tickserve.stream import Stream
 
+pytestmark = pytest.mark.system
+
 MODEL = "btcusdt-l5-gbdt"
 DEADLINE_MS = 10_000
 

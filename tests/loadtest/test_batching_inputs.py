@@ -26,6 +26,8 @@ from tickserve.journal import Journal
 from tickserve.manifest import ExportRecord, Manifest
 from tickserve.store import sha256_bytes
 
+pytestmark = pytest.mark.system
+
 HIDDEN = 2
 NS = 1_000_000_000
 

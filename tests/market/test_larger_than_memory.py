@@ -71,6 +71,7 @@ def measured(files: tuple[Path, Path], out: Path, root: Path, how: str) -> dict[
     return dict(json.loads(done.stdout))
 
 
+@pytest.mark.system
 def test_a_file_larger_than_memory_is_streamed(files: tuple[Path, Path], tmp_path: Path, root: Path) -> None:
     events = pq.read_metadata(files[1]).num_rows
     unpacked = events * 8 * (1 + 4 * LEVELS)

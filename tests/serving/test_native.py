@@ -89,6 +89,7 @@ def test_only_the_outputs_that_were_asked_for_come(both: tuple[EmbeddedTriton, E
     assert answer.as_numpy("score").tobytes() == every.as_numpy("score").tobytes()
 
 
+@pytest.mark.system
 def test_nobody_notices_swaps_under_load(tmp_path: Path) -> None:
     """Faults 17 and 18, over both protocols at once, and the sentinel watches the server itself."""
     first = publish_tiny(tmp_path / "models", "paced", 1)

@@ -212,6 +212,7 @@ def test_a_swap_to_what_serves_checks_it_again_and_changes_nothing(served: Serve
     assert len([stub for stub in stubs.stubs_of(served.server.pid).values() if stub.model == "again"]) == 1
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_nobody_notices_swaps_and_rollbacks_under_load(served: Served, scheme: str) -> None:
     """Faults 17 and 18: clients that follow; every answer is from the version that was asked for."""

@@ -61,6 +61,7 @@ def test_shards_reach_the_weights_of_one_process_and_are_resumed_as_such(
     np.testing.assert_array_equal(again, together)
 
 
+@pytest.mark.system
 def test_each_process_holds_a_part_of_every_weight(tmp_path: Path, root: Path) -> None:
     """Not so with Accelerate's own plugin on a CPU, which wraps for DDP: every process would hold all of them."""
     script = tmp_path / "part.py"

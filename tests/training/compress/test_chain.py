@@ -133,6 +133,7 @@ def test_a_student_sees_the_folds_training_rows_and_never_its_test_rows(teacher:
     assert not np.array_equal(lessons.of(0).train.soft, lessons.of(1).train.soft)
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("method", ["static", "qat"])
 def test_rounded_activations_export_with_the_tolerance_of_their_kind(
     teacher: Teacher, data: Data, accepting: None, tmp_path: Path, method: str

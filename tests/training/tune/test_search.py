@@ -87,6 +87,7 @@ def test_the_last_fold_is_never_seen(wanted: Any, table: FeatureTable, meta: Dat
         question(table, meta, wanted(validation__folds=1).config, "gbdt")
 
 
+@pytest.mark.system
 def test_several_processes_share_a_database(wanted: Any, tmp_path: Path) -> None:
     asked = wanted(tune__trials=4, tune__workers=2, tune__storage=f"sqlite:///{tmp_path}/studies.db")
     said: list[str] = []
