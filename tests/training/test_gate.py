@@ -102,6 +102,7 @@ def test_the_answer_is_in_every_manifest_passed_or_not(trained) -> None:  # noqa
         assert gate == bundle.report["gate"]
         assert gate["passed"] is False  # minutes bars of one month: no family beats the baselines there
         assert f"{name}: {sentence(gate)}" in trained.said
+        assert load_bundle(bundle.path).metrics["deflation"]["trials"] == 2  # the families trained beside each other
     for child in ("fp16", "int8"):
         gate = load_bundle(trained.bundles[f"btcusd-bars-lstm-{child}"].path).metrics["gate"]
         assert gate == trained.bundles["btcusd-bars-lstm"].report["gate"] | {"of": "btcusd-bars-lstm"}
