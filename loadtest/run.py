@@ -19,6 +19,7 @@ from typing import Any
 
 from loadtest.plan import GRACE_S, Plan, Transport, make_plan
 from loadtest.plot import draw_latency
+from tickserve.child import end
 from tickserve.config import LoadtestSettings
 from tickserve.errors import ComponentError, MissingExtraError
 from tickserve.store import check_writable, write_atomic, write_json_atomic
@@ -89,20 +90,9 @@ def _run_locust(plan: Plan, plan_path: Path, log_path: Path) -> None:
         except subprocess.TimeoutExpired as error:
             raise ComponentError("the load test did not end in time", hint=f"see {LOG_NAME}") from error
         finally:
-            _stop(process)
+            end(process, STOP_S)
     if code != 0:
         raise ComponentError(f"Locust ended with exit code {code}: {_last_line(log_path)}", hint=f"see {LOG_NAME}")
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
-    if process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def _last_line(log_path: Path) -> str:

@@ -39,7 +39,7 @@ def run_child(
     except KeyboardInterrupt:  # the terminal has sent it to the child too: what that still has to say is waited for
         output, _ = _ended_alike(process)
     finally:
-        _end(process)
+        end(process)
     code = process.returncode
     return Ended(128 - code if code < 0 else code, output or "")
 
@@ -51,12 +51,13 @@ def _ended_alike(process: subprocess.Popen[str]) -> tuple[str, str]:
         raise KeyboardInterrupt from error
 
 
-def _end(process: subprocess.Popen[str]) -> None:
+def end(process: subprocess.Popen[Any], patience_s: float = STOP_S) -> None:
+    """Ask a process to end, and end it if it has not after `patience_s` seconds."""
     if process.poll() is not None:
         return
     process.terminate()
     try:
-        process.wait(STOP_S)
+        process.wait(patience_s)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()

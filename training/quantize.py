@@ -86,7 +86,7 @@ def to_fp16(graph: ModelProto) -> ModelProto:
     with warnings.catch_warnings():
         # It reports each weight it rounds; the gate below measures what the rounding does.
         warnings.filterwarnings("ignore", category=UserWarning, module="onnxconverter_common")
-        smaller: ModelProto = convert_float_to_float16(_copy(graph), keep_io_types=True, node_block_list=before)
+        smaller: ModelProto = convert_float_to_float16(copy_of(graph), keep_io_types=True, node_block_list=before)
     return smaller
 
 
@@ -134,7 +134,7 @@ def _fold_constants(graph: ModelProto) -> ModelProto:
     from onnxscript.optimizer import fold_constants
 
     everything = 2**30
-    model = onnx_ir.serde.deserialize_model(_copy(graph))
+    model = onnx_ir.serde.deserialize_model(copy_of(graph))
     fold_constants(model, input_size_limit=everything, output_size_limit=everything)
     for step in (LiftConstantsToInitializersPass(lift_all_constants=True), RemoveUnusedNodesPass()):
         step(model)
@@ -149,7 +149,8 @@ def _replace(model: ModelProto, added: list[Any], replaced: set[str]) -> None:
     model.graph.node.extend(nodes)
 
 
-def _copy(graph: ModelProto) -> ModelProto:
+def copy_of(graph: ModelProto) -> ModelProto:
+    """A copy that may be changed."""
     from onnx import ModelProto as Model
 
     copied = Model()

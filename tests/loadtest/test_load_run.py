@@ -23,6 +23,7 @@ from loadtest.run import run_load
 from serving.embedded import EmbeddedTriton
 from tests.loadtest.conftest import publish_both
 from tests.serving.conftest import ANY_PORTS
+from tickserve.child import end
 from tickserve.config import LoadtestSettings
 from tickserve.errors import ComponentError
 from tickserve.manifest import load_manifest, write_manifest
@@ -155,7 +156,7 @@ def test_locust_obeys_a_signal_and_keeps_what_it_measured(loaded: Loaded, tmp_pa
         began = time.monotonic()
         code = process.wait(timeout=10)
     finally:
-        load_run._stop(process)
+        end(process, load_run.STOP_S)
         log.close()
     assert time.monotonic() - began < 5
     assert code == 0, (tmp_path / "log").read_text()[-2000:]

@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnx
 from onnx import ModelProto, NodeProto, helper, numpy_helper
 
 from export.onnx_graph import clean_graph
 from tickserve.errors import ArtifactError
 from training.examples import Rows
+from training.quantize import copy_of
 
 INT8_LIMIT = 127
 QUANTIZED_OPS = ("MatMul", "Conv")
@@ -31,7 +31,7 @@ def count(graph: ModelProto) -> Counter[str]:
 
 def split_biases(graph: ModelProto) -> ModelProto:
     """Each Gemm as a MatMul and an Add, and each Conv's bias as an Add; the same numbers to float32's last digits."""
-    model = duplicate(graph)
+    model = copy_of(graph)
     weights = {item.name: item for item in model.graph.initializer}
     nodes: list[NodeProto] = []
     for node in model.graph.node:
@@ -79,7 +79,7 @@ def int8_weights(graph: ModelProto) -> ModelProto:
 
     Raises ArtifactError when there is none.
     """
-    model, stored = duplicate(graph), 0
+    model, stored = copy_of(graph), 0
     weights = {item.name: item for item in model.graph.initializer}
     nodes: list[NodeProto] = []
     for node in model.graph.node:
@@ -135,11 +135,4 @@ def _set_nodes(model: ModelProto, nodes: list[NodeProto]) -> None:
 def _copied(node: NodeProto) -> NodeProto:
     copied = NodeProto()
     copied.CopyFrom(node)
-    return copied
-
-
-def duplicate(graph: ModelProto) -> ModelProto:
-    """A copy that may be changed."""
-    copied = onnx.ModelProto()
-    copied.CopyFrom(graph)
     return copied

@@ -37,7 +37,7 @@ from training.compress.recipe import QuantizeStep
 from training.examples import IntArray, LabelledFold, Rows, evenly
 from training.job import Fit, Watch
 from training.nets import NetJob, reproducible
-from training.quantize import to_int8
+from training.quantize import copy_of, to_int8
 
 MODEL_FILE = "model.onnx"
 CHUNK_ROWS = 1_024
@@ -172,7 +172,7 @@ def static(step: QuantizeStep, graph: ModelProto, inputs: Rows, name: str) -> Mo
     with tempfile.TemporaryDirectory(prefix="tickserve-quantize-") as folder, _quiet():
         target = Path(folder) / MODEL_FILE
         quantize_static(
-            qdq.duplicate(graph),  # it moves the weights of what it is given into a file
+            copy_of(graph),  # it moves the weights of what it is given into a file
             target,
             _Inputs(name, inputs),
             quant_format=QuantFormat.QDQ,

@@ -19,6 +19,11 @@ from training.train import train_table
 
 SMALL = {"mlp__enabled": True, "mlp__hidden": 24, "mlp__epochs": 3, "mlp__activation": "relu"}
 DENSE = {"kind": "distill", "family": "mlp", "settings": {"hidden": 16, "activation": "relu"}, "teacher_weight": 0.5}
+WEIGHTS = {"kind": "quantize", "method": "weights"}
+
+
+def quiet(text: str) -> None:
+    """Say nothing."""
 
 
 def recipe_of(*steps: dict[str, object], **keys: object) -> Recipe:

@@ -24,6 +24,7 @@ from tickserve.manifest import TensorSpec
 from training.compress import qdq
 from training.compress.quantization import _Inputs, _quiet, static
 from training.compress.recipe import QuantizeStep
+from training.quantize import copy_of
 
 NETS = [
     MlpClassifier(features=6, hidden=32, layers=2, activation="relu", norm="layer"),
@@ -122,7 +123,7 @@ def test_a_float_bias_left_in_its_product_would_be_rounded_by_the_optimiser(tmp_
     rows = rows_of(net, 2_048)
     with _quiet():
         quantize_static(
-            qdq.duplicate(graph),
+            copy_of(graph),
             tmp_path / "fused.onnx",
             _Inputs(name, rows),
             per_channel=True,
