@@ -19,7 +19,7 @@ it stands is refused.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -184,7 +184,10 @@ def read_recipe(path: Path) -> Recipe:
     try:
         return Recipe.model_validate(tree)
     except ValidationError as error:
-        raise _refusal(path.name, error.errors()[0]) from error
+        problems = error.errors()
+        # A misspelt key is also a missing one: the word that was written is what helps.
+        told = next((each for each in problems if each["type"] == "extra_forbidden"), problems[0])
+        raise _refusal(path.name, told) from error
 
 
 def families_of(recipe: Recipe, family: str) -> list[str]:
@@ -222,13 +225,15 @@ def _inert(section: Section, names: Iterable[str], because: str) -> None:
 
 def _refusal(origin: str, problem: Any) -> ConfigError:
     """Pydantic's finding in this project's words."""
-    places = [str(part) for part in problem["loc"] if not str(part).endswith("Step")]
+    places = _places(problem["loc"])
     key = ".".join(places) or origin
     message = str(problem["msg"]).removeprefix("Value error, ")
     if problem["type"] == "extra_forbidden":
         near = difflib.get_close_matches(places[-1], _known(), n=1, cutoff=0.6)
         hint = f"nearest: {near[0]}" if near else "see docs/compression.md"
         return ConfigError(f"unknown key in {origin}", field=key[:100], hint=hint)
+    if problem["type"] == "missing":
+        return ConfigError(f"missing in {origin}", field=key[:100], hint="see docs/compression.md")
     field, separator, rest = message.partition(": expected ")
     if separator:
         return ConfigError(f"expected {rest} (from {origin})", field=f"{key}.{field}" if places else field)
@@ -236,6 +241,14 @@ def _refusal(origin: str, problem: Any) -> ConfigError:
     if expected == message:
         return ConfigError(f"{message} (from {origin})", field=key)
     return ConfigError(f"wrong value from {origin}", field=key, expected=expected, was=repr(problem["input"])[:80])
+
+
+def _places(loc: Sequence[str | int]) -> list[str]:
+    """Where a problem is: `step 1`, counted as a person counts, and the key."""
+    if len(loc) < 2 or loc[0] != "step" or not isinstance(loc[1], int):
+        return [str(part) for part in loc]
+    kinds = {"distill", "prune", "truncate", "quantize"}
+    return [f"step {loc[1] + 1}", *(str(part) for part in loc[2:] if part not in kinds)]
 
 
 def _known() -> list[str]:
