@@ -52,6 +52,7 @@ def trained(market_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trai
     return Trained(teacher["bundle"], data)
 
 
+@pytest.mark.system
 def test_a_forest_is_cut_or_refused_and_the_exit_code_says_which(
     tickserve: Run, trained: Trained, tmp_path: Path
 ) -> None:

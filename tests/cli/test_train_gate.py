@@ -23,6 +23,7 @@ def bars(market_data: Path) -> Path:
     return market_data / "bars_1m" / "nautilus" / "btc-perp-20211231-20220201_1m.csv.gz"
 
 
+@pytest.mark.system
 def test_a_model_that_does_not_pass_is_labelled_or_refused(tickserve: Run, bars: Path, tmp_path: Path) -> None:
     strict = SMALL | {"TICKSERVE_VALIDATION__MIN_EFFECTIVE_ROWS": "1000000"}
     told = tickserve("train", "--data", bars, "--out", "labelled", "--probe", **strict)

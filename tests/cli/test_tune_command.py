@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.cli.conftest import Run
 
 SMALL = {
@@ -14,6 +16,7 @@ SMALL = {
 }
 
 
+@pytest.mark.system
 def test_a_search_ends_with_a_page_and_a_configuration(tickserve: Run, market_data: Path, tmp_path: Path) -> None:
     data = market_data / "bars_1m" / "nautilus" / "btc-perp-20211231-20220201_1m.csv.gz"
     done = tickserve("tune", "--data", data, "--trials", 2, "--study", "bars", "--json", **SMALL)

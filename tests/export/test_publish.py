@@ -196,6 +196,7 @@ def export_apart(bundle: Path, repository: Path, settings: ExportSettings) -> No
     export_bundle(bundle, repository, settings)
 
 
+@pytest.mark.system
 def test_two_exports_at_once_publish_one_bundle_once(
     trees_bundle: Path, repository: Path, settings: ExportSettings
 ) -> None:

@@ -141,6 +141,7 @@ def test_a_server_that_dies_ends_the_test_early(tmp_path: Path) -> None:
     assert row["gave_up"] == 2
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGINT])
 def test_locust_obeys_a_signal_and_keeps_what_it_measured(loaded: Loaded, tmp_path: Path, signal_number: int) -> None:
     server, versions = loaded

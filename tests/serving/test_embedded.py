@@ -188,6 +188,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGTERM])
 def test_nothing_outlives_the_parent(repository: Path, root: Path, end: signal.Signals) -> None:
     parent = subprocess.Popen(

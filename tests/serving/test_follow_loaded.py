@@ -51,6 +51,7 @@ def told(caplog: pytest.LogCaptureFixture, model: str) -> list[str]:
     return [text for record in caplog.records if f"model {model!r}" in (text := record.getMessage())]
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("kind", ["http", "grpc", "shm"])
 def test_an_export_beside_a_running_server_sends_nobody_to_a_version_that_is_not_there(
     kind: str, server: EmbeddedTriton, caplog: pytest.LogCaptureFixture

@@ -135,6 +135,7 @@ BROKEN_CHECKS = {
 }
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("case", BROKEN_CHECKS)
 def test_nothing_is_served_that_the_check_did_not_hand_over(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str

@@ -163,6 +163,7 @@ while True:
 SPARED_NS = int(2e9)  # what is older than this was written long ago, on a slow and busy machine too
 
 
+@pytest.mark.system
 def test_a_kill_flat_out_costs_the_last_moments_only(root: Path, tmp_path: Path) -> None:
     command, told = [sys.executable, "-c", FLAT_OUT, str(tmp_path)], [(0, 0)]
     with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE, text=True) as process:
