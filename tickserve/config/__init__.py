@@ -34,6 +34,7 @@ from tickserve.config.serving import (
     ClientSettings,
     JournalSettings,
     LoadtestSettings,
+    MetricsSettings,
     ServeSettings,
     SwapSettings,
 )
@@ -56,6 +57,7 @@ __all__ = [
     "LimitSettings",
     "LoadtestSettings",
     "LstmSettings",
+    "MetricsSettings",
     "MlpSettings",
     "NetSettings",
     "RepositorySettings",
@@ -96,6 +98,7 @@ class Config(Section):
     batching: BatchingSettings = BatchingSettings()
     loadtest: LoadtestSettings = LoadtestSettings()
     journal: JournalSettings = JournalSettings()
+    metrics: MetricsSettings = MetricsSettings()
     tune: TuneSettings = TuneSettings()
     mlp: MlpSettings = MlpSettings()
     tcn: TcnSettings = TcnSettings()
