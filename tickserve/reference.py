@@ -1,7 +1,7 @@
 """The reference distribution: how a model's features and score lay in training, in bins that drift is measured by.
 
-Training writes it into the manifest (`reference`). Bins are cut at the training rows' deciles: bin i holds the values above
-edge i-1 and at most edge i, and what is missing (NaN) has a share of its own. Letters: F features, K bins, N rows.
+Training writes it into the manifest (`reference`). Bins are cut at the training rows' deciles: bin i holds the values
+above edge i-1 up to edge i, and what is missing (NaN) has a share of its own. Letters: F features, K bins, N rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Distribution(Stored):
 
     @classmethod
     def of(cls, values: npt.NDArray[np.float32], bins: int = BINS) -> Distribution:
-        """The distribution of `values` [N], N from 1. Values that tie share a bin, so there may be fewer than `bins`."""
+        """The distribution of `values` [N], N from 1. Values that tie share a bin: there may be fewer than `bins`."""
         known = values[np.isfinite(values)]
         edges = _edges(known, bins)
         counts, missing = counted(values, edges)
@@ -82,7 +82,7 @@ def counted(values: npt.NDArray[np.float32], edges: npt.NDArray[np.float32]) -> 
 
 
 def _edges(known: npt.NDArray[np.float32], bins: int) -> npt.NDArray[np.float32]:
-    """The inner quantiles of `known`, once each: what does not tie. A column that never moved has its value between two."""
+    """The inner quantiles of `known`, once each. A column that never moved has its value between two edges."""
     if not len(known):
         return np.empty(0, np.float32)
     at = np.quantile(known.astype(np.float64), np.arange(1, bins) / bins, method="inverted_cdf")
