@@ -1,7 +1,7 @@
 """From what was measured to what a client is asked for: thresholds, and how long they must be passed or kept.
 
 An action is raised when its threshold was passed for `raise_s` without a break, and lifted when everything stayed below
-`clear_ratio` of it for `clear_s`. What cannot be measured (too few rows, no reference) raises nothing and lifts nothing,
+`clear_ratio` of it for `clear_s`. What cannot be measured (too few rows, no reference) raises and lifts nothing,
 and neither does the absence of what an action was raised for: of a model that is held flat there are no scores.
 """
 
