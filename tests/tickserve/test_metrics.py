@@ -286,7 +286,9 @@ def test_a_forked_child_starts_from_nothing() -> None:
 
 def test_without_the_extra_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(Exception, match=r"'prometheus_client' is not installed \(pip install 'tickserve\[monitoring\]'\)"):
+    with pytest.raises(
+        Exception, match=r"'prometheus_client' is not installed \(pip install 'tickserve\[monitoring\]'\)"
+    ):
         MetricsExporter(port=0)
 
 
@@ -331,7 +333,9 @@ def test_of_a_real_server(triton: Triton, metrics: MetricsExporter, rows: np.nda
             assert client.score("hand-l1-gbdt", rows).ok
     names = {name for name, _ in samples(metrics)}
     assert value(metrics, "stage_seconds_count", model="hand-l1-gbdt", stage="wire") == 20
-    total = sum(value(metrics, "decisions_total", model="hand-l1-gbdt", decision=each) or 0 for each in ("down", "flat", "up"))
+    total = sum(
+        value(metrics, "decisions_total", model="hand-l1-gbdt", decision=each) or 0 for each in ("down", "flat", "up")
+    )
     assert total == 40
     assert "tickserve_client_call_seconds_bucket" in names
     # What Triton's HTTP does not say of one answer is not made up.

@@ -85,7 +85,9 @@ def record(manifest: Manifest) -> MakeRecord:
         }
         told = {name: value for name, value in changes.items() if name in decision}
         if "signal" not in changes:
-            told["signal"] = Signal(**(signal | {name: value for name, value in changes.items() if name not in decision}))
+            told["signal"] = Signal(
+                **(signal | {name: value for name, value in changes.items() if name not in decision})
+            )
         made = decode(encode_decision(Decision(**(decision | told))))
         assert isinstance(made, DecisionRecord)
         return made

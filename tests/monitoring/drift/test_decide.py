@@ -90,7 +90,9 @@ def test_what_an_action_was_raised_for_must_be_measured_to_lift_it() -> None:
     assert (asked.action, asked.cause, asked.reason) == ("flat", "calibration", "calibration error 0.3, threshold 0.2")
     # Held flat, the model has no decisions whose outcome could clear it.
     assert set(actions(decider, *[(second, measured(0.1)) for second in range(100, 9_000, 100)])) == {"flat"}
-    assert actions(decider, (9_000, measured(0.1, calibration=0.1)), (9_600, measured(0.1, calibration=0.1)))[-1] == "none"
+    assert (
+        actions(decider, (9_000, measured(0.1, calibration=0.1)), (9_600, measured(0.1, calibration=0.1)))[-1] == "none"
+    )
 
 
 def test_features_that_come_back_lift_a_flat_without_any_score() -> None:

@@ -93,7 +93,9 @@ def test_old_rows_leave_the_window_and_a_clock_from_the_future_does_not_empty_it
     assert only(monitor).psi["a"] < 0.2
     monitor.feed([record(normal(300) + 5, at_s=10)])  # a writer that is late
     assert only(monitor).rows == 300
-    monitor.feed([record(normal(10), at_s=10**9)])  # decades ahead: taken as of now, which is far behind the tests' start
+    monitor.feed(
+        [record(normal(10), at_s=10**9)]
+    )  # decades ahead: taken as of now, which is far behind the tests' start
     assert monitor.counted.newest_ns < START_NS + 10**18
 
 
@@ -165,7 +167,9 @@ def test_calibration_is_the_direct_computation(seed: int, manifest: Manifest, re
     places = np.minimum((up * np.float64(10)).astype(int), 9)
     went_up = realised == "up"
     expected = sum(
-        (places == place).sum() / count * abs(up[places == place].mean(dtype=np.float64) - went_up[places == place].mean())
+        (places == place).sum()
+        / count
+        * abs(up[places == place].mean(dtype=np.float64) - went_up[places == place].mean())
         for place in np.unique(places)
     )
     assert measured.calibration is not None
