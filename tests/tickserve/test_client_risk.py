@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -321,10 +320,12 @@ def test_a_client_that_nobody_closed_keeps_no_thread(ask: Ask, path: Path) -> No
     ],
 )
 def test_wrong_arguments(given: Any, says: str, tmp_path: Path) -> None:
+    def use() -> None:
+        actions = RiskActions(tmp_path / given[0], **given[1]) if isinstance(given, tuple) else given
+        mock_client(make_manifest(), risk_actions=actions)
+
     with pytest.raises(UsageError, match=says):
-        if isinstance(given, tuple):
-            RiskActions(tmp_path / given[0], **given[1])
-        mock_client(make_manifest(), risk_actions=given)
+        use()
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -344,4 +345,4 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     told = read_actions(path)
     assert told.models[MODEL] == ModelAction(action="shrink", factor=0.5, reason="r", since_ns=4, version="3")
     assert [each.name for each in tmp_path.iterdir()] == ["actions.json"]
-    assert os.stat(path).st_size < 1_000
+    assert path.stat().st_size < 1_000

@@ -1,4 +1,4 @@
-"""Following a journal that is written: every record once, nothing half-written, through rotation, removal and a kill."""
+"""Following a journal that is written: every record once, nothing half-written, through rotation and a kill."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The metrics of a client: what they count, that they are Prometheus' text, and that no sink or scraper hurts a call."""
+"""The metrics of a client: what they count, that they are Prometheus' text, and that no scraper hurts a call."""
 
 from __future__ import annotations
 
@@ -25,7 +25,14 @@ from tests.tickserve.conftest import Triton
 from tickserve import Client
 from tickserve.client import Observers
 from tickserve.config import MetricsSettings
-from tickserve.errors import InputRejectedError, PortInUseError, RequestError, TransportError, UsageError
+from tickserve.errors import (
+    InputRejectedError,
+    MissingExtraError,
+    PortInUseError,
+    RequestError,
+    TransportError,
+    UsageError,
+)
 from tickserve.journal import Journal, read_journal
 from tickserve.metrics import Histogram, MetricsExporter, log_buckets
 from tickserve.settings import load_settings
@@ -186,7 +193,7 @@ def test_a_taken_port_names_port_and_option() -> None:
         with pytest.raises(PortInUseError, match=rf"metrics.port: port {port} is taken"):
             MetricsExporter(port=port)
         assert threading.active_count() == threads
-    with pytest.raises(UsageError, match="metrics.address: cannot be bound here"):
+    with pytest.raises(UsageError, match=r"metrics\.address: cannot be bound here"):
         MetricsExporter(port=0, address="192.0.2.1")
 
 
@@ -244,7 +251,7 @@ def test_nothing_of_a_request_is_kept_alive() -> None:
         client = mock_client(make_manifest(), [TransportError("gone")], observer=exporter)
         with pytest.raises(TransportError) as caught:
             client.score(MODEL, ROW)
-        (kept,) = [each for each in exporter._queue]
+        (kept,) = list(exporter._queue)
         assert kept[5] is TransportError
         reached = gc.get_referents(kept)
         assert caught.value not in reached
@@ -286,9 +293,8 @@ def test_a_forked_child_starts_from_nothing() -> None:
 
 def test_without_the_extra_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "prometheus_client", None)
-    with pytest.raises(
-        Exception, match=r"'prometheus_client' is not installed \(pip install 'tickserve\[monitoring\]'\)"
-    ):
+    says = r"'prometheus_client' is not installed \(pip install 'tickserve\[monitoring\]'\)"
+    with pytest.raises(MissingExtraError, match=says):
         MetricsExporter(port=0)
 
 

@@ -1,4 +1,4 @@
-"""`tickserve monitor export`: a journal followed, metrics served, the action file written, and a client that obeys it."""
+"""`tickserve monitor export`: a journal followed, metrics served, the action file written, a client that obeys it."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def test_without_rows_or_outcomes_nothing_is_invented(tmp_path: Path, manifest: 
 def test_it_follows_and_the_client_obeys_and_recovers(tmp_path: Path, manifest: Manifest, journal: Journal) -> None:
     path = tmp_path / "actions.json"
     obey = {"risk_actions": RiskActions(path, look_ms=5)}
-    settings = SETTINGS.model_copy(update={"window_s": 1.0, "slices": 10, "ignore": ("score",)})
+    settings = SETTINGS.model_copy(update={"window_s": 1.0, "slices": 10, "ignore": ("score",), "psi_flat": 0.5})
     watching = exporter(tmp_path, manifest, action_file=path, settings=settings)
     scored(journal, manifest, normal(200))
     watching.look()
