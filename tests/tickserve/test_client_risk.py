@@ -55,7 +55,9 @@ def opened(path: Path) -> Iterator[Callable[..., MockClient]]:
 
     def make(script: Any = (), *, max_age_s: float = 60.0, on_unknown: Any = "keep", **options: Any) -> MockClient:
         actions = RiskActions(path, max_age_s=max_age_s, on_unknown=on_unknown, look_ms=LOOK_MS)
-        made.append(mock_client(make_manifest(), script, then=UP_ANSWER, risk_actions=actions, **options))
+        made.append(
+            mock_client(make_manifest(), script, then=UP_ANSWER, risk_actions=actions, deadline_ms=20_000, **options)
+        )
         return made[-1]
 
     yield make

@@ -36,7 +36,7 @@ from tickserve.errors import (
 from tickserve.journal import Journal, read_journal
 from tickserve.metrics import Histogram, MetricsExporter, log_buckets
 from tickserve.settings import load_settings
-from tickserve.testing import UP_ANSWER, Answer, make_manifest, mock_client
+from tickserve.testing import UP_ANSWER, Answer, MockClient, make_manifest, mock_client
 
 ROW = np.zeros((1, 3), np.float32)
 MODEL = "mock-model"
@@ -47,6 +47,11 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 def metrics() -> Iterator[MetricsExporter]:
     with MetricsExporter(port=0) as exporter:
         yield exporter
+
+
+def patient(*arguments: Any, **options: Any) -> MockClient:
+    """A mock client whose deadline no busy machine misses."""
+    return mock_client(*arguments, **({"deadline_ms": 20_000} | options))
 
 
 def samples(exporter: MetricsExporter) -> Samples:
@@ -69,7 +74,7 @@ def scrape(url: str | None, accept: str = "") -> tuple[str, str]:
 
 def test_every_metric_of_a_call_is_counted(metrics: MetricsExporter) -> None:
     script = [UP_ANSWER, Answer(latency_ms=30_000), TransportError("gone")]
-    client = mock_client(make_manifest(), script, deadline_ms=500, observer=metrics, max_age_ms=1_000)
+    client = patient(make_manifest(), script, observer=metrics, max_age_ms=1_000)
     now = time.time_ns()
     signal = client.score(MODEL, ROW, newest_event_ns=now)
     for wrong in range(2):
@@ -104,7 +109,7 @@ def test_every_metric_of_a_call_is_counted(metrics: MetricsExporter) -> None:
 def test_fallbacks_flags_and_many_rows(metrics: MetricsExporter) -> None:
     manifest = make_manifest()
     script = [UP_ANSWER, UP_ANSWER, TransportError("gone")]
-    client = mock_client(manifest, script, observer=metrics, fallback="flat")
+    client = patient(manifest, script, observer=metrics, fallback="flat")
     many = np.zeros((40, 3), np.float32)
     many[:, 1:] = 1e10  # far outside its range, in two columns
     client.score(MODEL, many, newest_event_ns=time.time_ns() + 10**12)
@@ -121,7 +126,7 @@ def test_fallbacks_flags_and_many_rows(metrics: MetricsExporter) -> None:
 
 
 def test_names_that_callers_make_up_make_no_series(metrics: MetricsExporter) -> None:
-    client = mock_client(make_manifest(), observer=metrics, fallback="signal")
+    client = patient(make_manifest(), observer=metrics, fallback="signal")
     for number in range(50):
         with pytest.raises(RequestError):
             client.score(f"made-up-{number}", ROW)
@@ -139,32 +144,32 @@ def test_journal_and_metrics_together_and_one_that_raises(metrics: MetricsExport
             raise RuntimeError("down")
 
     with Journal(tmp_path) as journal:
-        client = mock_client(make_manifest(), observer=(Broken(), journal, metrics))
+        client = patient(make_manifest(), observer=(Broken(), journal, metrics))
         assert client.score(MODEL, ROW).ok
         assert client.statistics()["observer_errors"] == 1
-        together = mock_client(make_manifest(), observer=Observers(journal, metrics))
+        together = patient(make_manifest(), observer=Observers(journal, metrics))
         assert together.score(MODEL, ROW).ok
     assert len(list(read_journal(tmp_path))) == 2
     assert value(metrics, "calls_total", model=MODEL, version="1", status="OK") == 2
-    assert mock_client(make_manifest(), observer=()).score(MODEL, ROW).ok
+    assert patient(make_manifest(), observer=()).score(MODEL, ROW).ok
     for wrong in ("journal", MetricsExporter, (metrics, None)):
         with pytest.raises(UsageError, match="observer: cannot be told"):
-            mock_client(make_manifest(), observer=wrong)
+            patient(make_manifest(), observer=wrong)
 
 
 def test_stages_of_the_engine_are_counted(metrics: MetricsExporter) -> None:
-    client = mock_client(make_manifest(), observer=metrics)
+    client = patient(make_manifest(), observer=metrics)
     assert client.observe_stage is not None
     client.observe_stage(MODEL, "features", 0.0002)
     client.observe_stage(MODEL, "features", "no time")  # type: ignore[arg-type]
     assert value(metrics, "stage_seconds_count", model=MODEL, stage="features") == 1
     assert value(metrics, "stage_seconds_sum", model=MODEL, stage="features") == pytest.approx(0.0002)
     assert metrics.lost == 1
-    assert mock_client(make_manifest()).observe_stage is None
+    assert patient(make_manifest()).observe_stage is None
 
 
 def test_it_is_served_in_both_formats(metrics: MetricsExporter) -> None:
-    mock_client(make_manifest(), [UP_ANSWER], observer=metrics).score(MODEL, ROW)
+    patient(make_manifest(), [UP_ANSWER], observer=metrics).score(MODEL, ROW)
     plain, kind = scrape(metrics.url)
     assert kind.startswith("text/plain")
     assert 'tickserve_client_calls_total{model="mock-model",status="OK",version="1"} 1.0' in plain
@@ -181,7 +186,7 @@ def test_a_registry_of_the_callers_own() -> None:
     with MetricsExporter(serve=False) as exporter:
         registry = CollectorRegistry()
         registry.register(exporter)
-        mock_client(make_manifest(), observer=exporter).score(MODEL, ROW)
+        patient(make_manifest(), observer=exporter).score(MODEL, ROW)
         assert registry.get_sample_value("tickserve_client_call_seconds_count", {"model": MODEL}) == 1
         assert exporter.url is None
 
@@ -200,7 +205,7 @@ def test_a_taken_port_names_port_and_option() -> None:
 def test_a_scraper_that_hangs_holds_up_nobody(metrics: MetricsExporter) -> None:
     port = int(str(metrics.url).rsplit(":", 1)[1].split("/")[0])
     hanging = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
-    client = mock_client(make_manifest(), observer=metrics)
+    client = patient(make_manifest(), observer=metrics)
     started = time.monotonic()
     for _ in range(200):
         assert client.score(MODEL, ROW).ok
@@ -223,7 +228,7 @@ def test_a_scraper_that_hangs_holds_up_nobody(metrics: MetricsExporter) -> None:
 def test_a_full_buffer_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(MetricsExporter, "_run", lambda self: None)  # nobody counts until it is scraped
     with MetricsExporter(MetricsSettings(buffer_records=5), port=0) as exporter:
-        client = mock_client(make_manifest(), observer=exporter)
+        client = patient(make_manifest(), observer=exporter)
         for _ in range(8):
             assert client.score(MODEL, ROW).ok
         assert exporter.lost == 3
@@ -233,7 +238,7 @@ def test_a_full_buffer_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_after_close_calls_go_on(metrics: MetricsExporter) -> None:
-    client = mock_client(make_manifest(), observer=metrics)
+    client = patient(make_manifest(), observer=metrics)
     client.score(MODEL, ROW)
     url = metrics.url
     metrics.close()
@@ -248,7 +253,7 @@ def test_after_close_calls_go_on(metrics: MetricsExporter) -> None:
 
 def test_nothing_of_a_request_is_kept_alive() -> None:
     with MetricsExporter(serve=False) as exporter:
-        client = mock_client(make_manifest(), [TransportError("gone")], observer=exporter)
+        client = patient(make_manifest(), [TransportError("gone")], observer=exporter)
         with pytest.raises(TransportError) as caught:
             client.score(MODEL, ROW)
         (kept,) = list(exporter._queue)
@@ -316,7 +321,7 @@ def test_the_section_is_in_force_and_refuses() -> None:
 
 
 def test_threads_lose_nothing_while_it_is_scraped(metrics: MetricsExporter) -> None:
-    client = mock_client(make_manifest(), observer=metrics)
+    client = patient(make_manifest(), observer=metrics)
 
     def work() -> None:
         for _ in range(300):
