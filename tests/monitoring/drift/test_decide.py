@@ -17,7 +17,14 @@ from tickserve.settings import load_settings
 
 S = 1_000_000_000
 SETTINGS = DriftSettings(
-    psi_label=0.25, psi_shrink=0.5, psi_flat=1.0, calibration_flat=0.2, raise_s=60, clear_s=600, clear_ratio=0.8
+    judge=("score", "features"),
+    psi_label=0.25,
+    psi_shrink=0.5,
+    psi_flat=1.0,
+    calibration_flat=0.2,
+    raise_s=60,
+    clear_s=600,
+    clear_ratio=0.8,
 )
 
 

@@ -31,7 +31,9 @@ from tickserve.manifest import Manifest, write_manifest
 from tickserve.risk import ModelAction, read_actions, write_actions
 from tickserve.testing import UP_ANSWER, mock_client
 
-SETTINGS = DriftSettings(min_rows=100, min_outcomes=10, raise_s=0.0, clear_s=0.0, psi_label=0.25, psi_flat=2.0)
+SETTINGS = DriftSettings(
+    judge=("score", "features"), min_rows=100, min_outcomes=10, raise_s=0.0, clear_s=0.0, psi_label=0.25, psi_flat=2.0
+)
 QUICK = JournalSettings(flush_ms=5)
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 

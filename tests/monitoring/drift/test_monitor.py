@@ -21,7 +21,8 @@ from tickserve.journal import ActionRecord, GapRecord
 from tickserve.manifest import Manifest, write_manifest
 from tickserve.testing import make_manifest
 
-SETTINGS = DriftSettings(min_rows=100, min_outcomes=10, window_s=600, slices=6)
+BOTH: Any = ("score", "features")
+SETTINGS = DriftSettings(judge=BOTH, min_rows=100, min_outcomes=10, window_s=600, slices=6)
 
 
 def watching(manifest: Manifest, settings: DriftSettings = SETTINGS) -> DriftMonitor:
@@ -67,6 +68,16 @@ def test_a_feature_that_is_ignored_is_exported_and_not_judged(manifest: Manifest
     assert measured.psi["b"] > 1
     assert measured.psi_max is not None
     assert measured.psi_max < 0.1
+
+
+def test_features_are_judged_where_that_is_asked_for(manifest: Manifest, record: MakeRecord) -> None:
+    monitor = watching(manifest, SETTINGS.model_copy(update={"judge": ("score",)}))
+    rows = normal(500)
+    rows[:, 1] += 3
+    monitor.feed([record(rows)])
+    measured = only(monitor)
+    assert measured.psi["b"] > 1
+    assert measured.psi_max == measured.psi_score
 
 
 def test_of_a_window_the_newest_row_counts(record: MakeRecord) -> None:
