@@ -125,7 +125,7 @@ class SignalStrategy(Strategy):  # type: ignore[misc]  # nautilus' Strategy is u
 
     def size_for(self, signal: Signal, size: Decimal | str) -> Decimal:
         """`size` times the signal's `size_factor`, down to the instrument's step; 0 is too little to trade."""
-        step = self.cache.instrument(self.config.instrument_id).size_increment.as_decimal()
+        step: Decimal = self.cache.instrument(self.config.instrument_id).size_increment.as_decimal()
         wanted = Decimal(size) * Decimal(str(signal.size_factor))
         return wanted // step * step
 
