@@ -28,6 +28,7 @@ from tickserve.config.families import (
     tcn_reach,
 )
 from tickserve.config.limits import LimitSettings
+from tickserve.config.monitoring import MonitoringSettings
 from tickserve.config.section import Section
 from tickserve.config.serving import (
     BackendKind,
@@ -57,6 +58,7 @@ __all__ = [
     "LoadtestSettings",
     "LstmSettings",
     "MlpSettings",
+    "MonitoringSettings",
     "NetSettings",
     "RepositorySettings",
     "RuntimeSettings",
@@ -104,6 +106,7 @@ class Config(Section):
     trainer: TrainerSettings = TrainerSettings()
     universe: UniverseSettings = UniverseSettings()
     limits: LimitSettings = LimitSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
 
     @property
     def families(self) -> tuple[str, ...]:
