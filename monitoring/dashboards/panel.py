@@ -104,7 +104,6 @@ OPTIONS: dict[Kind, Json] = {
         "colorMode": "value",
         "justifyMode": "auto",
         "textMode": "auto",
-        "wideLayout": True,
         "orientation": "auto",
         "reduceOptions": {"calcs": ["lastNotNull"]},
     },

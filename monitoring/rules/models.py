@@ -54,7 +54,7 @@ def model_alerts(settings: MonitoringSettings) -> Group:
                 f" > {number(settings.journal_lag_s)}",
                 after_s=settings.page_after_s,
                 summary="The journal of {{ $labels.instance }} is not read, or not written",
-                description="Its newest record is {{ $value | humanizeDuration }} old, and so are drift and calibration.",
+                description="Its newest record is {{ $value | humanizeDuration }} old: so are drift and calibration.",
                 runbook_url=settings.runbook_url,
                 keys=("journal_lag_s", "page_after_s"),
             ),

@@ -13,9 +13,7 @@ import yaml
 
 Severity = Literal["critical", "warning"]
 UNITS = ((86_400_000, "d"), (3_600_000, "h"), (60_000, "m"), (1_000, "s"), (1, "ms"))
-HEADER = (
-    "# Written by `tickserve monitor render`; the code is in monitoring/rules, thresholds are under [monitoring].\n"
-)
+HEADER = "# Written by `tickserve monitor render` from monitoring/rules; thresholds are under [monitoring].\n"
 
 
 @dataclass(frozen=True)

@@ -43,7 +43,7 @@ def _reachable(settings: MonitoringSettings) -> list[Alert]:
             alert="TickserveServerAbsent",
             expr=f"absent({OK})",
             summary="No server reports a model",
-            description="No target reports a served model: nothing is deployed, nothing is loaded, or nothing is scraped.",
+            description="No target reports a served model: nothing is deployed, loaded or scraped.",
             keys=("page_after_s",),
         ),
     ]
@@ -75,7 +75,7 @@ def _no_traffic(settings: MonitoringSettings) -> Alert:
         expr=f"sum by ({SERVER}) (increase({OK}[{window}])) == 0" + (f"\nand on () ({session})" if session else ""),
         after_s=settings.page_after_s,
         summary="Nobody asks {{ $labels.model }} in session",
-        description=f"No request of {{{{ $labels.model }}}} was answered for {window}: the engines or their feed stand still.",
+        description=f"No request was answered for {window}: the engines or their feed stand still.",
         runbook_url=settings.runbook_url,
         keys=("no_traffic_s", "session_days", "session_open", "session_close", "page_after_s"),
     )
@@ -101,7 +101,7 @@ def _queue(settings: MonitoringSettings) -> list[Alert]:
             expr=f"{series.queue_seconds} > {number(settings.queue_seconds)}",
             after_s=settings.page_after_s,
             summary="Requests for {{ $labels.model }} wait in the queue",
-            description=f"A request waits {{{{ $value | humanizeDuration }}}} before it is scored, over {series.queue_window}.",
+            description=f"{{{{ $value | humanizeDuration }}}} before a request is scored, over {series.queue_window}.",
             runbook_url=settings.runbook_url,
             keys=("queue_seconds", "queue_window_s", "page_after_s"),
         ),
@@ -130,7 +130,7 @@ def _skew(settings: MonitoringSettings) -> Alert:
         expr=f"count by ({SERVER}, version) ({OK})\n!= on ({SERVER}) group_left () {replicas}",
         after_s=settings.skew_s,
         summary="Replicas serve different versions of {{ $labels.model }}",
-        description="Version {{ $labels.version }} is loaded by {{ $value }} replicas of {{ $labels.job }} and not by all.",
+        description="Version {{ $labels.version }} is loaded by {{ $value }} of the replicas and not by all.",
         runbook_url=settings.runbook_url,
         keys=("skew_s",),
     )
