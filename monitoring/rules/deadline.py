@@ -31,7 +31,7 @@ def _burns(settings: MonitoringSettings, index: int) -> Alert:
         expr=f"{series.misses(long)} > {limit}\nand {series.misses(short)} > {limit}",
         # The short window is what holds a passing moment back.
         after_s=0,
-        summary=f"{{{{ $labels.model }}}} misses deadlines {factor:g} times faster than its budget allows",
+        summary=f"{{{{ $labels.model }}}} misses deadlines at {factor:g} times the rate its budget allows",
         description=(
             f"{{{{ $value | humanizePercentage }}}} of calls missed their deadline over {duration(long)}, and more"
             f" than {float(limit):.2%} still do over {duration(short)};"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from monitoring.rules.rule import Group, Recording, duration
-from monitoring.rules.series import CALLS, CLIENT, ERRORS, FAILED, MISSES, OK, QUANTILES, SERVER, Series, share
+from monitoring.rules.series import CALLS, CLIENT, ERRORS, FAILED, MISSES, OK, PENDING, QUANTILES, SERVER, Series, share
 from tickserve.config import MonitoringSettings
 
 HISTOGRAMS = {
@@ -60,7 +60,7 @@ def _servers(series: Series, settings: MonitoringSettings) -> Iterator[Recording
         f"sum by ({SERVER}) (rate(nv_inference_queue_duration_us[{window}])) / 1e6\n"
         f"/ (sum by ({SERVER}) (rate({OK}[{window}])) > 0)",
     )
-    yield Recording(series.pending, f"sum by ({SERVER}) (nv_inference_pending_request_count)")
+    yield Recording(series.pending, f"sum by ({SERVER}) ({PENDING})")
     jobs, pods = settings.server_jobs, settings.server_pods
     yield Recording(
         series.memory,

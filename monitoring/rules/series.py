@@ -15,6 +15,7 @@ CALLS = "tickserve_client_calls_total"
 MISSES = "tickserve_client_deadline_misses_total"
 FALLBACKS = "tickserve_client_fallbacks_total"
 OK, FAILED = "nv_inference_request_success", "nv_inference_request_failure"
+PENDING = "nv_inference_pending_request_count"
 CLIENT = "namespace, model"
 SERVER = "namespace, job, model"
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from monitoring.rules.rule import Alert, Group, duration, number
-from monitoring.rules.series import OK, SERVER, Series
+from monitoring.rules.series import OK, PENDING, SERVER, Series
 from tickserve.config import MonitoringSettings
 from tickserve.config.monitoring import WEEK
 
@@ -87,11 +87,12 @@ def _queue(settings: MonitoringSettings) -> list[Alert]:
         Alert(
             alert="TickserveQueueGrows",
             severity="critical",
-            expr=f"{series.pending} > {number(settings.pending_requests)}\n"
-            f"and deriv({series.pending}[{series.queue_window}]) >= 0",
+            # The least of the window: a burst that is worked off is no queue that grows.
+            expr=f"sum by ({SERVER}) (min_over_time({PENDING}[{series.queue_window}]))"
+            f" > {number(settings.pending_requests)}",
             after_s=settings.page_after_s,
             summary="Requests for {{ $labels.model }} pile up",
-            description=f"{{{{ $value }}}} requests wait and their number does not fall, over {series.queue_window}.",
+            description=f"At least {{{{ $value }}}} requests waited at any time, over {series.queue_window}.",
             runbook_url=settings.runbook_url,
             keys=("pending_requests", "queue_window_s", "page_after_s"),
         ),
