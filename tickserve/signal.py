@@ -35,10 +35,13 @@ class Signal:
     - `stage_us`: microseconds spent in `check`, `send_wait`, `decode` and in `total`.
     - `flags`: what an engine may want to treat with care: `event_in_future`, and `out_of_range:<column>` for a column
       far outside its training range: below minimum - span or above maximum + span, where span = maximum - minimum (so
-      for a column that was constant in training any other value).
+      for a column that was constant in training any other value). With `risk_actions`: `drift`, `size_factor:<factor>`,
+      `drift_unknown`.
     - `state`: of a stateful model, what the stream's next step takes beside its row: float32 [B, L, H] by tensor name,
       read-only; None for other models and without an answer.
     - `reason`: one line why the status is not `OK`; `fallback`: what stands in for the model (status `FALLBACK` only).
+    - `size_factor`: what an engine multiplies its size by: 1, less while monitoring asks for it (`risk_actions`), 0
+      with `flat`. The model's own numbers are never altered by it.
     - `replica`: the address that answered, or was asked last; `attempts`: how many were asked (0: nothing was sent).
     """
 
@@ -61,6 +64,7 @@ class Signal:
     replica: str | None = None
     attempts: int = 0
     state: Mapping[str, npt.NDArray[np.float32]] | None = None
+    size_factor: float = 1.0
 
     @property
     def ok(self) -> bool:
@@ -89,6 +93,7 @@ class Signal:
             "replica": self.replica,
             "attempts": self.attempts,
             "state": None if self.state is None else {name: each.tolist() for name, each in self.state.items()},
+            "size_factor": self.size_factor,
         }
 
 
@@ -118,6 +123,7 @@ def make_signal(
     replica: str | None,
     attempts: int,
     state: Mapping[str, npt.NDArray[np.float32]] | None,
+    size_factor: float = 1.0,
 ) -> Signal:
     """`Signal(...)` on the path of a call: the constructor of a frozen class takes 2 us, a seventh of a small call."""
     made: Any = _Unfrozen()
@@ -140,6 +146,7 @@ def make_signal(
     made.replica = replica
     made.attempts = attempts
     made.state = state
+    made.size_factor = size_factor
     made.__class__ = Signal
     signal: Signal = made
     return signal

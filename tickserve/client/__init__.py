@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 from tickserve.client._client import Client
 from tickserve.client._fallback import FallbackPolicy, Hold, Local
 from tickserve.client._manifests import load_manifests, newest_versions
-from tickserve.client._observer import Decision, Observer
+from tickserve.client._observer import Decision, Observer, Observers
 from tickserve.client._resilience import Resilience
+from tickserve.client._risk import RiskActions
 from tickserve.client._tls import Tls
 from tickserve.client._transport import InferRequest, InferResponse, Tensor, Transport
 
@@ -28,7 +29,9 @@ __all__ = [
     "InferResponse",
     "Local",
     "Observer",
+    "Observers",
     "Resilience",
+    "RiskActions",
     "Tensor",
     "Tls",
     "Transport",

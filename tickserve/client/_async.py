@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -16,6 +17,7 @@ from tickserve.client._manifests import Manifests
 from tickserve.client._observer import Observer
 from tickserve.client._open import addresses, check_servers, open_local, readiness
 from tickserve.client._resilience import Resilience
+from tickserve.client._risk import RiskActions
 from tickserve.client._tls import Tls
 from tickserve.client._transport import InferRequest, InferResponse
 from tickserve.client._url import Endpoint, TransportName
@@ -59,7 +61,8 @@ class AsyncClient:
         tls: Tls | None = None,
         resilience: Resilience | None = None,
         fallback: FallbackName | FallbackPolicy | None = None,
-        observer: Observer | None = None,
+        observer: Observer | Sequence[Observer] | None = None,
+        risk_actions: str | os.PathLike[str] | RiskActions | None = None,
     ) -> None:
         urls = addresses(url)
         self._transport, replica = _open(urls, transport, resilience, tls)
@@ -70,6 +73,7 @@ class AsyncClient:
             fallback=fallback,
             observer=observer,
             replica=replica,
+            risk_actions=risk_actions,
         )
         if follow_ms is not None:
             self._core.follow(manifest, follow_ms, readiness(urls, transport, tls, self._transport))
@@ -87,6 +91,11 @@ class AsyncClient:
         """The pinned manifest of each model."""
         return self._core.manifests
 
+    @property
+    def observe_stage(self) -> Callable[[str, str, float], None] | None:
+        """Told `(model, stage, seconds)` of an engine's own stages, where an observer counts them."""
+        return self._core.observe_stage
+
     def repin(self, manifest: Manifests) -> None:
         """Pin other manifests for the models `manifest` names; calls that are under way end as they began."""
         self._core.repin(manifest)
@@ -100,7 +109,7 @@ class AsyncClient:
 
     def close(self) -> None:
         """Close the connections; idempotent. A call after this raises UsageError."""
-        self._core.closed = True
+        self._core.close()
         self._transport.close()
 
     async def score(

@@ -9,6 +9,7 @@ import time
 from tickserve.client._check import Answer
 from tickserve.client._fork import renew_after_fork
 from tickserve.client._manifests import Pinned
+from tickserve.client._risk import Risk
 from tickserve.client._usual import Checked
 from tickserve.signal import Fallback, Signal, Status, make_signal
 
@@ -31,6 +32,7 @@ class Call:
         "received_ns",
         "replica",
         "request_id",
+        "risk",
         "started",
         "wall_ns",
     )
@@ -40,6 +42,7 @@ class Call:
         self.age_us: float | None = None
         self.newest_event_ns: int | None = None
         self.checked: Checked | None = None
+        self.risk: Risk | None = None
         self.replica: str | None = None
         self.attempts = self.deadline_ns = 0
         self.checked_ns = self.received_ns = self.decoded_ns = 0
@@ -78,7 +81,11 @@ class Call:
         """The signal this call ends with."""
         contract = pinned.contract
         probabilities, score, decision, state = answer or NOTHING
-        age_us = self.age_us
+        age_us, risk = self.age_us, self.risk
+        if age_us is not None and age_us < 0:
+            flags = (*flags, "event_in_future")
+        if risk is not None:
+            flags = (*flags, *risk.flags)
         return make_signal(
             status,
             probabilities,
@@ -93,12 +100,13 @@ class Call:
             self.request_id,
             age_us,
             self.stages(),
-            flags if age_us is None or age_us >= 0 else (*flags, "event_in_future"),
+            flags,
             reason,
             fallback,
             self.replica,
             self.attempts,
             state,
+            1.0 if risk is None else risk.factor,
         )
 
 

@@ -6,7 +6,8 @@ the model the engine meant.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -19,6 +20,7 @@ from tickserve.client._observer import Observer
 from tickserve.client._open import addresses, open_servers, readiness
 from tickserve.client._replicas import Guarded, Replicas
 from tickserve.client._resilience import Resilience
+from tickserve.client._risk import RiskActions
 from tickserve.client._shm import Credential
 from tickserve.client._tls import Tls
 from tickserve.client._url import TransportName
@@ -50,7 +52,9 @@ class Client:
     - `resilience`: retries, hedges and the breaker (`Resilience`); a lone server has the breaker only.
     - `fallback`: instead of an error, a labelled signal: `"flat"`, `Hold(ttl_ms=...)`, `Local(folder)`, or `"signal"`,
       a status without a number.
-    - `observer`: told of each decision.
+    - `observer`: told of each decision; several as a tuple: `observer=(journal, metrics)`.
+    - `risk_actions`: the action file of `tickserve monitor export`, or `RiskActions(path, ...)`: signals are labelled,
+      their `size_factor` is lowered, or no position is taken, as it says (docs/drift.md).
 
     Safe for threads. A forked child connects anew. A lone call looks for its answer for up to 0.4 ms before it sleeps.
     A host name is looked up once; a connection that cannot be made has it looked up again.
@@ -70,7 +74,8 @@ class Client:
         credential: Credential | None = None,
         resilience: Resilience | None = None,
         fallback: FallbackName | FallbackPolicy | None = None,
-        observer: Observer | None = None,
+        observer: Observer | Sequence[Observer] | None = None,
+        risk_actions: str | os.PathLike[str] | RiskActions | None = None,
     ) -> None:
         urls = addresses(url)
         self._transport, replica = open_servers(urls, transport, resilience, tls, credential)
@@ -82,6 +87,7 @@ class Client:
                 fallback=fallback,
                 observer=observer,
                 replica=replica,
+                risk_actions=risk_actions,
             )
             if follow_ms is not None:
                 self._core.follow(manifest, follow_ms, readiness(urls, transport, tls, self._transport))
@@ -103,6 +109,11 @@ class Client:
         """The pinned manifest of each model."""
         return self._core.manifests
 
+    @property
+    def observe_stage(self) -> Callable[[str, str, float], None] | None:
+        """Told `(model, stage, seconds)` of an engine's own stages, where an observer counts them."""
+        return self._core.observe_stage
+
     def repin(self, manifest: Manifests) -> None:
         """Pin other manifests for the models `manifest` names; calls that are under way end as they began."""
         self._core.repin(manifest)
@@ -121,7 +132,7 @@ class Client:
 
     def close(self) -> None:
         """Close the connections; idempotent. A call after this raises UsageError."""
-        self._core.closed = True
+        self._core.close()
         self._transport.close()
 
     def score(

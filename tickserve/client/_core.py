@@ -5,17 +5,19 @@ The synchronous and the asyncio client share it: `begin`, then their own way ove
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
 from tickserve.client._arguments import MAX_REQUEST_ID, check_lane, check_request_id, positive_ms, shown, whole_number
 from tickserve.client._call import NS_PER_US, Call, RequestIds
 from tickserve.client._check import Inputs
-from tickserve.client._fallback import FallbackName, FallbackPolicy, choose_fallback
+from tickserve.client._fallback import FallbackName, FallbackPolicy, choose_fallback, flat
 from tickserve.client._follow import Follower
 from tickserve.client._manifests import Manifests, Pinned, pin
-from tickserve.client._observer import Decision, Observer
+from tickserve.client._observer import Decision, Observer, choose_observer, stage_watch
 from tickserve.client._ready import Servers
+from tickserve.client._risk import RiskActions, choose_risk
 from tickserve.client._statistics import Statistics
 from tickserve.client._transport import InferRequest, InferResponse, Tensor, named
 from tickserve.client._usual import Checked
@@ -31,7 +33,7 @@ from tickserve.signal import Signal
 
 MOST_PATIENCE_MS = 250.0
 
-# What a call has come to before it is sent; without a request its signal is STALE already.
+# What a call has come to before it is sent; without a request its signal is known already.
 Prepared = tuple[Pinned, Checked, InferRequest | None]
 
 
@@ -45,8 +47,9 @@ class Core:
         deadline_ms: float,
         max_age_ms: float | None,
         fallback: FallbackName | FallbackPolicy | None,
-        observer: Observer | None,
+        observer: Observer | Sequence[Observer] | None,
         replica: str | None = None,
+        risk_actions: str | os.PathLike[str] | RiskActions | None = None,
     ) -> None:
         self._deadline_ms = positive_ms("deadline_ms", deadline_ms, UsageError)
         self._budget = _budget(self._deadline_ms)
@@ -54,16 +57,24 @@ class Core:
         self._pinned = pin(manifest)
         self._ids = RequestIds()
         self._replica = replica
-        self._fallback, self._observer = choose_fallback(fallback), observer
+        self._fallback, self._observer = choose_fallback(fallback), choose_observer(observer)
+        self.observe_stage = stage_watch(observer)
         self._bind_fallback(self._pinned)
         self.statistics = Statistics()
         self.follower: Follower | None = None
+        self._risk = choose_risk(risk_actions)
         self.closed = False
 
     @property
     def manifests(self) -> dict[str, Manifest]:
         """The pinned manifest of each model."""
         return {name: pinned.contract.manifest for name, pinned in self._pinned.items()}
+
+    def close(self) -> None:
+        """No call begins after this; idempotent."""
+        self.closed = True
+        if self._risk is not None:
+            self._risk.close()
 
     def repin(self, manifest: Manifests) -> None:
         """Replace the pins of the models `manifest` names, at once for every call that begins after this."""
@@ -126,6 +137,8 @@ class Core:
         lane = None if priority is None else check_lane(priority)
         pinned = self._pin_of(model, version)
         contract, asked = pinned
+        if self._risk is not None:
+            call.risk = self._risk.of(contract.name, call.started)
         if columns is not None or feature_digest is not None:
             contract.check_features(columns, feature_digest)
         call.checked = checked = contract.check_inputs(inputs)
@@ -134,6 +147,8 @@ class Core:
             if self._too_old(call.age_us):
                 return pinned, checked, None
         call.checked_ns = now = time.monotonic_ns()
+        if call.risk is not None and call.risk.action == "flat":
+            return pinned, checked, None
         if now >= deadline_ns:
             raise DeadlineExceededError("the deadline passed before the request was sent")
         # As a NamedTuple's own constructor makes it, in half the time.
@@ -144,7 +159,7 @@ class Core:
         """The signal of an answer (None: nothing was sent). Raises ProtocolError and DeadlineExceededError."""
         pinned, checked, _ = prepared
         if response is None:
-            return self._observed(call, prepared, call.stale(pinned, checked))
+            return self._observed(call, prepared, _unsent(call, pinned, checked))
         contract, asked = pinned
         _, version, _, _, replica, call.attempts, _ = response
         call.replica = replica or self._replica
@@ -251,6 +266,13 @@ def _budget(milliseconds: float) -> tuple[int, int]:
     return int(milliseconds * 1e6), max(1, int(milliseconds * 1e3))
 
 
+def _unsent(call: Call, pinned: Pinned, checked: Checked) -> Signal:
+    """The signal of a call that nothing was sent for: its event is too old, or drift asks for no position."""
+    if call.risk is None or not call.checked_ns:  # too old an event is found before the check is over
+        return call.stale(pinned, checked)
+    return flat(call, pinned, checked, f"drift: {call.risk.reason}")
+
+
 def _decision(
     call: Call,
     model: str,
@@ -260,18 +282,19 @@ def _decision(
     error: RequestError | None,
 ) -> Decision:
     contract = None if pinned is None else pinned.contract
-    return Decision(
-        wall_ns=call.wall_ns,
-        monotonic_ns=call.started,
-        model=model,
-        request_id=call.request_id if error is None else error.request_id or "",
-        tensors=tensors,
-        newest_event_ns=call.newest_event_ns,
-        version=None if pinned is None else pinned.version,
-        bundle_digest=None if contract is None else contract.bundle_digest,
-        feature_digest=None if contract is None else contract.feature_digest,
-        state=None if contract is None else contract.manifest.state,
-        stage_us=call.stages(),
-        signal=signal,
-        error=error,
+    fields = (
+        call.wall_ns,
+        call.started,
+        model,
+        call.request_id if error is None else error.request_id or "",
+        tensors,
+        call.newest_event_ns,
+        None if pinned is None else pinned.version,
+        None if contract is None else contract.bundle_digest,
+        None if contract is None else contract.feature_digest,
+        None if contract is None else contract.manifest.state,
+        call.stages(),
+        signal,
+        error,
     )
+    return named(Decision, fields)

@@ -20,6 +20,7 @@ from tickserve.client._call import NS_PER_US, Call
 from tickserve.client._check import Answer
 from tickserve.client._local import LocalModel, trusted_keys
 from tickserve.client._manifests import Pinned
+from tickserve.client._risk import without_risk
 from tickserve.client._transport import InferResponse
 from tickserve.client._usual import Checked
 from tickserve.errors import (
@@ -94,6 +95,18 @@ class NoNumber:
         """Nothing is kept."""
 
 
+def flat(call: Call, pinned: Pinned, checked: Checked, reason: str) -> Signal:
+    """No position for each row: score 0, class `flat` with probability 1."""
+    classes, rows = pinned.contract.classes, checked.batch
+    probabilities = np.zeros((rows, len(classes)), np.float32)
+    probabilities[:, classes.index("flat")] = 1.0
+    score = np.zeros(rows, np.float32)
+    for array in (probabilities, score):
+        array.setflags(write=False)
+    answer = Answer(probabilities, score, ("flat",) * rows)
+    return call.signal("FALLBACK", pinned, checked.flags, answer, pinned.version, reason=reason, fallback="flat")
+
+
 class Flat:
     """No position: score 0, class `flat` with probability 1."""
 
@@ -101,16 +114,7 @@ class Flat:
         """Flat for each row; for refused input a signal without a number."""
         if checked is None or isinstance(error, InputRejectedError):
             return without_number(call, pinned, checked, error)
-        classes, rows = pinned.contract.classes, checked.batch
-        probabilities = np.zeros((rows, len(classes)), np.float32)
-        probabilities[:, classes.index("flat")] = 1.0
-        score = np.zeros(rows, np.float32)
-        for array in (probabilities, score):
-            array.setflags(write=False)
-        answer = Answer(probabilities, score, ("flat",) * rows)
-        return call.signal(
-            "FALLBACK", pinned, checked.flags, answer, pinned.version, reason=_reason(error), fallback="flat"
-        )
+        return flat(call, pinned, checked, _reason(error))
 
     def remember(self, signal: Signal) -> None:
         """Nothing is kept."""
@@ -148,7 +152,9 @@ class Hold:
         call.age_us = None if signal.event_age_us is None else signal.event_age_us + age_ns / NS_PER_US
         answer = Answer(signal.probabilities, signal.score, signal.decision or ())
         reason = f"{_reason(error)}; held since {age_ns / NS_PER_MS:.1f} ms"
-        return call.signal("FALLBACK", pinned, signal.flags, answer, signal.version, reason=reason, fallback="hold")
+        return call.signal(
+            "FALLBACK", pinned, without_risk(signal.flags), answer, signal.version, reason=reason, fallback="hold"
+        )
 
     def remember(self, signal: Signal) -> None:
         """Keep a model's last answer."""

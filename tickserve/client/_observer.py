@@ -1,15 +1,16 @@
-"""Who is told of every decision: the journal, a metric, an engine's own log.
+"""Who is told of every decision: the journal, a metric, an engine's own log; one of them, or several in order.
 
 An observer is called after the answer, on the caller's thread.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
+from tickserve.client._arguments import shown
 from tickserve.client._transport import Tensor
-from tickserve.errors import RequestError
+from tickserve.errors import RequestError, UsageError
 from tickserve.manifest import StateContract
 from tickserve.signal import Signal
 
@@ -44,3 +45,41 @@ class Observer(Protocol):
     def decided(self, decision: Decision) -> None:
         """One call has ended."""
         ...
+
+
+StageWatch = Callable[[str, str, float], None]
+
+
+class Observers:
+    """Several observers as one, told in order. One that raises keeps the others from nothing, and is counted."""
+
+    def __init__(self, *observers: Observer) -> None:
+        self._each = tuple(observer.decided for observer in observers)
+
+    def decided(self, decision: Decision) -> None:
+        """Tell all of them; what the first of those that failed raised is raised after that."""
+        failed: Exception | None = None
+        for tell in self._each:
+            try:
+                tell(decision)
+            except Exception as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+
+
+def choose_observer(given: Observer | Sequence[Observer] | None) -> Observer | None:
+    """What a client's argument names, as one observer. Raises UsageError."""
+    several = tuple(given) if isinstance(given, tuple | list) else () if given is None else (given,)
+    for observer in several:
+        if isinstance(observer, type) or not callable(getattr(observer, "decided", None)):
+            expected = "an observer, or a tuple of them"
+            raise UsageError("not an observer", field="observer", expected=expected, was=shown(observer))
+    return several[0] if len(several) == 1 else Observers(*several) if several else None
+
+
+def stage_watch(given: Observer | Sequence[Observer] | None) -> StageWatch | None:
+    """`observe_stage(model, stage, seconds)` of the first of the observers that has it; None where none has."""
+    several = given if isinstance(given, tuple | list) else (given,)
+    watches = (getattr(observer, "observe_stage", None) for observer in several)
+    return next((watch for watch in watches if callable(watch)), None)

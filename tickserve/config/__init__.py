@@ -35,6 +35,7 @@ from tickserve.config.serving import (
     ClientSettings,
     JournalSettings,
     LoadtestSettings,
+    MetricsSettings,
     ServeSettings,
     SwapSettings,
 )
@@ -57,6 +58,7 @@ __all__ = [
     "LimitSettings",
     "LoadtestSettings",
     "LstmSettings",
+    "MetricsSettings",
     "MlpSettings",
     "MonitoringSettings",
     "NetSettings",
@@ -98,6 +100,7 @@ class Config(Section):
     batching: BatchingSettings = BatchingSettings()
     loadtest: LoadtestSettings = LoadtestSettings()
     journal: JournalSettings = JournalSettings()
+    metrics: MetricsSettings = MetricsSettings()
     tune: TuneSettings = TuneSettings()
     mlp: MlpSettings = MlpSettings()
     tcn: TcnSettings = TcnSettings()

@@ -116,6 +116,16 @@ class JournalSettings(Section):
         return self
 
 
+class MetricsSettings(Section):
+    """The metrics of a client, as Prometheus scrapes them."""
+
+    port: int = Field(9104, ge=0, le=65_535, description="of /metrics; 0 takes a free one")
+    address: str = Field("127.0.0.1", min_length=1, description="bound to; whoever reaches it reads the metrics")
+    buckets_per_decade: int = Field(5, ge=1, le=20, description="of the histograms of times, 10 us to 10 s")
+    buffer_records: int = Field(65_536, ge=1, description="decisions waiting to be counted; more are lost, and counted")
+    flush_ms: float = Field(100.0, ge=1, le=60_000, description="longest a decision waits to be counted")
+
+
 class LoadtestSettings(Section):
     """Locust against the served models."""
 

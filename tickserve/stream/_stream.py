@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import operator
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
@@ -31,6 +32,7 @@ from tickserve.stream._snapshot import pack, unpack
 STATE_RESET = "state_reset"
 # The features look back further in time than the session is old; training saw next to no such rows.
 SHORT_HISTORY = "short_history"
+FEATURES = "features"  # the stage of an observer that counts them
 NOTHING_YET = "nothing was scored yet"
 NS_PER_S = 1_000_000_000
 
@@ -49,6 +51,8 @@ class Step(NamedTuple):
 class _Scorer(Protocol):
     @property
     def manifests(self) -> dict[str, Manifest]: ...
+    @property
+    def observe_stage(self) -> Callable[[str, str, float], None] | None: ...
 
 
 class _Core:
@@ -75,6 +79,7 @@ class _Core:
         self._digest, self._kernels = self.definition.spec.digest, f"{source_fingerprint():016x}"
         self._rows, self._feeder = RowMaker(self.definition), feeder(self.definition)
         self._last_ns, self._sequence, self._session = 0, -1, -1
+        self._observe_stage = client.observe_stage
         self._history_ns, self._opened_ns = history_ns(self.definition.spec), 0
 
     def reset(self) -> None:
@@ -133,7 +138,11 @@ class _Core:
         number = self._checked_sequence(sequence)
         if number >= 0 and self._sequence >= 0 and number != self._sequence + 1:
             self._rows.restart()
+        watch = self._observe_stage
+        started = 0 if watch is None else time.perf_counter_ns()
         made = self._rows.step(now, row)
+        if watch is not None:
+            watch(self.model, FEATURES, (time.perf_counter_ns() - started) / NS_PER_S)
         self._last_ns, self._sequence = now, number
         if made.place == 0:
             self._opened_ns = now

@@ -1,0 +1,155 @@
+"""What was observed, added up: counters and histograms by model. Bounded by how many models and versions there are.
+
+Nothing here is safe for threads: who adds and who reads hold the exporter's lock.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+from tickserve.errors import DeadlineExceededError, RequestError
+from tickserve.signal import Signal
+
+US = 1e-6
+LOW_S, HIGH_S = 1e-5, 10.0  # of a call and its stages
+YOUNG_S, OLD_S, AGES_PER_DECADE = 1e-4, 1e3, 3  # of the newest event
+SCORES = tuple(round(-1 + step / 10, 1) for step in range(21))
+ERROR = "ERROR"  # the status of a call that ended with an error and no signal, as in the journal
+UNPINNED = "(not pinned)"  # in place of a name that any caller may make up
+OTHER = "(other)"
+MAX_MODELS, MAX_VERSIONS = 256, 256
+WIRE = "wire"
+# The client's own stages by the names they are exported under: the answer does not say what part of the wait was the
+# server's, so all of it is the wire's.
+STAGES = {"check": "check", "send_wait": WIRE, "decode": "decode"}
+MANY_ROWS = 16
+
+
+class Observation(NamedTuple):
+    """What is kept of a decision until it is counted: no tensor and no traceback is held alive."""
+
+    model: str
+    version: int | None
+    bundle_digest: str | None
+    stage_us: Mapping[str, float]
+    signal: Signal | None
+    error: type[RequestError] | None
+    attempts: int
+
+
+def log_buckets(low: float, high: float, per_decade: int) -> tuple[float, ...]:
+    """Upper bounds from `low` to `high`, `per_decade` to each power of ten, to three digits.
+
+    >>> log_buckets(1, 100, 3)
+    (1.0, 2.15, 4.64, 10.0, 21.5, 46.4, 100.0)
+    """
+    count = round(np.log10(high / low) * per_decade)
+    return tuple(float(f"{low * 10 ** (step / per_decade):.3g}") for step in range(count + 1))
+
+
+class Histogram:
+    """Counts of values at or below each bound (above the last: one more), and their sum."""
+
+    __slots__ = ("bounds", "counts", "total")
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+
+    def add(self, value: float) -> None:
+        """Count one value."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        """As Prometheus has it: `le` and how many are at or below it, the last one `+Inf`."""
+        names = [*(f"{bound!r}" for bound in self.bounds), "+Inf"]
+        return list(zip(names, map(float, accumulate(self.counts)), strict=True))
+
+
+class ModelTally:
+    """Of one model. Keys of a counter are the values of its labels behind `model`."""
+
+    def __init__(self, bounds: Sequence[float]) -> None:
+        self._bounds = bounds
+        self.calls: Counter[tuple[str, str]] = Counter()  # by version and status
+        self.errors: Counter[str] = Counter()
+        self.fallbacks: Counter[str] = Counter()
+        self.decisions: Counter[str] = Counter()
+        self.flags: Counter[str] = Counter()
+        self.deadline_misses = self.retries = 0
+        self.call = Histogram(bounds)
+        self.stages: dict[str, Histogram] = {}
+        self.age = Histogram(AGES)
+        self.score = Histogram(SCORES)
+        self.info: dict[tuple[str, str], None] = {}  # version and bundle digest that answered, in order
+        self._versions: set[str] = set()
+
+    def add(self, seen: Observation) -> None:
+        """Count one decision."""
+        signal, stages = seen.signal, seen.stage_us
+        version = self._version(seen)
+        self.calls[version, ERROR if signal is None else signal.status] += 1
+        if signal is not None and signal.status == "OK":
+            self.info.setdefault((version, signal.bundle_digest))
+        self.call.add(stages["total"] * US)
+        for name, exported in STAGES.items():
+            if name in stages:
+                self.stage(exported).add(stages[name] * US)
+        if seen.attempts > 1:
+            self.retries += seen.attempts - 1
+        if seen.error is not None:
+            self.errors[seen.error.__name__] += 1
+            self.deadline_misses += issubclass(seen.error, DeadlineExceededError)
+        if signal is not None:
+            self._signal(signal)
+
+    def stage(self, name: str) -> Histogram:
+        """The histogram of a stage, made where it is not there yet."""
+        found = self.stages.get(name)
+        if found is None:
+            found = self.stages[name] = Histogram(self._bounds)
+        return found
+
+    def _signal(self, signal: Signal) -> None:
+        if signal.event_age_us is not None:
+            self.age.add(max(0.0, signal.event_age_us * US))
+        if signal.fallback is not None:
+            self.fallbacks[signal.fallback] += 1
+        for flag in {flag.partition(":")[0] for flag in signal.flags} if signal.flags else ():
+            self.flags[flag] += 1
+        if signal.status != "OK" or signal.score is None:
+            return
+        for decision in signal.decision or ():
+            self.decisions[decision] += 1
+        self._scores(signal.score)
+
+    def _scores(self, scores: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
+        # A score in float32 may lie a rounding above the bound it stands for.
+        if len(scores) <= MANY_ROWS:
+            for score in scores.tolist():
+                self.score.add(round(score, 6))
+            return
+        places = np.searchsorted(SCORES, np.round(scores.astype(np.float64), 6))
+        for place, count in enumerate(np.bincount(places, minlength=len(SCORES) + 1).tolist()):
+            self.score.counts[place] += count
+        self.score.total += float(scores.sum(dtype=np.float64))
+
+    def _version(self, seen: Observation) -> str:
+        """The version that answered, else the one asked for, which a caller may have made up: there is a bound."""
+        answered = None if seen.signal is None else seen.signal.version
+        version = seen.version if answered is None else answered
+        name = "" if version is None else str(version)
+        if name not in self._versions:
+            if len(self._versions) >= MAX_VERSIONS:
+                return OTHER
+            self._versions.add(name)
+        return name
+
+
+AGES = log_buckets(YOUNG_S, OLD_S, AGES_PER_DECADE)

@@ -1,0 +1,68 @@
+"""The action file: what monitoring asks of each model's signals. `tickserve monitor export` writes it, a client obeys.
+
+One JSON object, written atomically: `format`, `written_ns` (wall clock) and `models`, by name: `action` (none, label,
+shrink, flat), `factor` (what an engine multiplies its size by), `reason`, `since_ns`, `version` of the model, and
+`measured`: whether there was enough to judge by. docs/drift.md says what each action does, and what becomes of a file
+that cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tickserve.errors import ArtifactError
+from tickserve.store import canonical_json, write_atomic
+
+FORMAT: Literal["tickserve.risk-actions/1"] = "tickserve.risk-actions/1"
+MAX_BYTES = 1024 * 1024
+Action = Literal["none", "label", "shrink", "flat"]
+ACTIONS: tuple[Action, ...] = ("none", "label", "shrink", "flat")  # each asks for more than the one before
+
+
+class _Stored(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class ModelAction(_Stored):
+    """What is asked of one model's signals, why, and since when (wall clock)."""
+
+    action: Action = "none"
+    factor: float = Field(1.0, ge=0, le=1)
+    reason: str = Field("", max_length=500)
+    since_ns: int = 0
+    version: str = ""
+    measured: bool = True
+
+
+class ActionFile(_Stored):
+    """The whole file."""
+
+    format: Literal["tickserve.risk-actions/1"] = FORMAT
+    written_ns: int = Field(gt=0)
+    models: dict[str, ModelAction]
+
+
+def write_actions(path: Path, written_ns: int, models: Mapping[str, ModelAction]) -> None:
+    """Replace the file, whole or not at all. Raises ComponentError."""
+    write_atomic(path, canonical_json(ActionFile(written_ns=written_ns, models=dict(models)).model_dump()) + b"\n")
+
+
+def read_actions(path: Path) -> ActionFile:
+    """What the file says. Raises ArtifactError for what is none of these files, and OSError for what cannot be read."""
+    with path.open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ArtifactError("not an action file", field=path.name, expected=f"at most {MAX_BYTES} bytes")
+    try:
+        return ActionFile.model_validate(json.loads(data))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))[:100]
+        raise ArtifactError(f"not an action file: {where}: {first['msg']}", field=path.name) from error
+    except (ValueError, RecursionError) as error:  # torn, empty, not UTF-8, not JSON
+        raise ArtifactError("not an action file: not JSON", field=path.name) from error
