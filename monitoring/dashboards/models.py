@@ -34,14 +34,15 @@ def _signals() -> list[Panel]:
             minimum=None,
         ),
         Panel(
-            "Mean score",
-            "A mean away from 0 is a position that the model always wants.",
+            "Score quantiles",
+            "A median away from 0 is a position that the model always wants.",
             [
                 Query(
-                    f"sum by (model) (rate(tickserve_client_score_sum{{{HERE}}}[{INTERVAL}]))"
-                    f" / sum by (model) (rate(tickserve_client_score_count{{{HERE}}}[{INTERVAL}]))",
-                    "{{model}}",
+                    f"histogram_quantile({value}, sum by (model, le)"
+                    f" (rate(tickserve_client_score_bucket{{{HERE}}}[{INTERVAL}])))",
+                    f"{{{{model}}}} p{value * 100:g}",
                 )
+                for value in (0.1, 0.5, 0.9)
             ],
             minimum=None,
         ),

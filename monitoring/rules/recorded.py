@@ -5,7 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from monitoring.rules.rule import Group, Recording, duration
-from monitoring.rules.series import CALLS, CLIENT, ERRORS, FAILED, MISSES, OK, PENDING, QUANTILES, SERVER, Series, share
+from monitoring.rules.series import (
+    CALLS,
+    CLIENT,
+    ERRORS,
+    FAILED,
+    LATE,
+    MISSES,
+    OK,
+    PENDING,
+    QUANTILES,
+    REJECTED,
+    SERVER,
+    Series,
+    share,
+)
 from tickserve.config import MonitoringSettings
 
 HISTOGRAMS = {
@@ -25,8 +39,12 @@ def recorded_group(settings: MonitoringSettings) -> Group:
 def _shares(series: Series) -> Iterator[Recording]:
     for seconds in series.windows:
         yield Recording(series.misses(seconds), share(MISSES, CALLS, CLIENT, duration(seconds)))
-    for of, status in (("stale", "STALE"), ("fallback", "FALLBACK"), ("client_error", ERRORS)):
-        part = f'{CALLS}{{status=~"{status}"}}'
+    for of, part in (
+        ("stale", f'{CALLS}{{status="STALE"}}'),
+        ("fallback", f'{CALLS}{{status="FALLBACK"}}'),
+        ("client_error", f'{ERRORS}{{error!~"{LATE}|{REJECTED}"}}'),
+        ("rejected_input", f'{ERRORS}{{error="{REJECTED}"}}'),
+    ):
         yield Recording(series.share(of), share(part, CALLS, CLIENT, series.window))
     # A cancelled request is its caller's doing.
     failed = f'sum by ({SERVER}) (rate({FAILED}{{reason!="CANCELED"}}[{series.window}]))'

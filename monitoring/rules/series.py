@@ -19,8 +19,9 @@ PENDING = "nv_inference_pending_request_count"
 CLIENT = "namespace, model"
 SERVER = "namespace, job, model"
 QUANTILES = {"p50": 0.5, "p99": 0.99, "p999": 0.999}
-# Of these a client got no answer that counts, whatever it then did.
-ERRORS = "ERROR|UNAVAILABLE"
+ERRORS = "tickserve_client_errors_total"
+# Errors by type, whatever then stood in for the answer: a missed deadline has alerts of its own, and so has bad input.
+REJECTED, LATE = "InputRejectedError", "DeadlineExceededError"
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Series:
         return f"tickserve:deadline_miss:ratio_rate{duration(seconds)}"
 
     def share(self, of: str) -> str:
-        """Share of calls: `stale`, `fallback`, `client_error`, `server_error`."""
+        """Share of calls: `stale`, `fallback`, `client_error`, `rejected_input`, `server_error`."""
         return f"tickserve:{of}:ratio_rate{self.window}"
 
     def rate(self, of: str) -> str:
