@@ -18,7 +18,7 @@ def model_alerts(settings: MonitoringSettings) -> Group:
                 alert="TickserveDrift",
                 expr=f"max by (namespace, model, version) (tickserve_drift_psi_max) > {number(settings.psi)}",
                 summary="Inputs of {{ $labels.model }} are not those it was trained on",
-                description="The feature that drifts most has a population stability index of {{ $value | printf `%.2f` }}.",
+                description="Population stability index of the feature that drifts most: {{ $value | printf `%.2f` }}.",
                 keys=("psi", "ticket_after_s"),
             ),
             Alert(
