@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Gauge, start_http_server
 
-MODEL = {"model": "tiny", "version": "1"}
+MODEL = {"model": "drifting", "version": "1"}
 GOOD = {"psi": 0.05, "flat": 0.0, "calibration": 0.02, "hits": 0.55, "lag": 0.1}
 BAD = {"psi": 0.6, "flat": 1.0, "calibration": 0.3, "hits": 0.4, "lag": 900.0}
 
@@ -45,16 +45,16 @@ class JournalStandIn:
         for feature in ("f0", "f1", "score"):
             self._psi.labels(**MODEL, feature=feature).set(values["psi"])
         for action in ("none", "label", "shrink", "flat"):
-            self._action.labels(model="tiny", action=action).set(values["flat"] if action == "flat" else 0)
+            self._action.labels(model=MODEL["model"], action=action).set(values["flat"] if action == "flat" else 0)
         self._calibration.labels(**MODEL).set(values["calibration"])
         for kind, ratio in (("predicted", 0.6), ("realised", 0.6 - values["calibration"])):
             self._bins.labels(**MODEL, bin="0.6", kind=kind).set(ratio)
         self._hits.labels(**MODEL).set(values["hits"])
-        self._age.labels(model="tiny", quantile="0.99").set(0.01)
+        self._age.labels(model=MODEL["model"], quantile="0.99").set(0.01)
         self._lag.set(values["lag"])
         for total in self._totals:
             total.labels(**MODEL).set(1_000)
-        self._records.labels(model="tiny", status="OK").inc(100)
+        self._records.labels(model=MODEL["model"], status="OK").inc(100)
 
     def close(self) -> None:
         self._server.shutdown()
