@@ -177,7 +177,14 @@ def _call(
         return stack.enter_context(Client(urls, manifest=manifest, observer=observer, **options))
 
     both = client(one.url, two.url, resilience=Resilience(), max_age_ms=60_000)
-    callers.add(lambda _: both.score("tiny", rows(4), newest_event_ns=time.time_ns()))
+
+    def well(_: bool) -> None:
+        start, newest = time.perf_counter(), time.time_ns()
+        features = rows(4)
+        metrics.observe_stage("tiny", "features", time.perf_counter() - start)
+        both.score("tiny", features, newest_event_ns=newest)
+
+    callers.add(well)
     # Its server is killed: errors, and the fallback.
     solo = client(two.url, fallback="flat")
     callers.add(lambda _: solo.score("solo", rows()))
@@ -193,7 +200,8 @@ def _call(
         callers.add(lambda wrong, asks=queued: asks.score("queued", rows(1 if wrong else FULL)), pause_s=0.02)  # type: ignore[misc]
     aged = client(one.url, max_age_ms=1_000)
     callers.add(lambda wrong: aged.score("stale", rows(), newest_event_ns=time.time_ns() - int(20e9 if wrong else 1e6)))
-    callers.add(lambda wrong: plain.score("odd", rows(first=float("inf") if wrong else 1.0)))
+    # Infinite is refused; out of the training range is answered and flagged.
+    callers.add(lambda wrong: plain.score("odd", rows(first=float("inf") if wrong else 9.0)))
     callers.add(lambda wrong: None if wrong else plain.score("idle", rows()))
     bursts = client(one.url, observer=narrow)
     callers.add(lambda wrong: [bursts.score("tiny", rows()) for _ in range(20 if wrong else 1)], pause_s=1.5)

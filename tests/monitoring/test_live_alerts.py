@@ -1,4 +1,4 @@
-"""Every alert is made to fire by causing its fault in a live system, and to resolve by ending it; every panel shows data.
+"""Every alert fires by its fault, caused in a live system, and resolves by its end; every panel shows data.
 
 One play for the whole file: all well, then every fault at once (each on a model of its own), then their end, then a
 replica with another version, then no server at all. What cannot be had here is listed with its reason, and an entry
