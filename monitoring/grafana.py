@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from monitoring.dashboards.panel import Dashboard, Json
 from tickserve.errors import ComponentError, ProtocolError, UsageError
@@ -47,7 +47,7 @@ class Grafana:
     def __init__(self, url: str, token: str, *, timeout_s: float = TIMEOUT_S, verify: bool | str = True) -> None:
         from grafana_api.grafana_face import GrafanaFace
 
-        self._url, place = url, urlsplit(url)
+        self._url, place = url, _split(url)
         if place.scheme not in ("http", "https") or not place.hostname or place.username or place.query:
             raise UsageError("wrong address", field="--url", expected="http(s)://host[:port][/path]", was=_plain(url))
         if not token or not token.isascii() or not token.isprintable() or " " in token:
@@ -58,7 +58,7 @@ class Grafana:
         self._face = GrafanaFace(
             auth=token,
             host=host,
-            port=_port(url),
+            port=place.port,
             url_path_prefix=f"{path}/" if path else "",
             protocol=place.scheme,
             verify=verify,
@@ -159,15 +159,17 @@ def _no_grafana(where: str) -> ProtocolError:
 
 def _plain(url: str) -> str:
     """`url` without what may be a secret."""
-    place = urlsplit(url)
+    place = _split(url)
     return f"{place.scheme}://{place.netloc.rpartition('@')[2]}{place.path}"[:200]
 
 
-def _port(url: str) -> int | None:
+def _split(url: str) -> SplitResult:
     try:
-        return urlsplit(url).port
+        place = urlsplit(url)
+        _ = place.port
     except ValueError:
-        raise UsageError("wrong port", field="--url", expected="0 to 65535") from None
+        raise UsageError("wrong address", field="--url", expected="http(s)://host[:port][/path]") from None
+    return place
 
 
 def _mapping(value: Any, what: str) -> Json:

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 from pydantic_core import PydanticCustomError
 
 from tickserve.errors import ArtifactError, DigestMismatchError
+from tickserve.reference import ManifestReference
 from tickserve.runtimes import Gated, RuntimeRecord
 from tickserve.store import canonical_json, sha256_bytes, sha256_file, write_json_atomic
 
@@ -221,6 +222,7 @@ class Manifest(Frozen):
     gates: tuple[GateResult, ...] = ()
     files: dict[str, str]
     provenance: Provenance
+    reference: ManifestReference = None
     export: ExportRecord | None = None
 
     @field_validator("name")

@@ -1,9 +1,9 @@
 """The action file: what monitoring asks of each model's signals. `tickserve monitor export` writes it, a client obeys.
 
 One JSON object, written atomically: `format`, `written_ns` (wall clock) and `models`, by name: `action` (none, label,
-shrink, flat), `factor` (what an engine multiplies its size by), `reason`, `since_ns`, `version` of the model, and
-`measured`: whether there was enough to judge by. docs/drift.md says what each action does, and what becomes of a file
-that cannot be trusted.
+shrink, flat), `factor` (what an engine multiplies its size by), `reason`, `since_ns`, `version` of the model,
+`measured`: whether there was enough to judge by, and `cause`: what was judged. docs/drift.md says what each action
+does, and what becomes of a file that cannot be trusted.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ class ModelAction(_Stored):
     since_ns: int = 0
     version: str = ""
     measured: bool = True
+    cause: Literal["", "features", "score", "calibration"] = ""
 
 
 class ActionFile(_Stored):

@@ -22,6 +22,7 @@ from tickserve.manifest import GateResult, Manifest, TensorSpec
 from training.bundles import TrainedBundle, write_bundle
 from training.examples import FloatArray, Rows
 from training.metrics import Prediction, rank_correlation
+from training.reference import rescored
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -191,6 +192,7 @@ def _child(
     if not gate.passed:
         shutil.rmtree(out / name, ignore_errors=True)
         return None, row
+    reference = teacher.bundle.manifest.reference
     path, manifest = write_bundle(
         out,
         name=name,
@@ -199,7 +201,7 @@ def _child(
         predict=predict,
         tensor=teacher.tensor,
         parity_inputs=teacher.inputs,
-        fields=_fields(teacher.bundle.manifest, precision, gate),
+        fields=_fields(teacher.bundle.manifest, precision, gate) | rescored(reference, predict(teacher.inputs)),
     )
     return TrainedBundle(path, manifest, row), row
 

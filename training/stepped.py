@@ -27,6 +27,7 @@ from training.examples import Examples, IntArray, Rows
 from training.metrics import Prediction, evaluate
 from training.nets import reproducible
 from training.quantize import MAX_IC_LOSS, inherited, inherited_gate
+from training.reference import rescored
 
 SUFFIX = "-step"
 FEATURES, PROBABILITIES = "features", "probabilities"
@@ -72,7 +73,8 @@ def stepped_child(
         model_file=MODEL_FILE,
         save=lambda file: save_file(weights, file),
         arrays=arrays,
-        fields=_fields(stepped, teacher.manifest, gate, {"stepped": measured, "restarted": restarted}),
+        fields=_fields(stepped, teacher.manifest, gate, {"stepped": measured, "restarted": restarted})
+        | rescored(teacher.manifest.reference, said[judged]),
     )
     return TrainedBundle(path, manifest, row), row
 

@@ -29,6 +29,7 @@ from training.families import fitting, job_of
 from training.gate import refuse_models
 from training.job import Fit
 from training.leakage import refuse_leaks
+from training.reference import training_reference
 from training.walk import Judged, Run, Say, walk
 
 if TYPE_CHECKING:
@@ -224,6 +225,7 @@ def _fields(run: Run, fit: Fit, report: dict[str, Any]) -> dict[str, Any]:
         "metrics": {name: report[name] for name in kept if name in report},
         "gates": tuple(GateResult.model_validate(gate) for gate in report.get("limits", ())),
         "provenance": provenance(run.meta, run.config.seed, stages),
+        "reference": training_reference(run.job, fit, run.examples),
     } | ({"stream": stream} if stream else {})
 
 

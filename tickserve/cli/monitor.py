@@ -10,11 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from tickserve import stages
-from tickserve.cli import options
+from tickserve.cli import monitor_export, options
 from tickserve.cli.output import emit, out, table
 from tickserve.errors import UsageError
 
-app = typer.Typer(help="Alert rules for Prometheus, dashboards for Grafana.", no_args_is_help=True)
+app = typer.Typer(help="Alert rules, dashboards, and the drift of what is served.", no_args_is_help=True)
+
+app.command("export")(monitor_export.export)
 
 TOKEN_ENV = "GRAFANA_TOKEN"  # noqa: S105 - the name of a variable
 Url = Annotated[str, typer.Option("--url", help="Of Grafana, e.g. http://127.0.0.1:3000.")]
@@ -52,8 +54,8 @@ def picture(
 ) -> None:
     """Draw every panel's queries from a live Prometheus, without Grafana."""
     settings = options.settings_of(config, profile).config.monitoring
-    draw = stages.load("monitoring.picture").draw
-    drawn = draw(url, settings, folder, seconds=seconds, interval=interval)
+    stages.load_core("matplotlib")
+    drawn = stages.load("monitoring.picture").draw(url, settings, folder, seconds=seconds, interval=interval)
     _emit_files({"files": [str(path) for path in drawn]}, "these are no screenshots of Grafana", as_json)
 
 
@@ -101,8 +103,8 @@ def diff(
 
 def _grafana(url: str, token_file: Path | None, ca: Path | None, timeout: float) -> Any:
     module = stages.load("monitoring.grafana")
-    with stages.needing("grafana_api"):
-        return module.Grafana(url, _token(token_file), timeout_s=timeout, verify=str(ca) if ca else True)
+    stages.load_core("grafana_api")
+    return module.Grafana(url, _token(token_file), timeout_s=timeout, verify=str(ca) if ca else True)
 
 
 def _token(path: Path | None) -> str:

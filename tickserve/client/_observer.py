@@ -74,7 +74,7 @@ def choose_observer(given: Observer | Sequence[Observer] | None) -> Observer | N
     for observer in several:
         if isinstance(observer, type) or not callable(getattr(observer, "decided", None)):
             expected = "an observer, or a tuple of them"
-            raise UsageError("not an observer", field="observer", expected=expected, was=shown(observer))
+            raise UsageError("cannot be told of decisions", field="observer", expected=expected, was=shown(observer))
     return several[0] if len(several) == 1 else Observers(*several) if several else None
 
 

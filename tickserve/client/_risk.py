@@ -152,12 +152,14 @@ class RiskWatch:
             self._fresh_until_ns = 0
             self._doubted("the action file is from the future" if age_ns < 0 else "the action file is an older one")
             return
-        for model, asked in told.models.items():
+        asked_now = {model: self._asked_of(model, asked) for model, asked in told.models.items()}
+        for model, asked in asked_now.items():
             self._tell_change(model, asked)
-        self._written_ns, self._asked = told.written_ns, {**self._asked, **told.models}
+        self._written_ns, self._asked = told.written_ns, {**self._asked, **asked_now}
         self._known = {
-            model: risk_of(asked) if asked.measured else self._doubt(asked) for model, asked in told.models.items()
-        } | {model: self._doubt(asked) for model, asked in self._asked.items() if model not in told.models}
+            model: risk_of(asked) if model in asked_now and told.models[model].measured else self._doubt(asked)
+            for model, asked in self._asked.items()
+        }
         self._unknown = {model: self._doubt(asked) for model, asked in self._asked.items()}
         fresh_ns = self._max_age_ns - max(0, age_ns)
         self._fresh_until_ns = time.monotonic_ns() + fresh_ns if fresh_ns > 0 else 0
@@ -165,6 +167,13 @@ class RiskWatch:
             self._problem = ""
         else:
             self._doubted("the action file is too old")
+
+    def _asked_of(self, model: str, asked: ModelAction) -> ModelAction:
+        """What holds for a model: an exporter that has not measured it yet lifts no action."""
+        before = self._asked.get(model)
+        if before is None or asked.measured or ACTIONS.index(asked.action) >= ACTIONS.index(before.action):
+            return asked
+        return before
 
     def _doubt(self, asked: ModelAction) -> Risk | None:
         return risk_of(asked, known=False, least="flat" if self._settings.on_unknown == "flat" else "none")

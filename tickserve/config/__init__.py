@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from tickserve.config.data import CostSettings, FeatureSettings, LabelSettings, ValidationSettings
+from tickserve.config.drift import DriftSettings
 from tickserve.config.export import (
     BatchingSettings,
     ExportSettings,
@@ -50,6 +51,7 @@ __all__ = [
     "Config",
     "CostSettings",
     "DeepLobSettings",
+    "DriftSettings",
     "ExportSettings",
     "FeatureSettings",
     "GbdtSettings",
@@ -101,6 +103,7 @@ class Config(Section):
     loadtest: LoadtestSettings = LoadtestSettings()
     journal: JournalSettings = JournalSettings()
     metrics: MetricsSettings = MetricsSettings()
+    drift: DriftSettings = DriftSettings()
     tune: TuneSettings = TuneSettings()
     mlp: MlpSettings = MlpSettings()
     tcn: TcnSettings = TcnSettings()

@@ -7,16 +7,19 @@ and reading take the extra `journal` (zstandard).
 from tickserve.journal._journal import Journal, JournalStats
 from tickserve.journal._reader import journal_files, read_actions, read_journal
 from tickserve.journal._replay import Difference, Replay, replay
-from tickserve.journal._schema import ActionRecord, DecisionRecord, GapRecord, Record
+from tickserve.journal._schema import OUTCOME, ActionRecord, DecisionRecord, GapRecord, Record
 from tickserve.journal._summary import summarize
+from tickserve.journal._tail import JournalTail
 
 __all__ = [
+    "OUTCOME",
     "ActionRecord",
     "DecisionRecord",
     "Difference",
     "GapRecord",
     "Journal",
     "JournalStats",
+    "JournalTail",
     "Record",
     "Replay",
     "journal_files",

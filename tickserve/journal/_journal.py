@@ -23,7 +23,7 @@ from tickserve.client._fork import renew_after_fork
 from tickserve.config import JournalSettings
 from tickserve.errors import UsageError
 from tickserve.journal._folder import JournalFolder
-from tickserve.journal._schema import ActionRecord, GapRecord, encode_action, encode_decision, encode_gap
+from tickserve.journal._schema import OUTCOME, ActionRecord, GapRecord, encode_action, encode_decision, encode_gap
 from tickserve.journal._segment import encode_frame, frame_record, load_zstandard
 
 LOG = logging.getLogger("tickserve.journal")
@@ -118,6 +118,24 @@ class Journal:
         """Write down what the engine did about the decision `request_id`; `fields` are kept as text. Never raises."""
         texts = {name: str(value) for name, value in fields.items()}
         self._put(ActionRecord(time.time_ns(), time.monotonic_ns(), str(request_id), str(action), texts), 0)
+
+    def outcome(
+        self,
+        request_id: str,
+        *,
+        realised: str | None = None,
+        pnl_bp: float | None = None,
+        turnover: float | None = None,
+        row: int = 0,
+    ) -> None:
+        """Write down how the decision `request_id` turned out, an action of the name `outcome`. Never raises.
+
+        `realised`: the class that came true (down, flat, up), by the model's own horizon and band; `pnl_bp`: what the
+        engine made of it, after costs, in basis points; `turnover`: what it traded for that, in its own unit; `row`: of
+        a request of several. None is not known; each is counted once (docs/drift.md).
+        """
+        told = {"realised": realised, "pnl_bp": pnl_bp, "turnover": turnover, "row": row or None}
+        self.action(request_id, OUTCOME, **{name: value for name, value in told.items() if value is not None})
 
     def flush(self, timeout_s: float = CLOSE_S) -> bool:
         """Wait until all that was handed over before is written, or known to be lost; False when that took too long."""

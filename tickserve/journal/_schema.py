@@ -21,6 +21,7 @@ from tickserve.signal import Signal
 
 SCHEMA = 1
 DECISION, ACTION, GAP = 1, 2, 3
+OUTCOME = "outcome"  # the action that tells how a decision turned out
 FAILED = "ERROR"  # the status of a call that ended with an error and no signal
 MAX_TEXT = 65_535
 _HAS_EVENT, _HAS_AGE, _HAS_ASKED, _HAS_VERSION, _HAS_BUNDLE, _HAS_DECISION = (1 << bit for bit in range(6))

@@ -4,6 +4,7 @@ Counting loads nothing; serving takes the extra `monitoring` (prometheus-client)
 """
 
 from tickserve.metrics._exporter import MetricsExporter
+from tickserve.metrics._server import Endpoint
 from tickserve.metrics._tally import Histogram, log_buckets
 
-__all__ = ["Histogram", "MetricsExporter", "log_buckets"]
+__all__ = ["Endpoint", "Histogram", "MetricsExporter", "log_buckets"]

@@ -15,6 +15,7 @@ from training.compress.teacher import Data
 from training.examples import IntArray, Rows
 from training.job import Fit, Job
 from training.metrics import Prediction
+from training.reference import training_reference
 from training.train import parity_rows
 from training.walk import Run, judge_fold, report_of
 
@@ -112,4 +113,5 @@ def _fields(
         "metrics": {key: report[key] for key in KEPT if key in report} | dict(against),
         "gates": gates,
         "provenance": provenance(data.meta, data.config.seed, report["stages"]),
+        "reference": training_reference(job, fit, data.examples),
     } | ({"stream": first.stream} if first.stream else {})

@@ -1,0 +1,338 @@
+"""The metrics of a client: what they count, that they are Prometheus' text, and that no sink or scraper hurts a call."""
+
+from __future__ import annotations
+
+import gc
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from prometheus_client import CollectorRegistry
+from prometheus_client.openmetrics.parser import text_string_to_metric_families as open_families
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.tickserve.conftest import Triton
+from tickserve import Client
+from tickserve.client import Observers
+from tickserve.config import MetricsSettings
+from tickserve.errors import InputRejectedError, PortInUseError, RequestError, TransportError, UsageError
+from tickserve.journal import Journal, read_journal
+from tickserve.metrics import Histogram, MetricsExporter, log_buckets
+from tickserve.settings import load_settings
+from tickserve.testing import UP_ANSWER, Answer, make_manifest, mock_client
+
+ROW = np.zeros((1, 3), np.float32)
+MODEL = "mock-model"
+Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
+
+
+@pytest.fixture
+def metrics() -> Iterator[MetricsExporter]:
+    with MetricsExporter(port=0) as exporter:
+        yield exporter
+
+
+def samples(exporter: MetricsExporter) -> Samples:
+    found = {}
+    for family in text_string_to_metric_families(exporter.render().decode()):
+        for sample in family.samples:
+            found[sample.name, frozenset(sample.labels.items())] = sample.value
+    return found
+
+
+def value(exporter: MetricsExporter, name: str, **labels: str) -> float | None:
+    return samples(exporter).get((f"tickserve_client_{name}", frozenset(labels.items())))
+
+
+def scrape(url: str | None, accept: str = "") -> tuple[str, str]:
+    assert url is not None
+    with urllib.request.urlopen(urllib.request.Request(url, headers={"Accept": accept}), timeout=10) as answer:
+        return answer.read().decode(), answer.headers["Content-Type"]
+
+
+def test_every_metric_of_a_call_is_counted(metrics: MetricsExporter) -> None:
+    script = [UP_ANSWER, Answer(latency_ms=30_000), TransportError("gone")]
+    client = mock_client(make_manifest(), script, deadline_ms=500, observer=metrics, max_age_ms=1_000)
+    now = time.time_ns()
+    signal = client.score(MODEL, ROW, newest_event_ns=now)
+    for wrong in range(2):
+        with pytest.raises(RequestError):
+            client.score(MODEL, ROW, newest_event_ns=now, request_id=f"bad{wrong}")
+    with pytest.raises(InputRejectedError):
+        client.score(MODEL, ROW.astype(np.float64), newest_event_ns=now)
+    assert client.score(MODEL, ROW, newest_event_ns=now - 10**10).status == "STALE"
+    count = {status: value(metrics, "calls_total", model=MODEL, version="1", status=status) for status in ("OK",)}
+    assert count == {"OK": 1.0}
+    assert value(metrics, "calls_total", model=MODEL, version="", status="ERROR") == 3
+    assert value(metrics, "calls_total", model=MODEL, version="", status="STALE") == 1
+    for error in ("DeadlineExceededError", "TransportError", "InputRejectedError"):
+        assert value(metrics, "errors_total", model=MODEL, error=error) == 1
+    assert value(metrics, "deadline_misses_total", model=MODEL) == 1
+    assert value(metrics, "retries_total", model=MODEL) == 0
+    assert value(metrics, "decisions_total", model=MODEL, decision="up") == 1
+    assert value(metrics, "call_seconds_count", model=MODEL) == 5
+    assert value(metrics, "stage_seconds_count", model=MODEL, stage="decode") == 1
+    assert value(metrics, "stage_seconds_count", model=MODEL, stage="check") == 3
+    wire = value(metrics, "stage_seconds_sum", model=MODEL, stage="wire")
+    assert wire == pytest.approx(signal.stage_us["send_wait"] / 1e6)
+    assert value(metrics, "event_age_seconds_count", model=MODEL) == 2
+    assert value(metrics, "score_bucket", model=MODEL, le="0.5") == 0
+    assert value(metrics, "score_bucket", model=MODEL, le="0.6") == 1  # 0.7 - 0.1 in float32 is a little above
+    digest = signal.bundle_digest
+    assert value(metrics, "model_info", model=MODEL, version="1", bundle_digest=digest) == 1
+    assert value(metrics, "lost_total") == 0
+    assert (metrics.lost, client.statistics()["observer_errors"]) == (0, 0)
+
+
+def test_fallbacks_flags_and_many_rows(metrics: MetricsExporter) -> None:
+    manifest = make_manifest()
+    script = [UP_ANSWER, UP_ANSWER, TransportError("gone")]
+    client = mock_client(manifest, script, observer=metrics, fallback="flat")
+    many = np.zeros((40, 3), np.float32)
+    many[:, 1:] = 1e10  # far outside its range, in two columns
+    client.score(MODEL, many, newest_event_ns=time.time_ns() + 10**12)
+    client.score(MODEL, ROW)
+    assert client.score(MODEL, ROW).fallback == "flat"
+    assert value(metrics, "flags_total", model=MODEL, flag="out_of_range") == 1  # a signal, not a column
+    assert value(metrics, "flags_total", model=MODEL, flag="event_in_future") == 1
+    assert value(metrics, "fallbacks_total", model=MODEL, fallback="flat") == 1
+    assert value(metrics, "decisions_total", model=MODEL, decision="up") == 41
+    assert value(metrics, "decisions_total", model=MODEL, decision="flat") is None  # a fallback is no model's decision
+    assert value(metrics, "score_bucket", model=MODEL, le="+Inf") == 41
+    assert value(metrics, "score_bucket", model=MODEL, le="0.6") == 41
+    assert value(metrics, "score_bucket", model=MODEL, le="0.5") == 0
+
+
+def test_names_that_callers_make_up_make_no_series(metrics: MetricsExporter) -> None:
+    client = mock_client(make_manifest(), observer=metrics, fallback="signal")
+    for number in range(50):
+        with pytest.raises(RequestError):
+            client.score(f"made-up-{number}", ROW)
+    for number in range(1, 400):
+        client.score(MODEL, ROW.astype(np.float64), version=number)
+    names = {dict(labels).get("model") for _, labels in samples(metrics)} - {None}
+    assert names == {"(not pinned)", MODEL}
+    versions = {dict(labels).get("version") for name, labels in samples(metrics) if name.endswith("calls_total")}
+    assert len(versions) < 300
+
+
+def test_journal_and_metrics_together_and_one_that_raises(metrics: MetricsExporter, tmp_path: Path) -> None:
+    class Broken:
+        def decided(self, decision: Any) -> None:
+            raise RuntimeError("down")
+
+    with Journal(tmp_path) as journal:
+        client = mock_client(make_manifest(), observer=(Broken(), journal, metrics))
+        assert client.score(MODEL, ROW).ok
+        assert client.statistics()["observer_errors"] == 1
+        together = mock_client(make_manifest(), observer=Observers(journal, metrics))
+        assert together.score(MODEL, ROW).ok
+    assert len(list(read_journal(tmp_path))) == 2
+    assert value(metrics, "calls_total", model=MODEL, version="1", status="OK") == 2
+    assert mock_client(make_manifest(), observer=()).score(MODEL, ROW).ok
+    for wrong in ("journal", MetricsExporter, (metrics, None)):
+        with pytest.raises(UsageError, match="observer: cannot be told"):
+            mock_client(make_manifest(), observer=wrong)
+
+
+def test_stages_of_the_engine_are_counted(metrics: MetricsExporter) -> None:
+    client = mock_client(make_manifest(), observer=metrics)
+    assert client.observe_stage is not None
+    client.observe_stage(MODEL, "features", 0.0002)
+    client.observe_stage(MODEL, "features", "no time")  # type: ignore[arg-type]
+    assert value(metrics, "stage_seconds_count", model=MODEL, stage="features") == 1
+    assert value(metrics, "stage_seconds_sum", model=MODEL, stage="features") == pytest.approx(0.0002)
+    assert metrics.lost == 1
+    assert mock_client(make_manifest()).observe_stage is None
+
+
+def test_it_is_served_in_both_formats(metrics: MetricsExporter) -> None:
+    mock_client(make_manifest(), [UP_ANSWER], observer=metrics).score(MODEL, ROW)
+    plain, kind = scrape(metrics.url)
+    assert kind.startswith("text/plain")
+    assert 'tickserve_client_calls_total{model="mock-model",status="OK",version="1"} 1.0' in plain
+    told, kind = scrape(metrics.url, "application/openmetrics-text; version=1.0.0")
+    assert kind.startswith("application/openmetrics-text")
+    names = {family.name for family in open_families(told)}
+    assert {"tickserve_client_calls", "tickserve_client_score", "process_resident_memory_bytes"} <= names
+    assert {family.name for family in text_string_to_metric_families(plain)} >= {"tickserve_client_call_seconds"}
+    with pytest.raises(urllib.error.HTTPError, match="404"):
+        scrape(str(metrics.url).replace("/metrics", "/other"))
+
+
+def test_a_registry_of_the_callers_own() -> None:
+    with MetricsExporter(serve=False) as exporter:
+        registry = CollectorRegistry()
+        registry.register(exporter)
+        mock_client(make_manifest(), observer=exporter).score(MODEL, ROW)
+        assert registry.get_sample_value("tickserve_client_call_seconds_count", {"model": MODEL}) == 1
+        assert exporter.url is None
+
+
+def test_a_taken_port_names_port_and_option() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        threads = threading.active_count()
+        with pytest.raises(PortInUseError, match=rf"metrics.port: port {port} is taken"):
+            MetricsExporter(port=port)
+        assert threading.active_count() == threads
+    with pytest.raises(UsageError, match="metrics.address: cannot be bound here"):
+        MetricsExporter(port=0, address="192.0.2.1")
+
+
+def test_a_scraper_that_hangs_holds_up_nobody(metrics: MetricsExporter) -> None:
+    port = int(str(metrics.url).rsplit(":", 1)[1].split("/")[0])
+    hanging = [socket.create_connection(("127.0.0.1", port)) for _ in range(20)]
+    client = mock_client(make_manifest(), observer=metrics)
+    started = time.monotonic()
+    for _ in range(200):
+        assert client.score(MODEL, ROW).ok
+    assert time.monotonic() - started < 2
+    threads = [thread for thread in threading.enumerate() if "process_request" in thread.name]
+    assert len(threads) <= 8  # the places; the rest was shown the door
+    for each in hanging:
+        each.close()
+    deadline = time.monotonic() + 5
+    while time.monotonic() < deadline:
+        try:
+            assert scrape(metrics.url)[0]
+            break
+        except OSError:
+            time.sleep(0.05)
+    else:
+        pytest.fail("no scrape after the hanging ones had gone")
+
+
+def test_a_full_buffer_drops_and_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MetricsExporter, "_run", lambda self: None)  # nobody counts until it is scraped
+    with MetricsExporter(MetricsSettings(buffer_records=5), port=0) as exporter:
+        client = mock_client(make_manifest(), observer=exporter)
+        for _ in range(8):
+            assert client.score(MODEL, ROW).ok
+        assert exporter.lost == 3
+        assert value(exporter, "calls_total", model=MODEL, version="1", status="OK") == 5
+        assert value(exporter, "lost_total") == 3
+        assert value(exporter, "lost_total") == 3  # reading it counts nothing
+
+
+def test_after_close_calls_go_on(metrics: MetricsExporter) -> None:
+    client = mock_client(make_manifest(), observer=metrics)
+    client.score(MODEL, ROW)
+    url = metrics.url
+    metrics.close()
+    metrics.close()
+    assert client.score(MODEL, ROW).ok
+    assert client.statistics()["observer_errors"] == 0
+    with pytest.raises(OSError, match="refused"):
+        scrape(url)
+    with pytest.raises(UsageError, match="closed"):
+        metrics.serve()
+
+
+def test_nothing_of_a_request_is_kept_alive() -> None:
+    with MetricsExporter(serve=False) as exporter:
+        client = mock_client(make_manifest(), [TransportError("gone")], observer=exporter)
+        with pytest.raises(TransportError) as caught:
+            client.score(MODEL, ROW)
+        (kept,) = [each for each in exporter._queue]
+        assert kept[5] is TransportError
+        reached = gc.get_referents(kept)
+        assert caught.value not in reached
+        assert not any(isinstance(each, tuple) and each and hasattr(each[0], "data") for each in reached)
+
+
+FORK = """
+import os, sys, time, urllib.request
+import numpy as np
+from tickserve.metrics import MetricsExporter
+from tickserve.testing import make_manifest, mock_client
+
+metrics = MetricsExporter(port=0)
+client = mock_client(make_manifest(), observer=metrics)
+row = np.zeros((1, 3), np.float32)
+for _ in range(3):
+    client.score("mock-model", row)
+time.sleep(0.3)
+pid = os.fork()
+if pid == 0:
+    client.score("mock-model", row)
+    text = metrics.render().decode()
+    assert 'status="OK",version="1"} 1.0' in text, text
+    assert metrics.url is None
+    assert "calls_total" in urllib.request.urlopen(metrics.serve(port=0), timeout=5).read().decode()
+    metrics.close()
+    os._exit(0)
+assert os.waitpid(pid, 0)[1] == 0
+assert 'status="OK",version="1"} 3.0' in urllib.request.urlopen(metrics.url, timeout=5).read().decode()
+metrics.close()
+print("both counted for themselves")
+"""
+
+
+def test_a_forked_child_starts_from_nothing() -> None:
+    done = subprocess.run([sys.executable, "-c", FORK], capture_output=True, text=True, timeout=60, env=os.environ)
+    assert done.stdout == "both counted for themselves\n", done.stderr
+
+
+def test_without_the_extra_it_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "prometheus_client", None)
+    with pytest.raises(Exception, match=r"'prometheus_client' is not installed \(pip install 'tickserve\[monitoring\]'\)"):
+        MetricsExporter(port=0)
+
+
+def test_buckets_are_log_spaced_and_a_bound_is_inside() -> None:
+    bounds = log_buckets(1e-5, 10, 5)
+    assert (bounds[0], bounds[-1], len(bounds)) == (1e-5, 10.0, 31)
+    steps = np.diff(np.log10(bounds))
+    np.testing.assert_allclose(steps, 0.2, atol=2e-3)
+    histogram = Histogram((1.0, 2.0))
+    for each in (0.5, 1.0, 1.5, 3.0):
+        histogram.add(each)
+    assert histogram.cumulative() == [("1.0", 2.0), ("2.0", 3.0), ("+Inf", 4.0)]
+
+
+def test_the_section_is_in_force_and_refuses() -> None:
+    assert load_settings(environ={"TICKSERVE_METRICS__PORT": "0"}).config.metrics.port == 0
+    with pytest.raises(UsageError, match="metrics"):
+        load_settings(environ={"TICKSERVE_METRICS__PORT": "70000"})
+
+
+def test_threads_lose_nothing_while_it_is_scraped(metrics: MetricsExporter) -> None:
+    client = mock_client(make_manifest(), observer=metrics)
+
+    def work() -> None:
+        for _ in range(300):
+            client.score(MODEL, ROW)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    while any(thread.is_alive() for thread in threads):
+        scrape(metrics.url)
+    for thread in threads:
+        thread.join()
+    assert value(metrics, "calls_total", model=MODEL, version="1", status="OK") == 2_400
+    assert value(metrics, "call_seconds_count", model=MODEL) == 2_400
+
+
+def test_of_a_real_server(triton: Triton, metrics: MetricsExporter, rows: np.ndarray) -> None:
+    with Client(triton.http, manifest=triton.repository, observer=metrics) as client:
+        for _ in range(20):
+            assert client.score("hand-l1-gbdt", rows).ok
+    names = {name for name, _ in samples(metrics)}
+    assert value(metrics, "stage_seconds_count", model="hand-l1-gbdt", stage="wire") == 20
+    total = sum(value(metrics, "decisions_total", model="hand-l1-gbdt", decision=each) or 0 for each in ("down", "flat", "up"))
+    assert total == 40
+    assert "tickserve_client_call_seconds_bucket" in names
+    # What Triton's HTTP does not say of one answer is not made up.
+    assert value(metrics, "stage_seconds_count", model="hand-l1-gbdt", stage="queue") is None
