@@ -181,7 +181,9 @@ def _mapping(value: Any, what: str) -> Json:
 def _version(answer: Mapping[str, Any]) -> int:
     version = answer.get("version")
     if not isinstance(version, int):
-        raise ProtocolError("not what Grafana answers", field="version", expected="a whole number", was=repr(version)[:50])
+        raise ProtocolError(
+            "not what Grafana answers", field="version", expected="a whole number", was=repr(version)[:50]
+        )
     return version
 
 

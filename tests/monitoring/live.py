@@ -1,11 +1,12 @@
 """A real Prometheus and Alertmanager (Debian's) over two served replicas, and a receiver of notifications.
 
-Stand-ins, each labelled where it is made: none here. The receiver is a plain HTTP server, as any webhook is.
+The receiver is a plain HTTP server, as any webhook is.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -48,9 +49,11 @@ def wait_for(what: Callable[[], object], timeout_s: float, text: str) -> None:
 
 
 @contextmanager
-def process(*command: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    *command: str, log: Path, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     with log.open("wb") as output:
-        running = subprocess.Popen(command, stdout=output, stderr=output, cwd=log.parent)
+        running = subprocess.Popen(command, stdout=output, stderr=output, cwd=cwd or log.parent, env=env)
         try:
             yield running
         finally:
@@ -85,8 +88,6 @@ class Replica:
 
     def kill(self) -> None:
         assert self.server is not None
-        import os
-
         os.kill(self.server.pid, signal.SIGKILL)
         self.stop()
 
@@ -111,8 +112,14 @@ class Inbox:
             for when, name, state, given in list(self.received)
         )
 
-    def names(self, since: float) -> set[str]:
-        return {name for when, name, state, _ in list(self.received) if when >= since and state == "firing"}
+    def latest(self, alert: str, labels: Mapping[str, str]) -> str | None:
+        """What was said last about every instance of the alert: firing while any one fires."""
+        states = {
+            tuple(sorted(given.items())): state
+            for _, name, state, given in list(self.received)
+            if name == alert and labels.items() <= given.items()
+        }
+        return "firing" if "firing" in states.values() else "resolved" if states else None
 
 
 @contextmanager

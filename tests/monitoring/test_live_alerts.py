@@ -8,7 +8,7 @@ that does have data after all is an error.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,6 @@ from monitoring import picture
 from monitoring.dashboards import dashboards
 from monitoring.dashboards.variables import concrete
 from monitoring.rules import alerts
-from tests.monitoring.journal_stand_in import BAD, GOOD
 from tests.monitoring.live import Inbox, wait_for
 from tests.monitoring.stage import SHORT, Stage, opened
 
@@ -86,13 +85,24 @@ class Play:
     pictures: list[Path]
 
 
-def told(stage: Stage, expected: dict[str, dict[str, str]], status: str, since: float, timeout_s: float) -> float:
-    def missing() -> list[str]:
-        return [name for name, labels in expected.items() if not stage.inbox.has(name, status, labels, since)]
+def fired(stage: Stage, expected: dict[str, dict[str, str]], since: float) -> float:
+    def silent() -> list[str]:
+        return [name for name, labels in expected.items() if not stage.inbox.has(name, "firing", labels, since)]
 
+    return until_none(silent, FIRES_S, "not fired")
+
+
+def resolved(stage: Stage, expected: dict[str, dict[str, str]]) -> float:
+    def going_on() -> list[str]:
+        return [name for name, labels in expected.items() if stage.inbox.latest(name, labels) != "resolved"]
+
+    return until_none(going_on, RESOLVES_S, "not resolved")
+
+
+def until_none(left: Callable[[], list[str]], timeout_s: float, text: str) -> float:
     end = time.monotonic() + timeout_s
-    while missing():
-        assert time.monotonic() < end, f"not {status} after {timeout_s:g} s: {missing()}"
+    while left():
+        assert time.monotonic() < end, f"{text} after {timeout_s:g} s: {left()}"
         time.sleep(0.2)
     return time.time()
 
@@ -106,34 +116,33 @@ def play(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Play]:
 
 def perform(stage: Stage) -> Play:
     """The play, act by act."""
-    wait_for(lambda: stage.prometheus.now("tickserve:stale:ratio_rate4s"), 20, "a recorded series")
+    for series in ("tickserve:stale:ratio_rate4s", "tickserve_drift_psi_max", "tickserve_calibration_error"):
+        wait_for(lambda name=series: stage.prometheus.now(name), 20, series)  # type: ignore[misc]
     wait_for(lambda: not stage.prometheus.alerts(), 20, "no alert")
     time.sleep(2 * SHORT.window_s)
     well, marks = stage.prometheus.alerts(), {"faults": time.time()}
 
     stage.callers.wrong.set()
-    stage.journal.set(BAD)
     stage.grow(True)
     stage.two.kill()
-    marks["fired"] = told(stage, FAULTS, "firing", marks["faults"], FIRES_S)
+    marks["fired"] = fired(stage, FAULTS, marks["faults"])
 
     stage.callers.wrong.clear()
-    stage.journal.set(GOOD)
     stage.grow(False)
     stage.two.start(stage.newer)
-    told(stage, RESTARTED, "firing", marks["fired"], FIRES_S)
-    marks["ended"] = told(stage, FAULTS, "resolved", marks["fired"], RESOLVES_S)
+    fired(stage, RESTARTED, marks["fired"])
+    marks["ended"] = resolved(stage, FAULTS)
 
     stage.two.stop()
     stage.two.start(stage.repository)
-    marks["same"] = told(stage, RESTARTED, "resolved", marks["ended"], RESOLVES_S)
+    marks["same"] = resolved(stage, RESTARTED)
 
     stage.one.stop()
     stage.two.stop()
-    told(stage, GONE, "firing", marks["same"], FIRES_S)
+    fired(stage, GONE, marks["same"])
     stage.one.start(stage.repository)
     stage.two.start(stage.repository)
-    told(stage, GONE, "resolved", marks["same"], RESOLVES_S)
+    resolved(stage, GONE)
     return Play(stage.inbox, well, marks, panels(stage), expressions(stage), pictures(stage))
 
 

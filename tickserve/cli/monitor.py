@@ -39,7 +39,11 @@ def render(
     settings = options.settings_of(config, profile).config.monitoring
     written = stages.load("monitoring.render").write(settings, folder)
     value = {"files": [str(path) for path in written]}
-    _emit_files(value, "check the rules with 'promtool check rules'; 'tickserve monitor push' takes dashboards to Grafana", as_json)
+    _emit_files(
+        value,
+        "check the rules with 'promtool check rules'; 'tickserve monitor push' takes dashboards to Grafana",
+        as_json,
+    )
 
 
 @app.command("picture")
