@@ -198,9 +198,10 @@ def compare(page: Dashboard, theirs: Json) -> Iterator[Difference]:
 
 
 def _panels(uid: str, ours: Sequence[Json], theirs: Any) -> Iterator[Difference]:
-    found = {panel.get("id"): panel for panel in theirs if isinstance(panel, dict)} if isinstance(theirs, list) else {}
+    known = [panel for panel in theirs if isinstance(panel, dict)] if isinstance(theirs, list) else []
+    found = {repr(panel.get("id")): panel for panel in known}
     for panel in ours:
-        there = found.pop(panel["id"], None)
+        there = found.pop(repr(panel["id"]), None)
         if there is None:
             yield Difference(uid, panel["title"], "panel", "is to be there", "is not there")
             continue
