@@ -87,7 +87,8 @@ class _Source:
 
 
 def _line(query: Query, series: Any) -> Line:
-    label, labels = query.legend, series["metric"]
+    labels = {name: value for name, value in series["metric"].items() if name != "__name__"}
+    label = query.legend
     for name, value in labels.items():
         label = label.replace(f"{{{{{name}}}}}", value)
     points = [(float(when), float(value)) for when, value in series["values"]]

@@ -57,23 +57,17 @@ def _replicas(settings: MonitoringSettings) -> list[Panel]:
 
 def _use(series: Series, settings: MonitoringSettings) -> list[Panel]:
     window = duration(settings.memory_window_s)
-    name = "{{pod}}{{instance}}"
     return [
         Panel(
             "Memory",
             "Of each server's container, or of its process where no container is known.",
-            [Query(f'{series.memory}{{namespace=~"$namespace"}}', name)],
+            [Query(f'{series.memory}{{namespace=~"$namespace"}}')],
             unit="bytes",
         ),
         Panel(
             "Memory growth",
             f"By a straight line over {window}.",
-            [
-                Query(
-                    f'deriv({series.memory}{{namespace=~"$namespace"}}[{window}]) * {settings.memory_window_s:g}',
-                    name,
-                )
-            ],
+            [Query(f'deriv({series.memory}{{namespace=~"$namespace"}}[{window}]) * {settings.memory_window_s:g}')],
             unit="bytes",
             limit=settings.memory_growth_mb * 1_000_000,
             minimum=None,
@@ -113,8 +107,7 @@ def _use(series: Series, settings: MonitoringSettings) -> list[Panel]:
                 Query(
                     f'(probe_ssl_earliest_cert_expiry{{job=~"{settings.server_jobs}"}}'
                     f' or certmanager_certificate_expiration_timestamp_seconds{{name=~"{settings.server_jobs}"}})'
-                    " - time()",
-                    "{{instance}}{{name}}",
+                    " - time()"
                 )
             ],
             unit="s",
