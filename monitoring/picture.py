@@ -72,15 +72,16 @@ class _Source:
             "end": f"{self.end:.3f}",
             "step": f"{step:.3f}",
         }
-        return [_line(query, series) for series in self._ask(asked)]
+        try:
+            return [_line(query, series) for series in self._ask(asked)["data"]["result"]]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ProtocolError("not the answer of a Prometheus", field="--url") from error
 
-    def _ask(self, asked: dict[str, str]) -> list[Any]:
+    def _ask(self, asked: dict[str, str]) -> Any:
         address = f"{self.url}/api/v1/query_range?{urllib.parse.urlencode(asked)}"
         try:
             with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:  # noqa: S310 - the scheme is checked
-                return list(json.load(answer)["data"]["result"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ProtocolError("not the answer of a Prometheus", field="--url") from error
+                return json.load(answer)
         except (urllib.error.URLError, OSError, http.client.HTTPException) as error:
             reason = getattr(error, "reason", error)
             raise ComponentError(f"no Prometheus at {self.url[:100]}: {reason}", field="--url") from error

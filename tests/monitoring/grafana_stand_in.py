@@ -102,7 +102,7 @@ def standing_in() -> Iterator[GrafanaStandIn]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
     grafana.url = f"http://127.0.0.1:{server.server_address[1]}"
     try:

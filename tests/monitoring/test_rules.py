@@ -70,7 +70,10 @@ def test_every_threshold_changes_a_rule(profile: str) -> None:
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"burn_short_s": (3_600.0, 1_800.0, 21_600.0)}, "burn_short_s: expected each above 0 and below burn_long_s, was 3600 of 3600"),
+        (
+            {"burn_short_s": (3_600.0, 1_800.0, 21_600.0)},
+            "burn_short_s: expected each above 0 and below burn_long_s, was 3600 of 3600",
+        ),
         ({"burn_factors": (14.4, 6.0, 0.0)}, "burn_factors: expected each above 0"),
         ({"slo_objective": 0.9}, "slo_objective: expected burn_factors times the budget"),
         ({"slo_objective": 1.0}, "less than 1"),
@@ -206,3 +209,11 @@ def test_pages_name_metrics_that_rules_or_dashboards_know(root: Path) -> None:
 
 def test_every_setting_is_named_by_a_page() -> None:
     assert {key for alert in alerts(DEFAULTS).values() for key in alert.keys} == KEYS - ELSEWHERE
+
+
+def test_the_docs_count_the_alerts(root: Path) -> None:
+    text, known = (root / "docs" / "monitoring.md").read_text(), alerts(DEFAULTS)
+    assert f"{len(known)} alerts, each with" in text
+    assert f"{len(known) - len(NOT_LIVE)} of the alerts are made to fire" in text
+    for group in groups(DEFAULTS):
+        assert f"| `{group.file}` |" in text
