@@ -51,6 +51,7 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "train_s": 28_800.0,
             "train_memory_mb": 8_192,
         },
+        "monitoring": {"slo_objective": 0.999, "error_ratio": 0.01, "event_age_s": 1.0},
     },
 }
 

@@ -40,6 +40,8 @@ EXTRAS = {
     "matplotlib": "loadtest",
     "jinja2": "loadtest",
     "prometheus_client": "monitoring",
+    "grafana_api": "monitoring",
+    "yaml": "monitoring",
     "ray": "distributed",
 }
 

@@ -28,6 +28,7 @@ from tickserve.manifest import (
     TensorSpec,
     Tolerance,
 )
+from tickserve.reference import reference_of
 from tickserve.store import sha256_bytes
 
 FEATURES = 8
@@ -139,6 +140,7 @@ def publish_tiny(
     *,
     fragile: bool = False,
     activate: bool = True,
+    reference: bool = False,
 ) -> Tiny:
     settings = settings or ExportSettings(max_batch=64, preferred_batch_rows=(8, 32))
     random = np.random.default_rng(seed)
@@ -146,6 +148,10 @@ def publish_tiny(
     manifest = manifest_of(name, seed)
     rows = random.normal(size=(GOLDEN_ROWS, FEATURES)).astype(np.float32)
     rows[:, 0] = 1
+    if reference:
+        manifest = manifest.model_copy(
+            update={"reference": reference_of(random.normal(size=(4_000, FEATURES)).astype(np.float32))}
+        )
     rows[3, 2] = np.nan
     model = graph(weights, fragile=fragile)
     served = serve_graph(model, manifest.bundle_id(), input_name="features", bundle_digest=manifest.digest())

@@ -26,7 +26,7 @@ from tickserve.cli import (
     journal,
     loadtest,
     models,
-    monitor_export,
+    monitor,
     predict,
     profile,
     replay,
@@ -67,9 +67,9 @@ app.add_typer(models.app, name="models")
 app.command("predict")(predict.predict)
 app.add_typer(journal.app, name="journal")
 app.command("replay")(replay.replay)
-app.add_typer(monitor_export.app, name="monitor")
 app.add_typer(loadtest.app, name="loadtest")
 app.add_typer(batching.app, name="batching")
+app.add_typer(monitor.app, name="monitor")
 app.add_typer(config.app, name="config")
 app.command("profile", context_settings=PASSED_ON)(profile.profile)
 app.command("bench", context_settings=PASSED_ON)(bench.bench)

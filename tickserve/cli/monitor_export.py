@@ -13,8 +13,6 @@ from tickserve.cli import options
 from tickserve.cli.output import emit, out, says, table
 from tickserve.errors import UsageError
 
-app = typer.Typer(help="Watch what is served.", no_args_is_help=True)
-
 Journal = Annotated[Path, typer.Option("--journal", help="The journal's folder; it may be written to meanwhile.")]
 Repository = Annotated[
     list[Path] | None, typer.Option("--repository", help="Whose manifests hold the references; may be repeated.")
@@ -28,7 +26,6 @@ ActionFile = Annotated[Path | None, typer.Option("--action-file", help="Written 
 Once = Annotated[bool, typer.Option("--once", help="Measure what is there, print it, and end.")]
 
 
-@app.command("export")
 def export(
     journal: Journal,
     repository: Repository = None,

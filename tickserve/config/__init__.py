@@ -29,6 +29,7 @@ from tickserve.config.families import (
     tcn_reach,
 )
 from tickserve.config.limits import LimitSettings
+from tickserve.config.monitoring import MonitoringSettings
 from tickserve.config.section import Section
 from tickserve.config.serving import (
     BackendKind,
@@ -61,6 +62,7 @@ __all__ = [
     "LstmSettings",
     "MetricsSettings",
     "MlpSettings",
+    "MonitoringSettings",
     "NetSettings",
     "RepositorySettings",
     "RuntimeSettings",
@@ -110,6 +112,7 @@ class Config(Section):
     trainer: TrainerSettings = TrainerSettings()
     universe: UniverseSettings = UniverseSettings()
     limits: LimitSettings = LimitSettings()
+    monitoring: MonitoringSettings = MonitoringSettings()
 
     @property
     def families(self) -> tuple[str, ...]:

@@ -1,0 +1,62 @@
+"""Alerts on what the journal says about the models: drift, calibration, right calls, and whether it is read at all."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from monitoring.rules.rule import Alert, Group, number
+from tickserve.config import MonitoringSettings
+
+
+def model_alerts(settings: MonitoringSettings) -> Group:
+    """Every alert on the models."""
+    alert = partial(Alert, severity="warning", after_s=settings.ticket_after_s, runbook_url=settings.runbook_url)
+    return Group(
+        "tickserve-models",
+        [
+            alert(
+                alert="TickserveDrift",
+                expr=f"max by (namespace, model, version) (tickserve_drift_psi_max) > {number(settings.psi)}",
+                summary="Inputs of {{ $labels.model }} are not those it was trained on",
+                description="Population stability index of the feature that drifts most: {{ $value | printf `%.2f` }}.",
+                keys=("psi", "ticket_after_s"),
+            ),
+            Alert(
+                alert="TickserveDriftFlat",
+                severity="critical",
+                expr='max by (namespace, model) (tickserve_drift_action{action="flat"}) == 1',
+                after_s=settings.page_after_s,
+                summary="Clients trade nothing on {{ $labels.model }}: its drift says flat",
+                description="The drift action in force is flat: every decision of the model is taken as flat.",
+                runbook_url=settings.runbook_url,
+                keys=("page_after_s",),
+            ),
+            alert(
+                alert="TickserveCalibration",
+                expr="max by (namespace, model, version) (tickserve_calibration_error)"
+                f" > {number(settings.calibration_error)}",
+                summary="Probabilities of {{ $labels.model }} are not what happens",
+                description="Predicted and realised shares differ by {{ $value | humanizePercentage }} in the mean.",
+                keys=("calibration_error", "ticket_after_s"),
+            ),
+            alert(
+                alert="TickserveHitRatio",
+                expr=f"tickserve_trading_hit_ratio < {number(settings.hit_ratio)}\n"
+                f"and tickserve_trading_outcomes_total >= {settings.hit_outcomes}",
+                summary="{{ $labels.model }} is wrong too often",
+                description="Only {{ $value | humanizePercentage }} of its calls were right.",
+                keys=("hit_ratio", "hit_outcomes", "ticket_after_s"),
+            ),
+            Alert(
+                alert="TickserveJournalLag",
+                severity="warning",
+                expr="max by (namespace, job, instance) (tickserve_journal_lag_seconds)"
+                f" > {number(settings.journal_lag_s)}",
+                after_s=settings.page_after_s,
+                summary="The journal of {{ $labels.instance }} is not read, or not written",
+                description="Its newest record is {{ $value | humanizeDuration }} old: so are drift and calibration.",
+                runbook_url=settings.runbook_url,
+                keys=("journal_lag_s", "page_after_s"),
+            ),
+        ],
+    )
