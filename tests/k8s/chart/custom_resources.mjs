@@ -42,7 +42,7 @@ function isKnown(validate, object, path) {
 
 async function judge(object) {
   const { validate } = await import(new URL(files[`${object.apiVersion}/${object.kind}`], wire));
-  const wrong = refusals(validate, object).map((error) => `${error.instancePath} ${error.message}`);
+  const wrong = refusals(validate, object).map((error) => `${error.instancePath} ${error.keyword} ${JSON.stringify(error.params)}`);
   const unknown = [...places(object.spec, ["spec"])].filter((path) => !isKnown(validate, object, path));
   return [...wrong, ...unknown.map((path) => `${path.join("/")} is not known`)];
 }

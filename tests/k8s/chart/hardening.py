@@ -314,7 +314,9 @@ def _rule(items: list[Object], name: str, way: str) -> Object:
 
 RULES: dict[str, Rule] = {
     "non-root": Rule(
-        each_pod(lambda p: p.spec["securityContext"]["runAsNonRoot"] and p.spec["securityContext"]["runAsUser"] >= 1000),
+        each_pod(
+            lambda p: p.spec["securityContext"]["runAsNonRoot"] and p.spec["securityContext"]["runAsUser"] >= 1000
+        ),
         lambda items: first(items).spec["securityContext"].update(runAsUser=0),
     ),
     "no container is another user": Rule(
@@ -342,8 +344,12 @@ RULES: dict[str, Rule] = {
     "no hostNetwork": Rule(
         each_pod(lambda p: "hostNetwork" not in p.spec), lambda items: first(items).spec.update(hostNetwork=True)
     ),
-    "no hostPID": Rule(each_pod(lambda p: "hostPID" not in p.spec), lambda items: first(items).spec.update(hostPID=True)),
-    "no hostIPC": Rule(each_pod(lambda p: "hostIPC" not in p.spec), lambda items: first(items).spec.update(hostIPC=True)),
+    "no hostPID": Rule(
+        each_pod(lambda p: "hostPID" not in p.spec), lambda items: first(items).spec.update(hostPID=True)
+    ),
+    "no hostIPC": Rule(
+        each_pod(lambda p: "hostIPC" not in p.spec), lambda items: first(items).spec.update(hostIPC=True)
+    ),
     "no hostPort": Rule(
         each_container(lambda c: all("hostPort" not in port for port in c.get("ports", []))),
         lambda items: triton(items)["ports"][0].update(hostPort=8000),
@@ -409,7 +415,9 @@ RULES: dict[str, Rule] = {
         lambda items: first(items).metadata["labels"].pop("app.kubernetes.io/instance"),
     ),
     "labels on objects": Rule(
-        each_object(lambda item: labelled(item["metadata"]["labels"]) and "helm.sh/chart" in item["metadata"]["labels"]),
+        each_object(
+            lambda item: labelled(item["metadata"]["labels"]) and "helm.sh/chart" in item["metadata"]["labels"]
+        ),
         lambda items: the(items, "PodDisruptionBudget")["metadata"]["labels"].pop("app.kubernetes.io/name"),
     ),
     "probes that mean something": Rule(
@@ -454,7 +462,9 @@ RULES: dict[str, Rule] = {
     ),
     "services inside the cluster alone": Rule(
         each_object(
-            lambda item: item["spec"]["type"] == "ClusterIP" and not {"externalIPs", "loadBalancerIP"} & set(item["spec"]),
+            lambda item: (
+                item["spec"]["type"] == "ClusterIP" and not {"externalIPs", "loadBalancerIP"} & set(item["spec"])
+            ),
             "Service",
         ),
         lambda items: of_kind(items, "Service")[0]["spec"].update(type="NodePort"),

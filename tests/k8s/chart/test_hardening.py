@@ -28,5 +28,7 @@ def test_each_line_refuses_what_breaks_it(rule: str) -> None:
 
 
 def test_the_list_is_held_to_every_kind_of_pod() -> None:
-    components = {pod.metadata["labels"]["app.kubernetes.io/component"] for each in SCENARIOS for pod in pods(objects(each))}
+    components = {
+        pod.metadata["labels"]["app.kubernetes.io/component"] for each in SCENARIOS for pod in pods(objects(each))
+    }
     assert components == {"server", "engine", "test", "training", "ray", "engine-build", "loadtest", "change-freeze"}

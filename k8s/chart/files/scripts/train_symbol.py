@@ -10,7 +10,17 @@ import sys
 def command(symbols, index, arguments):
     """The command line for one symbol."""
     symbol = symbols[index]
-    return [sys.executable, "-m", "tickserve.cli", "train", "--symbol", symbol, "--out", f"bundles/{symbol}", *arguments]
+    return [
+        sys.executable,
+        "-m",
+        "tickserve.cli",
+        "train",
+        "--symbol",
+        symbol,
+        "--out",
+        f"bundles/{symbol}",
+        *arguments,
+    ]
 
 
 if __name__ == "__main__":
