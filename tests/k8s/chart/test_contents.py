@@ -1,4 +1,4 @@
-"""What the objects say: the server's arguments, the model sync, scaling, the sidecar, jobs, rules, dashboards and notes."""
+"""What the objects say: arguments, the model sync, scaling, the sidecar, jobs, rules, dashboards and notes."""
 
 from __future__ import annotations
 
@@ -213,7 +213,8 @@ def test_a_job_of_training_has_one_pod_for_each_symbol() -> None:
     scope: dict[str, Any] = {"__name__": "script"}
     exec(compile(script, "train_symbol.py", "exec"), scope)
     line = scope["command"](["BTCUSDT", "ETHUSDT"], 1, ["--data", "/data"])
-    assert line[1:] == [*"-m tickserve.cli train --symbol ETHUSDT --out bundles/ETHUSDT --data /data".split()]
+    wanted = ["-m", "tickserve.cli", "train", "--symbol", "ETHUSDT", "--out", "bundles/ETHUSDT", "--data", "/data"]
+    assert line[1:] == wanted
 
 
 def test_there_is_an_engine_build_for_each_node_pool() -> None:
@@ -225,9 +226,8 @@ def test_there_is_an_engine_build_for_each_node_pool() -> None:
     }
     assert found == {"NVIDIA-L4": {"nvidia.com/gpu"}, "NVIDIA-H100-80GB-HBM3": {"nvidia.com/mig-1g.10gb"}}
     command = [*builds[0].spec["containers"][0]["command"], *builds[0].spec["containers"][0]["args"]]
-    assert command[1:] == [
-        *"-m tickserve.cli tensorrt build btcusdt-l5-mlp --version 3 --repository /models".split(),
-    ]
+    wanted = ["-m", "tickserve.cli", "tensorrt", "build", "btcusdt-l5-mlp", "--version", "3", "--repository", "/models"]
+    assert command[1:] == wanted
 
 
 def test_other_values_make_another_job_and_the_same_values_the_same() -> None:
@@ -295,7 +295,8 @@ def test_a_package_without_rules_and_dashboards_renders_and_warns(chart: Path) -
 def notes(chart: Path, *arguments: str | Path) -> str:
     """NOTES.txt, which `helm template` does not print: through a template of our own."""
     (chart / "templates" / "notes.yaml").write_text(
-        'apiVersion: v1\nkind: ConfigMap\nmetadata: {name: notes}\ndata:\n  notes: {{ include (print .Template.BasePath "/NOTES.txt") . | quote }}\n'
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: notes}\ndata:\n"
+        '  notes: {{ include (print .Template.BasePath "/NOTES.txt") . | quote }}\n'
     )
     return str(the(render(*arguments, chart=chart), "ConfigMap", "notes")["data"]["notes"])
 

@@ -1,7 +1,8 @@
 """ScaledObject, ServiceMonitor and PrometheusRule against the schemas of their projects; RayJob as far as can be.
 
-The first three schemas come with npm packages that are generated from the projects' own definitions. No registry has KubeRay's, so
-a RayJob's own few fields are held to a list written from KubeRay's definition, and each of its pods to Kubernetes' schema.
+The first three schemas come with npm packages that are generated from the projects' own definitions. No registry has
+KubeRay's, so a RayJob's own few fields are held to a list written from KubeRay's definition, and each of its pods to
+Kubernetes' schema.
 """
 
 from __future__ import annotations

@@ -93,7 +93,7 @@ def test_the_glass_is_broken_with_a_reason_that_is_written_down(tmp_path: Path) 
 def hook_of(folder: Path, *windows: dict[str, str]) -> Object:
     """The hook's container, rendered while no window is open, with other windows put in its place."""
     done = template("--values", values(folder, FAR))
-    (pod,) = [each for each in pods(of_kind(parse(done.stdout), "Job"))]
+    (pod,) = pods(of_kind(parse(done.stdout), "Job"))
     hook = container(pod, "change-freeze")
     assert json.loads(hook["env"][0]["value"]) == [FAR]
     hook["env"][0]["value"] = json.dumps(windows)
