@@ -263,8 +263,8 @@ def test_rules_come_from_the_package_and_are_not_read_as_templates(chart: Path) 
     (chart / "files" / "rules" / "a.yaml").write_text(RULES)
     (chart / "files" / "rules" / "b.yaml").write_text(RULES.replace("triton", "client"))
     made = the(render("--values", values_of("monitoring"), chart=chart), "PrometheusRule")["spec"]["groups"]
-    assert [group["name"] for group in made] == ["triton", "client"]
-    assert made[0]["rules"] == yaml.safe_load(RULES)["groups"][0]["rules"]
+    assert [group["name"] for group in made] == ["tickserve-slo", "triton", "client"]
+    assert made[1]["rules"] == yaml.safe_load(RULES)["groups"][0]["rules"]
 
 
 def test_rules_of_the_values_replace_those_of_the_package(chart: Path, tmp_path: Path) -> None:
@@ -273,7 +273,14 @@ def test_rules_of_the_values_replace_those_of_the_package(chart: Path, tmp_path:
     own.write_text(yaml.safe_dump({"prometheusRule": yaml.safe_load(RULES.replace("triton", "own"))}))
     arguments = ("--values", values_of("monitoring"), "--values", own)
     made = the(render(*arguments, chart=chart), "PrometheusRule")["spec"]["groups"]
-    assert [group["name"] for group in made] == ["own"]
+    assert [group["name"] for group in made] == ["tickserve-slo", "own"]
+
+
+def test_the_promise_is_recorded_beside_what_is_measured(chart: Path) -> None:
+    arguments = ("--values", values_of("monitoring"), "--set", "slo.deadlineMs=4")
+    (made,) = the(render(*arguments, chart=chart), "PrometheusRule")["spec"]["groups"]
+    said = {rule["record"]: rule["expr"] for rule in made["rules"]}
+    assert said == {"tickserve:slo:deadline_seconds": "vector(0.004)", "tickserve:slo:objective": "vector(0.999)"}
 
 
 def test_each_dashboard_is_a_config_map(chart: Path) -> None:

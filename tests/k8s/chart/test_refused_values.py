@@ -209,9 +209,9 @@ def test_every_key_of_the_schema_is_in_the_values() -> None:
     assert missing == []
 
 
-def test_half_of_the_values_are_comments() -> None:
+def test_about_half_of_the_values_are_comments() -> None:
     lines = [line.strip() for line in (CHART / "values.yaml").read_text().splitlines() if line.strip()]
-    assert sum("#" in line for line in lines) / len(lines) > 0.4
+    assert sum("#" in line for line in lines) / len(lines) > 0.45
 
 
 def test_every_scenario_says_what_it_is_for() -> None:
