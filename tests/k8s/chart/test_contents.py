@@ -17,6 +17,7 @@ from tests.k8s.chart.hardening import argument, mount, servers
 from tests.k8s.chart.rendering import (
     CHART,
     OLDEST,
+    ROOT,
     Object,
     Pod,
     container,
@@ -360,3 +361,29 @@ def test_the_oldest_python_of_an_image_reads_the_scripts() -> None:
 
     for path in sorted((CHART / "files" / "scripts").glob("*.py")):
         ast.parse(path.read_text(), feature_version=(3, 8))
+
+
+def test_the_page_names_keys_that_are_there_and_its_values_render(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    table = page.partition("## Values, by concern")[2].partition("\n## ")[0]
+    named = {
+        key
+        for row in table.splitlines()
+        if row.startswith("| ")
+        for key in re.findall(r"`(\w[\w.]*)`", row.split("|")[2])
+    }
+    assert len(named) > 40
+    for key in named:
+        at = values
+        for part in key.split("."):
+            assert part in at, key
+            at = at[part]
+    assert {key.partition(".")[0] for key in named} >= set(values) - UNNAMED
+    example = tmp_path / "values.yaml"
+    example.write_text(re.search(r"```yaml\n(   image:.*?)```", page, re.DOTALL)[1])  # type: ignore[index]
+    assert the(render("--values", example), "Deployment")
+
+
+# Keys that the page does not need to name: names, labels, the test's own size.
+UNNAMED = {"nameOverride", "fullnameOverride", "podLabels", "podAnnotations", "serviceAccount", "test"}

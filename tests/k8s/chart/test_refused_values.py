@@ -113,6 +113,8 @@ TOGETHER: dict[str, str] = {
     "jobs.rayJob.enabled=true": "jobs.rayJob.rayVersion: expected the version of Ray in jobs.rayJob.image, was empty",
     "jobs.engineBuild.enabled=true": "jobs.engineBuild.nodePools: expected at least one, was none",
     "jobs.loadtest.enabled=true": "model.names: expected at least one with jobs.loadtest.enabled, was none",
+    r"podLabels.app\.kubernetes\.io/name=x": "podLabels: expected none of the labels that the chart sets",
+    r"dashboards.labels.helm\.sh/chart=x": "dashboards.labels: expected none of the labels that the chart sets",
     "changeFreeze.enabled=true": "changeFreeze.windows: expected one that is still to come",
 }
 # The same, on top of a scenario.
@@ -126,6 +128,9 @@ ON_TOP: dict[tuple[str, str], str] = {
     ("sidecar", "autoscaling.enabled=true"): "autoscaling.enabled: expected false with sidecar.enabled",
     ("sidecar", "sidecar.engine.stopSeconds=40"): "terminationGracePeriodSeconds: expected at least 75",
     ("sidecar", "sidecar.sharedMemorySize=2Gi"): "expected no more than half of resources.limits.memory",
+    ("sidecar", "sidecar.engine.env[1].name=DB_PASSWORD,sidecar.engine.env[1].value=x"): (
+        "sidecar.engine.env DB_PASSWORD: expected valueFrom (no secret belongs in values), was a value"
+    ),
     ("sidecar", "serviceMonitor.enabled=true"): "serviceMonitor.enabled: expected false with sidecar.enabled",
     ("sidecar-embedded", "gpu.enabled=true"): "gpu.enabled: expected false with sidecar.server embedded",
     ("mtls", "jobs.loadtest.enabled=true"): "jobs.loadtest.enabled: expected false where HTTP answers probes only",
