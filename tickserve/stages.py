@@ -41,6 +41,10 @@ EXTRAS = {
     "jinja2": "loadtest",
     "prometheus_client": "monitoring",
     "ray": "distributed",
+    "exchange_calendars": "deploy",
+    "kubernetes_validate": "deploy",
+    "jsonschema": "deploy",
+    "yaml": "deploy",
 }
 
 
