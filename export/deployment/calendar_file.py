@@ -80,8 +80,10 @@ class Market(Table):
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, zone: str | None) -> str | None:
+        if zone is None:
+            return None
         try:
-            return zone if zone is None else ZoneInfo(zone).key
+            return ZoneInfo(zone).key
         except (ZoneInfoNotFoundError, ValueError, OSError) as error:
             raise ValueError(f"timezone: expected a name of the time zone database, was {zone[:60]!r}") from error
 

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, date, datetime, time, timedelta
+from itertools import pairwise
 from typing import Any
 from zoneinfo import ZoneInfo
 
@@ -165,14 +166,16 @@ def _active(trigger: Trigger, start: datetime, end: datetime) -> Iterator[Span]:
     ends = {(moment, 0) for moment in fires(trigger.end, trigger.timezone, first, last)}
     starts = {(moment, 1) for moment in fires(trigger.start, trigger.timezone, first, last)}
     events = sorted(ends | starts)
-    for (moment, _), (following, kind) in zip(events, events[1:], strict=False):
+    for (moment, _), (following, kind) in pairwise(events):
         if kind == 0 and following > start and moment < end:
             yield max(moment, start), min(following, end)
 
 
 def fires(cron: str, timezone: str, start: datetime, end: datetime) -> Iterator[datetime]:
-    """When a cron line of numbers, `*` and, for weekdays, ranges and lists fires, in UTC. A time that the clock skips
-    on its day does not come."""
+    """When a cron line fires, in UTC: of numbers, `*` and, for weekdays, ranges and lists.
+
+    A time that the clock skips on its day does not come.
+    """
     minute, hour, day, month, weekdays = cron.split()
     zone, days = ZoneInfo(timezone), _weekdays(weekdays)
     current, last = start.astimezone(zone).date(), end.astimezone(zone).date()

@@ -47,7 +47,7 @@ class Trading:
 
 
 def trading(market: Market, start: datetime, end: datetime) -> Trading:
-    """The sessions that touch `start` to `end` (aware). Raises ConfigError for what exchange-calendars does not know."""
+    """The sessions that touch `start` to `end` (aware). Raises ConfigError for what exchange-calendars lacks."""
     if market.exchange is not None:
         zone, found = _of_exchange(market, start, end)
     else:

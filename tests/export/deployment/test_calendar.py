@@ -213,7 +213,7 @@ def test_an_unknown_exchange_names_the_nearest() -> None:
 
 
 def test_past_what_is_known_of_an_exchange_is_refused() -> None:
-    with pytest.raises(ConfigError, match="no sessions of XHKG from .* only recorded to the year"):
+    with pytest.raises(ConfigError, match=r"no sessions of XHKG from .* only recorded to the year"):
         schedule(of("XHKG"), datetime(2055, 1, 1, tzinfo=UTC), 7)
 
 
