@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from tickserve.config.data import CostSettings, FeatureSettings, LabelSettings, ValidationSettings
+from tickserve.config.deployment import DeploySettings
 from tickserve.config.export import (
     BatchingSettings,
     ExportSettings,
@@ -48,6 +49,7 @@ __all__ = [
     "Config",
     "CostSettings",
     "DeepLobSettings",
+    "DeploySettings",
     "ExportSettings",
     "FeatureSettings",
     "GbdtSettings",
@@ -94,6 +96,7 @@ class Config(Section):
     swap: SwapSettings = SwapSettings()
     client: ClientSettings = ClientSettings()
     batching: BatchingSettings = BatchingSettings()
+    deploy: DeploySettings = DeploySettings()
     loadtest: LoadtestSettings = LoadtestSettings()
     journal: JournalSettings = JournalSettings()
     tune: TuneSettings = TuneSettings()
