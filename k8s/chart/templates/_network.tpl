@@ -1,0 +1,40 @@
+{{/* Peers and ports of network policies. */}}
+
+{{/* One peer of labels: (dict namespaceLabels podLabels). Without namespaceLabels: of this namespace. */}}
+{{- define "tickserve.peer" -}}
+{{- $pods := .podLabels -}}
+{{- $spaces := .namespaceLabels -}}
+{{- $parts := list -}}
+{{- if $spaces }}{{ $parts = append $parts (dict "namespaceSelector" (dict "matchLabels" $spaces)) }}{{ end -}}
+{{- if $pods }}{{ $parts = append $parts (dict "podSelector" (dict "matchLabels" $pods)) }}{{ end -}}
+{{- $peer := dict -}}
+{{- range $parts }}{{ $peer = merge $peer . }}{{ end -}}
+- {{ toYaml $peer | nindent 2 | trim }}
+{{- end -}}
+
+{{- define "tickserve.portNumber" -}}
+{{- get (dict "http" "8000" "grpc" "8001" "metrics" "8002") . -}}
+{{- end -}}
+
+{{/* Names are looked up here. */}}
+{{- define "tickserve.dnsEgress" -}}
+- to:
+    {{- include "tickserve.peer" .Values.networkPolicy.egress.dns | nindent 4 }}
+  ports:
+    - {port: 53, protocol: UDP}
+    - {port: 53, protocol: TCP}
+{{- end -}}
+
+{{/* The model sync's way to its source; nothing where that is a volume. */}}
+{{- define "tickserve.syncEgress" -}}
+{{- if has .Values.model.source (list "s3" "gcs") }}
+{{ include "tickserve.dnsEgress" . }}
+{{- range .Values.networkPolicy.egress.objectStore }}
+- to:
+    - ipBlock:
+        cidr: {{ .cidr }}
+  ports:
+    - {port: {{ .port }}, protocol: TCP}
+{{- end }}
+{{- end }}
+{{- end -}}
