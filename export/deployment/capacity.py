@@ -1,9 +1,9 @@
 """What one pod answers a second inside the deadline.
 
-    batch B    the largest measured batch that leaves half the deadline for the wait before it
-    request    time of a batch of B over its requests, times the threads it runs on, plus the path (network, parsing,
-               answer): what a request takes of the pod's cores, an upper bound, because on the path it also waits
-    capacity   the lower of cores / request and of what the instances score when they are never idle
+batch B    the largest measured batch that leaves half the deadline for the wait before it
+request    time of a batch of B over its requests, times the threads it runs on, plus the path (network, parsing,
+           answer): what a request takes of the pod's cores, an upper bound, because on the path it also waits
+capacity   the lower of cores / request and of what the instances score when they are never idle
 """
 
 from __future__ import annotations

@@ -84,7 +84,9 @@ def _holds(window: dict[str, Any], now: datetime) -> bool:
 
 def _refusal(said: str) -> TickserveError:
     """Helm's error without its call stack."""
-    lines = [line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("coalesce", "WARNING"))]
+    lines = [
+        line.strip() for line in said.splitlines() if line.strip() and not line.startswith(("coalesce", "WARNING"))
+    ]
     text = " ".join(lines).removeprefix("Error: ")
     if "not found" in text and "no such file" in text:
         return ConfigError(text[:300], field="--chart")
@@ -99,7 +101,7 @@ def objects(text: str) -> list[Object]:
     yaml = stages.load_core("yaml")
     try:
         loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-        found = [document for document in yaml.load_all(text, Loader=loader) if document]  # noqa: S506: a safe loader
+        found = [document for document in yaml.load_all(text, Loader=loader) if document]
     except yaml.YAMLError as error:
         raise ConfigError(f"not YAML: {' '.join(str(error).split())[:150]}", field="objects") from error
     for document in found:

@@ -1,7 +1,7 @@
 """What differs between two sets of objects: object by object, field by field.
 
-Items of a list are matched by what names them (containers, ports, variables, volumes, mounts), where every item has such
-a name and no two have the same; other lists are matched by position.
+Items of a list are matched by what names them (containers, ports, variables, volumes, mounts), where every item has
+such a name and no two have the same; other lists are matched by position.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from export.deployment import quantity
 from export.deployment.chart import Object, key_of
 
 MISSING = None
@@ -64,8 +65,16 @@ def _fields(key: str, path: str, before: Any, after: Any, only_named: bool) -> I
     elif isinstance(before, list) and isinstance(after, list):
         one, other = _as_members(before, after)
         yield from _members(key, path, one, other, only_named, "")
-    elif before != after or isinstance(before, bool) != isinstance(after, bool):
+    elif not _same(before, after, only_named):
         yield Change(key, path, "changed", before, after)
+
+
+def _same(before: Any, after: Any, quantities: bool) -> bool:
+    """Equal, and of one type; a cluster writes quantities its own way (1024Mi as 1Gi)."""
+    if before == after and isinstance(before, bool) == isinstance(after, bool):
+        return True
+    one, other = quantity.parse(before), quantity.parse(after)
+    return quantities and one is not None and one == other
 
 
 def _members(

@@ -44,7 +44,7 @@ def run(command: Sequence[str], given: str | None = None, limit_s: float = LIMIT
 
 
 def find(name: str, given: Path | None, hint: str) -> str:
-    """The tool's path: as given by its option, else from PATH. Raises ComponentError with one line that says what to do."""
+    """The tool's path: as given by its option, else from PATH. Raises ComponentError with what to do."""
     found = shutil.which(str(given)) if given is not None else shutil.which(name)
     if found is None:
         where = f"--{name} {given}" if given is not None else "PATH"
