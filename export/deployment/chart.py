@@ -51,12 +51,14 @@ class Chart:
         namespace: str = NAMESPACE,
         hooks: bool = True,
     ) -> list[Object]:
-        """The objects, in helm's order. Raises GateRefusedError with what the chart says against the values."""
+        """The objects for a version of Kubernetes (else the newest that is known), in helm's order.
+
+        Raises GateRefusedError with what the chart says against the values.
+        """
         command = [self.helm, "template", release, str(self.folder), "--namespace", namespace]
         command += [part for path in files for part in ("--values", str(path))]
         command += [part for each in API_VERSIONS for part in ("--api-versions", each)]
-        if kube_version is not None:
-            command += ["--kube-version", kube_version]
+        command += ["--kube-version", kube_version or newest_known()]
         if not hooks:
             command.append("--no-hooks")
         if self._frozen(files):
@@ -73,6 +75,11 @@ class Chart:
             return False
         now = datetime.now(UTC)
         return any(_holds(window, now) for window in freeze.get("windows") or () if isinstance(window, dict))
+
+
+def newest_known() -> str:
+    """The newest version of Kubernetes whose schemas are known here."""
+    return str(stages.load_core("kubernetes_validate").latest_version())
 
 
 def _holds(window: dict[str, Any], now: datetime) -> bool:

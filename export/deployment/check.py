@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from export.deployment import cross_check, schema_check
-from export.deployment.chart import Chart
+from export.deployment.chart import Chart, newest_known
 from export.deployment.finding import Finding, note, refused
 from export.deployment.values_file import read_record, read_values
 from tickserve.config import Config
@@ -49,7 +49,7 @@ def validate(
         return Result(tuple(wrong), {})
     found: list[Finding] = []
     counts: dict[str, int] = {}
-    for version in versions or (oldest(chart.folder), schema_check.newest_known()):
+    for version in versions or (oldest(chart.folder), newest_known()):
         try:
             objects = chart.render(files, version)
         except GateRefusedError as error:

@@ -79,11 +79,14 @@ def _memory(values: dict[str, Any], record: dict[str, Any] | None, config: Confi
         )
         return
     taken, shown = int(measured["bytes"]), f"{int(measured['bytes']) / MI:.0f}Mi"
-    if limit is None or limit < taken:
+    if values["gpu"]["enabled"]:
+        yield note(field, "a GPU server's memory was not measured on a CPU: watch the pod's working set")
+    elif limit is None or limit < taken:
         was = values["resources"]["limits"].get("memory")
         yield refused(field, f"expected at least the {shown} that were measured ({measured['source']}), was {was}")
     elif limit < memory_mi(taken, config.deploy) * MI:
-        reason = f"{limit / MI:.0f}Mi leave less than the headroom of deploy.memory_headroom over the {shown} measured"
+        advised = memory_mi(taken, config.deploy)
+        reason = f"{limit / MI:.0f}Mi is less than the {advised}Mi that [deploy] asks for over the {shown} measured"
         yield warning(field, reason)
 
 

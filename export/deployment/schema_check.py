@@ -82,8 +82,3 @@ def check_objects(objects: Sequence[Object], version: str) -> tuple[list[Finding
             reason = str(error.message)[:200]
             found.append(refused(f"{key_of(item)}: {path}".rstrip(": "), f"{reason} (Kubernetes {version})"))
     return found, sorted(set(unknown))
-
-
-def newest_known() -> str:
-    """The newest version of Kubernetes whose schemas are known here."""
-    return str(stages.load_core("kubernetes_validate").latest_version())

@@ -82,7 +82,7 @@ def values(
         *_image(wanted),
         replicas,
         _cpu(models, wanted),
-        _memory(memory, settings),
+        _memory(memory, settings, wanted),
         *_gpu(wanted),
         _names(models),
         _size_limit(models),
@@ -174,19 +174,23 @@ def _cpu(models: Sequence[ModelFigures], wanted: Wanted) -> Value:
     return Value("resources.limits.cpu", str(cores), reason, "config.pbtxt of the versions in force")
 
 
-def _memory(memory: Memory | None, settings: DeploySettings) -> Value:
+def _memory(memory: Memory | None, settings: DeploySettings, wanted: Wanted) -> Value:
+    if wanted.gpu:
+        return _left("resources.limits.memory", "what a GPU server takes (CUDA, pinned memory) was not measured here")
     if memory is None:
         return _left("resources.limits.memory", "memory was not measured (--memory chart)")
     reason = (
         f"{memory.bytes / MI:.0f} Mi measured, times {settings.memory_headroom:g} (deploy.memory_headroom, a choice) "
-        f"for what the allocator keeps and for a server of another build, in steps of {STEP_MI} Mi; requests are equal"
+        f"for what the allocator keeps, in steps of {STEP_MI} Mi, and no less than {settings.min_memory_mb} "
+        "(deploy.min_memory_mb, a choice), because production's build of Triton was not measured; requests are equal"
     )
     return Value("resources.limits.memory", f"{memory_mi(memory.bytes, settings)}Mi", reason, memory.source)
 
 
 def memory_mi(measured: int, settings: DeploySettings) -> int:
     """The memory of a pod in Mi for what was measured in bytes."""
-    return math.ceil(measured * settings.memory_headroom / MI / STEP_MI) * STEP_MI
+    needed = max(measured * settings.memory_headroom / MI, settings.min_memory_mb)
+    return math.ceil(needed / STEP_MI) * STEP_MI
 
 
 def _gpu(wanted: Wanted) -> list[Value]:

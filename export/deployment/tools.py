@@ -47,8 +47,8 @@ def find(name: str, given: Path | None, hint: str) -> str:
     """The tool's path: as given by its option, else from PATH. Raises ComponentError with what to do."""
     found = shutil.which(str(given)) if given is not None else shutil.which(name)
     if found is None:
-        where = f"--{name} {given}" if given is not None else "PATH"
-        raise ComponentError(f"{name} was not found ({where})", field=name, hint=hint)
+        where = f"at {given}" if given is not None else "on PATH"
+        raise ComponentError(f"{name}: not found {where}", hint=hint)
     return found
 
 

@@ -135,7 +135,7 @@ def _show_findings(result: Any) -> None:
     for finding in result.findings:
         out.print(f"{finding.level}: {finding.field}: {finding.reason}", markup=False)
     for version, count in result.objects.items():
-        out.print(f"Kubernetes {version}: {count} objects valid", markup=False)
+        out.print(f"Kubernetes {version}: {count} objects looked at", markup=False)
 
 
 @app.command("diff")
@@ -244,13 +244,13 @@ def _show_freeze(result: dict[str, Any]) -> None:
 def overlays(
     chart: ChartFolder = None,
     helm: Helm = None,
-    out_folder: Annotated[Path | None, typer.Option("--out", help="Else k8s/overlays of this checkout.")] = None,
+    out_folder: Annotated[Path | None, typer.Option("--out", help="Else k8s/ of this checkout.")] = None,
     check: Annotated[bool, typer.Option("--check", help="Write nothing; exit 1 where something would change.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
     """Write the kustomize overlays anew from the chart: for those who do not use Helm."""
     module = stages.load("export.deployment.overlays")
-    target = out_folder or stages.checkout_root() / "k8s" / "overlays"
+    target = out_folder or stages.checkout_root() / "k8s"
     changed = module.write(_chart(chart, helm), target, dry_run=check)
     emit({"changed": changed}, as_json, lambda: out.print("\n".join(changed) or "nothing changes", markup=False))
     if check and changed:
