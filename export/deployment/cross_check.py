@@ -127,17 +127,18 @@ def _scaling(values: dict[str, Any]) -> Iterator[Finding]:
 
 def _times(values: dict[str, Any], model: ModelFigures) -> Iterator[Finding]:
     service = model.service.times if model.service and model.service.served else None
-    for found in lint(model.setting, deadline_us=model.deadline_us, service=service):
-        made = refused if found.field in OF_TIME else warning
-        yield made(f"{model.name}/config.pbtxt: {found.field}", f"{found.reason} (slo.deadlineMs)")
     slack = model.deadline_us if service is None else slack_us(model.deadline_us, service, 1)
-    if slack <= 0 and service is not None:
+    if service is not None and slack <= 0:
         need = service.overhead_us + service.mean_us(1)
         reason = f"expected more than the {need / 1e3:.3g} ms of a lone request to {model.name}"
         yield refused("slo.deadlineMs", f"{reason}, was {model.deadline_us / 1e3:g}")
+        return
+    for found in lint(model.setting, deadline_us=model.deadline_us, service=service):
+        made = refused if found.field in OF_TIME else warning
+        yield made(f"{model.name}/config.pbtxt: {found.field}", f"{found.reason} (slo.deadlineMs)")
     for name in SCALERS:
         wait = float(values[name]["queueSecondsPerRequest"])
-        if values[name]["enabled"] and slack > 0 and wait * 1e6 >= slack:
+        if values[name]["enabled"] and wait * 1e6 >= slack:
             reason = f"expected less than the {slack / 1e6:.4g} s that a request to {model.name} may wait, was {wait:g}"
             yield refused(f"{name}.queueSecondsPerRequest", f"{reason}: replicas would come when it is too late")
 
