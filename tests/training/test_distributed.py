@@ -79,6 +79,7 @@ from torch.distributed.tensor import DTensor
 from models.lstm import LstmClassifier
 from tickserve.config import LstmSettings, TrainerSettings
 from training.nets.engine import Engine
+from training.nets.launch import leave
 from training.nets.windows import Batch
 
 settings = TrainerSettings(processes=2, sharding="fsdp")
@@ -90,6 +91,7 @@ state = engine.optimizer.state[shards[0]]["exp_avg"]
 held = all(2 * each.to_local().numel() == each.numel() for each in shards) and state.to_local().shape[0] * 2 == 32
 print("half" if len(shards) == 4 and held else "whole")
 torch.distributed.destroy_process_group()
+leave(0)
 """
 
 

@@ -36,6 +36,13 @@ gs://{{ trimSuffix "/" (printf "%s/%s" $model.gcs.bucket (trimAll "/" $model.gcs
     - /models
     - --public-key
     - /etc/tickserve/keys/{{ .Values.model.verify.publicKeyFile }}
+    - --require-signature
+    - --size-limit
+    - {{ .Values.model.sizeLimit }}
+    {{- range .Values.model.names }}
+    - --model
+    - {{ . }}
+    {{- end }}
   env:
     - name: HOME
       value: /tmp

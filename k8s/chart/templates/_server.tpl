@@ -20,6 +20,7 @@
 {{- end }}
 {{- end }}
 {{- if .Values.sidecar.enabled }}
+- --http-address=127.0.0.1
 - --grpc-address=127.0.0.1
 - --allow-client-shm=true
 {{- end }}
@@ -30,14 +31,41 @@
 {{- end }}
 {{- end -}}
 
-{{/* (list probe path values) */}}
+{{/*
+(list context path values). Beside an engine the server is on loopback, where the kubelet does not reach it: the container asks
+itself, with what its image has.
+*/}}
 {{- define "tickserve.probe" -}}
+{{- $root := index . 0 -}}
+{{- $url := printf "http://127.0.0.1:8000%s" (index . 1) -}}
+{{- with index . 2 -}}
+{{- if not $root.Values.sidecar.enabled -}}
 httpGet:
-  path: {{ index . 0 }}
+  path: {{ index $ 1 }}
   port: http
-periodSeconds: {{ (index . 1).periodSeconds }}
-timeoutSeconds: {{ (index . 1).timeoutSeconds }}
-failureThreshold: {{ (index . 1).failureThreshold }}
+{{- else if eq $root.Values.sidecar.server "triton" -}}
+exec:
+  command: [curl, --fail, --silent, --output, /dev/null, --max-time, {{ .timeoutSeconds | quote }}, {{ $url | quote }}]
+{{- else -}}
+exec:
+  command: [python, -c, {{ printf "import urllib.request; urllib.request.urlopen('%s', timeout=%v)" $url .timeoutSeconds | quote }}]
+{{- end }}
+periodSeconds: {{ .periodSeconds }}
+timeoutSeconds: {{ .timeoutSeconds }}
+failureThreshold: {{ .failureThreshold }}
+{{- end -}}
+{{- end -}}
+
+{{- define "tickserve.probes" -}}
+# Covers the load of every model and its warm-up.
+startupProbe:
+  {{- include "tickserve.probe" (list . "/v2/health/ready" .Values.probes.startup) | nindent 2 }}
+# The server alone: a model that is not ready is no reason to kill the others.
+livenessProbe:
+  {{- include "tickserve.probe" (list . "/v2/health/live" .Values.probes.liveness) | nindent 2 }}
+# Strict: every model, warmed up.
+readinessProbe:
+  {{- include "tickserve.probe" (list . "/v2/health/ready" .Values.probes.readiness) | nindent 2 }}
 {{- end -}}
 
 {{- define "tickserve.serverContainer" -}}
@@ -64,15 +92,7 @@ failureThreshold: {{ (index . 1).failureThreshold }}
     - name: metrics
       containerPort: 8002
       protocol: TCP
-  # Covers the load of every model and its warm-up.
-  startupProbe:
-    {{- include "tickserve.probe" (list "/v2/health/ready" .Values.probes.startup) | nindent 4 }}
-  # The server alone: a model that is not ready is no reason to kill the others.
-  livenessProbe:
-    {{- include "tickserve.probe" (list "/v2/health/live" .Values.probes.liveness) | nindent 4 }}
-  # Strict: every model, warmed up.
-  readinessProbe:
-    {{- include "tickserve.probe" (list "/v2/health/ready" .Values.probes.readiness) | nindent 4 }}
+  {{- include "tickserve.probes" . | nindent 2 }}
   lifecycle:
     preStop:
       # On SIGTERM Triton unloads at once, while requests are still routed here: leave the endpoints first.

@@ -1,0 +1,41 @@
+{{/* What jobs have in common. */}}
+
+{{/*
+The name of a job: (list context suffix values). It carries a digest of its values, because a Job cannot be changed: other values
+make another Job, the same values leave the one that ran alone.
+*/}}
+{{- define "tickserve.jobName" -}}
+{{- printf "%s-%s-%s" (include "tickserve.fullname" (index . 0) | trunc 36 | trimSuffix "-") (index . 1) (index . 2 | toJson | sha256sum | trunc 8) -}}
+{{- end -}}
+
+{{/* Which failures are worth a second try: a lost node is; bad data, a wrong configuration and a refused gate are not. */}}
+{{- define "tickserve.podFailurePolicy" -}}
+podFailurePolicy:
+  rules:
+    - action: Ignore
+      onPodConditions:
+        - type: DisruptionTarget
+    - action: {{ index . 1 }}
+      onExitCodes:
+        containerName: {{ index . 0 }}
+        operator: In
+        # 1 a gate refused, 2 wrong configuration, 3 bad data
+        values: [1, 2, 3]
+{{- end -}}
+
+{{/* Environment of the image `train`, whose own folders are read-only here. */}}
+{{- define "tickserve.trainEnvironment" -}}
+- name: HOME
+  value: /tmp
+- name: NUMBA_CACHE_DIR
+  value: /tmp/numba
+- name: MPLCONFIGDIR
+  value: /tmp/matplotlib
+{{- end -}}
+
+{{/* Scratch space as large as the limit allows: (resources). */}}
+{{- define "tickserve.scratch" -}}
+- name: tmp
+  emptyDir:
+    sizeLimit: {{ index .limits "ephemeral-storage" }}
+{{- end -}}
