@@ -1,7 +1,7 @@
 """kustomize overlays made from the chart, for teams without Helm: the same objects, without the two labels of Helm.
 
-What all overlays have in common is in `base/`; the rest is in `overlays/<name>/`. The values of an overlay are the
-chart's scenario of the same name, so whoever changes the chart writes them anew, and a test holds the two together.
+What all overlays have in common is in `base/`; the rest is in `overlays/<name>/`, beside the `values.yaml` that it is
+made with. Whoever changes the chart writes them anew, and a test holds the two together.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ MARK = (
 KUSTOMIZATION = "kustomization.yaml"
 
 
-def objects_of(chart: Chart, name: str) -> list[Object]:
-    """What the chart gives for an overlay: no hooks, no labels of Helm. The namespace stays."""
-    rendered = chart.render([chart.folder / "ci" / f"{name}.yaml"])
+def objects_of(chart: Chart, values: Path) -> list[Object]:
+    """What the chart gives for the values of an overlay: no hooks, no labels of Helm. The namespace stays."""
+    rendered = chart.render([values])
     return [without_helm(item) for item in rendered if HOOK not in (item["metadata"].get("annotations") or {})]
 
 
@@ -50,9 +50,12 @@ def _metadata(part: Any) -> list[dict[str, Any]]:
     return own + [found for each in part.values() for found in _metadata(each)]
 
 
-def files(chart: Chart, names: Sequence[str] = NAMES) -> dict[str, bytes]:
-    """Every file of `base/` and `overlays/`, by its path under k8s/. The same chart gives the same bytes."""
-    by_overlay = {name: {_file_name(item): item for item in objects_of(chart, name)} for name in names}
+def files(chart: Chart, folder: Path, names: Sequence[str] = NAMES) -> dict[str, bytes]:
+    """Every file of `base/` and `overlays/` by its path under `folder`. The same chart gives the same bytes."""
+    by_overlay = {}
+    for name in names:
+        found = objects_of(chart, folder / "overlays" / name / "values.yaml")
+        by_overlay[name] = {_file_name(item): item for item in found}
     first = by_overlay[names[0]]
     shared = {
         file: item for file, item in first.items() if all(other.get(file) == item for other in by_overlay.values())
@@ -133,7 +136,7 @@ def write(chart: Chart, folder: Path, *, dry_run: bool = False) -> list[str]:
 
     A file that was made earlier and is not any more is removed; files without the mark are left alone.
     """
-    wanted = files(chart)
+    wanted = files(chart, folder)
     changed = [path for path, data in wanted.items() if not _holds(folder / path, data)]
     stale = [path for path in _made(folder) if path not in wanted]
     if not dry_run:
