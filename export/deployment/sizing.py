@@ -296,7 +296,9 @@ def _keda(wanted: Wanted, calendar: Schedule) -> list[Value]:
         f"half-days until then keep pods for {idle:.1f} h that no session asks for: cron knows weekdays only"
     )
     where = (
-        [] if wanted.prometheus is None else [Value("keda.prometheusAddress", wanted.prometheus, "", "--prometheus")]
+        []
+        if wanted.prometheus is None
+        else [Value("keda.prometheusAddress", wanted.prometheus, "as it was given", "--prometheus")]
     )
     if not where:
         where = [_left("keda.prometheusAddress", "no --prometheus; KEDA needs the address of yours")]
