@@ -54,8 +54,7 @@ def capacity_of(model: ModelFigures) -> Capacity | None:
     batch_us = times.mean_us(max(batch, math.ceil(rows)), math.ceil(requests))
     request_us = batch_us / requests * model.threads + times.overhead_us
     cores = model.setting.instances * model.threads
-    by_cores, by_instances = cores / request_us * 1e6, model.setting.instances * requests / batch_us * 1e6
-    return Capacity(min(by_cores, by_instances), batch, batch_us, request_us, slack)
+    return Capacity(cores / request_us * 1e6, batch, batch_us, request_us, slack)
 
 
 def _leaves_half(times: ServiceTimes, size: int, deadline_us: float) -> bool:

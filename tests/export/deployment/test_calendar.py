@@ -182,6 +182,12 @@ def test_inside_and_outside_a_freeze() -> None:
         assert [window.name for window in freeze.holding(found, now)] == names, moment
 
 
+def test_the_end_of_a_window_is_outside() -> None:
+    window = freeze.Window("xnys", date(2026, 11, 25), at("2026-11-25T09:15:00"), at("2026-11-25T16:15:00"))
+    assert freeze.holding([window], window.start) == [window]
+    assert freeze.holding([window], window.end) == []
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -61,14 +61,14 @@ def made(
     return {value.path: value for value in values(models, taken, settings, Wanted(**wanted), calendar)}
 
 
-def test_capacity_is_what_the_cores_and_the_instances_give() -> None:
+def test_capacity_is_what_the_cores_give() -> None:
     capacity = capacity_of(model())
     assert capacity is not None
     # 2000 us / 8 requests x 2 threads + 500 us of path; six cores.
     assert (capacity.batch, capacity.request_us) == (8, 1_000.0)
     assert capacity.per_second == pytest.approx(6_000)
     assert capacity.slack_us == 7_500
-    # With no path to pay for, what bounds it is the instances: 3 x 8 rows in 2 ms.
+    # With no path to pay for it is what the instances score: 3 x 8 rows in 2 ms.
     assert capacity_of(model(times(overhead_us=0, r1=1000, r8=2000))).per_second == pytest.approx(12_000)
 
 
