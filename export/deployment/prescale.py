@@ -85,14 +85,19 @@ def wanted(found: Trading, prescale: Prescale) -> list[Span]:
     return spans
 
 
+def gapless(spans: Sequence[Span]) -> bool:
+    """Whether spans have grown together for a week and more: there is no rhythm left that a cron line could have."""
+    return any(end - start >= timedelta(weeks=1) for start, end in spans)
+
+
 def triggers(found: Trading, prescale: Prescale, until: datetime) -> list[Trigger]:
     """Weekly triggers for the usual hours of a year of sessions, and dated ones for what else starts before `until`.
 
-    None for a market that never closes: nothing opens.
+    None for a market that never closes (nothing opens), or whose margins leave no gap.
     """
-    if found.never_closes or not found.sessions:
-        return []
     spans, label, zone = wanted(found, prescale), found.market.label, found.zone.key
+    if found.never_closes or not spans or gapless(spans):
+        return []
     weekly = [
         Trigger(
             f"{label}-{_names(days)}",
@@ -119,8 +124,7 @@ def _usual(spans: Sequence[Span]) -> dict[tuple[time, int, time], list[int]]:
     usual: dict[tuple[time, int, time], list[int]] = {}
     for day, hours in sorted(by_day.items()):
         kept, times = hours.most_common(1)[0]
-        # An end a week later is the same cron line as the start's own day, which would mean the end before it.
-        if times >= USUAL * weeks and kept[1] < len(DAYS):
+        if times >= USUAL * weeks:
             usual.setdefault(kept, []).append(day)
     return usual
 

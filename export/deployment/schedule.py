@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
 from export.deployment import freeze, prescale
-from export.deployment.calendar_file import Calendar
+from export.deployment.calendar_file import Calendar, Freeze, Prescale
 from export.deployment.freeze import Window
 from export.deployment.prescale import Idle, Trigger
-from export.deployment.sessions import Session, trading
+from export.deployment.sessions import Session, Trading, trading
 
 # The usual hours of a market are those of the year to come.
 YEAR = timedelta(days=366)
@@ -64,6 +65,7 @@ def schedule(calendar: Calendar, start: datetime, days: int) -> Schedule:
                 f"{market.label} never closes: no pre-scale and no freeze; give its busy hours as a market of your own"
             )
         wants = calendar.prescale_of(market)
+        notes += _gapless(found, wants, calendar.freeze_of(market))
         if wants is not None:
             own = prescale.triggers(found, wants, end)
             made += own
@@ -72,3 +74,16 @@ def schedule(calendar: Calendar, start: datetime, days: int) -> Schedule:
     return Schedule(
         start, end, tuple(ordered), tuple(made), tuple(freeze.windows(calendar, start, end)), tuple(idle), tuple(notes)
     )
+
+
+def _gapless(found: Trading, wants: Prescale | None, kept: Freeze | None) -> Iterator[str]:
+    """What margins that close every gap between sessions come to."""
+    if found.never_closes:
+        return
+    label = found.market.label
+    if wants is not None and prescale.gapless(prescale.wanted(found, wants)):
+        yield f"{label}: the pre-scale margins leave no gap between sessions: no pre-scale; set keda.minReplicas"
+    if kept is not None:
+        margins = Prescale(minutes_before=kept.minutes_before, minutes_after=kept.minutes_after, replicas=1)
+        if prescale.gapless(prescale.wanted(found, margins)):
+            yield f"{label}: the freeze margins leave no gap between sessions: nothing could ever be changed"

@@ -69,6 +69,8 @@ def render(
         sizing.parse_image(image)
     schedule = None if calendar is None else _schedule(calendar, days or settings.deploy.calendar_days)
     names = list(dict.fromkeys(model))
+    # Neither memory nor times of a CPU say anything of a GPU.
+    memory = MemoryFrom.CHART if gpu else memory
     asked = Asked(names, repository, tables, memory, rate or [], rows_per_request, arrivals, deadline_ms)
     figures, taken = gather(asked, settings)
     wanted = sizing.Wanted(image, gpu, objective, prometheus, max_replicas)

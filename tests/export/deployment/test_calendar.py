@@ -155,6 +155,18 @@ def test_a_market_that_never_closes_gets_neither_and_is_told() -> None:
     assert "24-7 never closes" in made.notes[0]
 
 
+def test_margins_that_leave_no_gap_are_told() -> None:
+    days = ["mon", "tue", "wed", "thu", "fri", "sat", "sun"]
+    market = {"name": "always", "timezone": "UTC", "days": days, "open": "01:00", "close": "00:30"}
+    tables = {"prescale": {"replicas": 2}, "freeze": {}, "market": [market]}
+    made = schedule(Calendar.model_validate(tables), datetime(2026, 11, 8, tzinfo=UTC), 7)
+    assert made.triggers == ()
+    assert ["pre-scale margins leave no gap" in note for note in made.notes] == [True, False]
+    assert "nothing could ever be changed" in made.notes[1]
+    tables |= {"prescale": {"replicas": 2, "minutes_before": 20}, "freeze": {"minutes_after": 10}}
+    assert schedule(Calendar.model_validate(tables), datetime(2026, 11, 8, tzinfo=UTC), 7).notes == ()
+
+
 def test_own_sessions(tmp_path: Path) -> None:
     calendar = read_calendar(written(tmp_path, OWN))
     made = schedule(calendar, datetime(2026, 12, 21, tzinfo=UTC), 14)
