@@ -7,85 +7,35 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from export.deployment.chart import Chart
-from tests.cli.conftest import Run
+from tests.cli.conftest import Deploy, Run
 from tests.export.deployment.api_server import cluster
-from tests.export.deployment.conftest import ROOT, find_helm, times, write_table
+from tests.export.deployment.conftest import ROOT, find_helm
 from tests.serving.conftest import publish_tiny
-from tickserve.cli import app
-from tickserve.errors import TickserveError
 
 KUBECTL = Path(sys.executable).with_name("kubectl")
-CALENDAR = """
-[prescale]
-replicas = 5
-[freeze]
-[[market]]
-exchange = "XNYS"
-"""
 IMAGE = "r.example.com/tickserve-server:0.1.0@sha256:" + "0" * 64
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """A scratch folder with a published model, its derived table, and a calendar."""
-    tiny = publish_tiny(tmp_path / "model_repository", "tiny", 1)
-    largest = tiny.manifest.export.max_batch if tiny.manifest.export else 0
-    service = times(300, r1=200, **{f"r{largest}": 2_000})
-    peak = {"requests": 1_000, "rows": 1_000, "seconds": 0.1, "per_second": 10_000.0}
-    write_table(tmp_path / "runs/batching", "tiny", service, 10_000, **peak)
-    (tmp_path / "cal.toml").write_text(CALENDAR)
-    return tmp_path
-
-
-@dataclass(frozen=True)
-class Done:
-    returncode: int
-    stdout: str
-    stderr: str
-
-
-Deploy = Callable[..., Done]
-
-
-@pytest.fixture
-def deploy(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Deploy:
-    """Run `tickserve deploy ...` in the folder and in this process: what it needs is imported once for all tests."""
-    monkeypatch.chdir(folder)
-
-    def run(*arguments: object, **environment: str) -> Done:
-        done = CliRunner().invoke(app, ["deploy", *map(str, arguments)], env=environment)
-        if isinstance(done.exception, TickserveError):  # `main` makes this line and this exit code of it
-            return Done(done.exception.exit_code, done.stdout, f"{done.stderr}error: {done.exception}\n")
-        if done.exception is not None and not isinstance(done.exception, SystemExit):
-            raise done.exception
-        return Done(done.exit_code, done.stdout, done.stderr)
-
-    return run
-
-
-def rendered(folder: Path) -> dict[str, Any]:
-    tree: dict[str, Any] = yaml.safe_load((folder / "values.yaml").read_text())
+def rendered(published: Path) -> dict[str, Any]:
+    tree: dict[str, Any] = yaml.safe_load((published / "values.yaml").read_text())
     return tree
 
 
-def test_rendered_values_pass_validation_and_are_compared(deploy: Deploy, folder: Path) -> None:
+def test_rendered_values_pass_validation_and_are_compared(deploy: Deploy, published: Path) -> None:
     helm = find_helm()
     done = deploy(
         "render", "--model", "tiny", "--memory", "chart", "--image", IMAGE, "--calendar", "cal.toml",
         "--prometheus", "http://prometheus.monitoring.svc:9090", "--json",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    values, said = rendered(folder), json.loads(done.stdout)
+    values, said = rendered(published), json.loads(done.stdout)
     assert values["replicaCount"] >= 2
     assert values["slo"] == {"deadlineMs": 10, "objective": 0.999}
     assert values["keda"]["preScale"][0]["timezone"] == "America/New_York"
@@ -94,8 +44,10 @@ def test_rendered_values_pass_validation_and_are_compared(deploy: Deploy, folder
     checked = deploy("validate", "values.yaml", "--helm", helm, "--json")
     assert checked.returncode == 0, checked.stderr + checked.stdout
     assert json.loads(checked.stdout)["refused"] == 0
-    more = (folder / "values.yaml").read_text().replace("deadlineMs: 10", "deadlineMs: 4")
-    (folder / "more.yaml").write_text(more.replace(f"maxReplicas: {values['keda']['maxReplicas']}", "maxReplicas: 9"))
+    more = (published / "values.yaml").read_text().replace("deadlineMs: 10", "deadlineMs: 4")
+    (published / "more.yaml").write_text(
+        more.replace(f"maxReplicas: {values['keda']['maxReplicas']}", "maxReplicas: 9")
+    )
     same = deploy("diff", "values.yaml", "--against", "values.yaml", "--helm", helm)
     assert (same.returncode, same.stdout) == (0, "no difference\n")
     other = deploy("diff", "more.yaml", "--against", "values.yaml", "--helm", helm)
@@ -104,8 +56,8 @@ def test_rendered_values_pass_validation_and_are_compared(deploy: Deploy, folder
     assert "-> 9" in other.stdout
 
 
-def test_a_value_that_contradicts_is_refused_with_its_field(deploy: Deploy, folder: Path) -> None:
-    (folder / "values.yaml").write_text(json.dumps({"model": {"names": ["tiny"]}, "slo": {"deadlineMs": 0.4}}))
+def test_a_value_that_contradicts_is_refused_with_its_field(deploy: Deploy, published: Path) -> None:
+    (published / "values.yaml").write_text(json.dumps({"model": {"names": ["tiny"]}, "slo": {"deadlineMs": 0.4}}))
     done = deploy("validate", "values.yaml", "--helm", find_helm())
     assert done.returncode == 1
     assert "refused: slo.deadlineMs: expected more than the 0.5 ms of a lone request to tiny, was 0.4" in done.stdout
@@ -129,14 +81,14 @@ def test_a_value_that_contradicts_is_refused_with_its_field(deploy: Deploy, fold
         (("freeze", "--file", "cal.toml", "--at", "noon"), 2, "--at: not a time"),
     ],
 )
-def test_what_is_refused(deploy: Deploy, folder: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
+def test_what_is_refused(deploy: Deploy, published: Path, arguments: tuple[str, ...], code: int, message: str) -> None:
     done = deploy(*arguments)
     assert (done.returncode, message in done.stderr) == (code, True), done.stderr
     assert "Traceback" not in done.stderr
-    assert not (folder / "values.yaml").exists()
+    assert not (published / "values.yaml").exists()
 
 
-def test_a_pipeline_stops_inside_a_freeze(tickserve: Run, folder: Path) -> None:
+def test_a_pipeline_stops_inside_a_freeze(tickserve: Run, published: Path) -> None:
     inside = tickserve("deploy", "freeze", "--calendar", "cal.toml", "--at", "2026-11-27T12:00:00-05:00", "--json")
     assert inside.returncode == 1
     assert "change freeze: session xnys-2026-11-27, until 2026-11-27T13:15:00-05:00" in inside.stderr
@@ -146,7 +98,7 @@ def test_a_pipeline_stops_inside_a_freeze(tickserve: Run, folder: Path) -> None:
     assert "the next begins 2026-11-27T09:15:00-05:00 (xnys-2026-11-27)" in outside.stdout
 
 
-def test_the_calendar_is_shown(deploy: Deploy, folder: Path) -> None:
+def test_the_calendar_is_shown(deploy: Deploy, published: Path) -> None:
     arguments = ("calendar", "--file", "cal.toml", "--from", "2026-11-25T00:00:00-05:00", "--days", "3")
     said = json.loads(deploy(*arguments, "--json").stdout)
     assert [each["day"] for each in said["sessions"]] == ["2026-11-25", "2026-11-27"]
@@ -157,11 +109,11 @@ def test_the_calendar_is_shown(deploy: Deploy, folder: Path) -> None:
         assert text in shown.stdout
 
 
-def test_the_difference_to_a_cluster(deploy: Deploy, folder: Path) -> None:
+def test_the_difference_to_a_cluster(deploy: Deploy, published: Path) -> None:
     """The real kubectl against a stand-in of a cluster (see tests/export/deployment/api_server.py)."""
     helm = find_helm()
-    (folder / "values.yaml").write_text("replicaCount: 3\n")
-    held = copy.deepcopy(Chart(ROOT / "k8s/chart", helm).render([folder / "values.yaml"], hooks=False))
+    (published / "values.yaml").write_text("replicaCount: 3\n")
+    held = copy.deepcopy(Chart(ROOT / "k8s/chart", helm).render([published / "values.yaml"], hooks=False))
     for item in held:  # what a cluster adds, and how it writes an amount of memory
         item["metadata"] |= {"uid": "1", "resourceVersion": "7"}
         item["status"] = {}
@@ -170,62 +122,65 @@ def test_the_difference_to_a_cluster(deploy: Deploy, folder: Path) -> None:
             container["resources"]["limits"]["memory"] = "2048Mi"
             container["terminationMessagePath"] = "/dev/termination-log"
     arguments = ("diff", "values.yaml", "--live", "--helm", helm, "--kubectl", KUBECTL)
-    with cluster(held, folder) as kubeconfig:
+    with cluster(held, published) as kubeconfig:
         same = deploy(*arguments, KUBECONFIG=str(kubeconfig))
         assert (same.returncode, same.stdout) == (0, "no difference\n"), same.stderr
-        (folder / "values.yaml").write_text("replicaCount: 5\n")
+        (published / "values.yaml").write_text("replicaCount: 5\n")
         other = deploy(*arguments, KUBECONFIG=str(kubeconfig))
     changed = "Deployment.apps/scoring/triton-tickserve: spec.replicas: changed: 3 -> 5\n"
     assert (other.returncode, other.stdout) == (1, changed)
     fewer = [item for item in held if item["kind"] != "PodDisruptionBudget"]
-    (folder / "values.yaml").write_text("replicaCount: 3\n")
-    with cluster(fewer, folder) as kubeconfig:
+    (published / "values.yaml").write_text("replicaCount: 3\n")
+    with cluster(fewer, published) as kubeconfig:
         missing = deploy(*arguments, KUBECONFIG=str(kubeconfig))
     assert missing.stdout == "PodDisruptionBudget.policy/scoring/triton-tickserve: added\n"
 
 
-def test_without_a_cluster_it_says_so(deploy: Deploy, folder: Path) -> None:
-    (folder / "values.yaml").write_text("replicaCount: 3\n")
+def test_without_a_cluster_it_says_so(deploy: Deploy, published: Path) -> None:
+    (published / "values.yaml").write_text("replicaCount: 3\n")
     arguments = ("diff", "values.yaml", "--live", "--helm", find_helm(), "--kubectl", KUBECTL)
-    done = deploy(*arguments, KUBECONFIG=str(folder / "none"))
+    done = deploy(*arguments, KUBECONFIG=str(published / "none"))
     assert done.returncode == 4
     assert "--live: the cluster does not answer: " in done.stderr
     assert "kubectl needs a cluster" in done.stderr
 
 
 @pytest.mark.system
-def test_a_real_old_kubectl_is_told_so(tickserve: Run, folder: Path) -> None:
+def test_a_real_old_kubectl_is_told_so(tickserve: Run, published: Path) -> None:
     """Debian's own package, unpacked and not installed, so that nobody's kubectl is replaced."""
-    subprocess.run(["apt-get", "download", "kubernetes-client"], cwd=folder, check=True, capture_output=True)
-    (package,) = folder.glob("kubernetes-client_*.deb")
-    subprocess.run(["dpkg", "-x", package, folder / "old"], check=True)
-    old = folder / "old/usr/bin/kubectl"
+    subprocess.run(["apt-get", "download", "kubernetes-client"], cwd=published, check=True, capture_output=True)
+    (package,) = published.glob("kubernetes-client_*.deb")
+    subprocess.run(["dpkg", "-x", package, published / "old"], check=True)
+    old = published / "old/usr/bin/kubectl"
     said = subprocess.run([old, "version", "--client", "--output=json"], capture_output=True, text=True, check=True)
     version = json.loads(said.stdout)["clientVersion"]["gitVersion"].removeprefix("v")
     if tuple(map(int, version.split(".")[:2])) >= (1, 27):
         pytest.skip(f"this Debian's kubectl is {version}")
-    (folder / "values.yaml").write_text("replicaCount: 3\n")
+    (published / "values.yaml").write_text("replicaCount: 3\n")
     done = tickserve("deploy", "diff", "values.yaml", "--live", "--helm", find_helm(), "--kubectl", old)
     assert done.returncode == 4
     assert done.stderr == f"error: kubectl: expected 1.27 or newer, was {version}\n"
 
 
 @pytest.mark.system
-def test_memory_and_service_times_are_measured_on_the_embedded_server(tickserve: Run, folder: Path) -> None:
-    shutil.rmtree(folder / "runs")
-    done = tickserve("deploy", "render", "--model", "tiny", "--rate", "500", "--deadline-ms", "50", "--json")
+def test_memory_and_service_times_are_measured_on_the_embedded_server(tickserve: Run, published: Path) -> None:
+    shutil.rmtree(published / "runs")
+    publish_tiny(published / "model_repository", "other", 2)
+    models = ("--model", "tiny", "--model", "other", "--rate", "tiny=500", "--rate", "other=20")
+    done = tickserve("deploy", "render", *models, "--deadline-ms", "50", "--json")
     assert done.returncode == 0, done.stderr
     values = {each["path"]: each for each in json.loads(done.stdout)["values"]}
-    record = json.loads((folder / "values.measured.json").read_text())
+    record = json.loads((published / "values.measured.json").read_text())
     # The server alone takes tens of megabytes; a tiny model no gigabyte.
     assert 30 * 2**20 < record["memory"]["bytes"] < 2**30
     assert "every instance scoring full batches" in values["resources.limits.memory"]["source"]
     assert "measured now" in values["replicaCount"]["source"]
-    assert record["models"][0]["service"]["rows"]["1"]["mean_us"] > 0
-    small = rendered(folder)
+    assert all(each["service"]["rows"]["1"]["mean_us"] > 0 for each in record["models"])
+    assert [each["name"] for each in record["models"]] == ["tiny", "other"]
+    small = rendered(published)
     small["resources"]["limits"]["memory"] = "16Mi"
-    (folder / "small.yaml").write_text(yaml.safe_dump(small))
-    (folder / "small.measured.json").write_text(json.dumps(record))
+    (published / "small.yaml").write_text(yaml.safe_dump(small))
+    (published / "small.measured.json").write_text(json.dumps(record))
     refused = tickserve("deploy", "validate", "small.yaml", "--helm", find_helm())
     assert refused.returncode == 1
     assert "resources.limits.memory: expected at least the" in refused.stdout
