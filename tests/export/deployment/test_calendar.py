@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from zoneinfo import ZoneInfo
@@ -239,3 +240,12 @@ def test_past_what_is_known_of_an_exchange_is_refused() -> None:
 def test_a_moment_needs_its_offset(text: str) -> None:
     with pytest.raises(UsageError, match="--at"):
         freeze.parse_moment(text, "--at")
+
+
+def test_the_page_shows_a_file_that_is_read(root: Path, tmp_path: Path) -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", (root / "docs/calendar.md").read_text(), flags=re.DOTALL)
+    calendar = read_calendar(written(tmp_path, block))
+    assert [market.label for market in calendar.market] == ["xnys", "crypto-peak"]
+    made = schedule(calendar, datetime(2026, 11, 23, tzinfo=UTC), 7)
+    assert {trigger.replicas for trigger in made.triggers} == {6, 4}
+    assert sum(each.to_json()["hours"] for each in made.idle if each.market == "xnys") == 10.0
