@@ -1,6 +1,6 @@
 """The arguments of Triton: one production list, which the image carries and the embedded server follows where it can.
 
-`Dockerfile` (target `server`) and `k8s/base` hold what `image_arguments` and `closing_arguments` say; a test compares
+`Dockerfile` (target `server`) and `k8s/chart` hold what `image_arguments` and `closing_arguments` say; a test compares
 them. What the embedded server does otherwise is in `DIFFERENCES`, each with its reason.
 """
 

@@ -202,7 +202,7 @@ def production_arguments() -> list[str]:
     """What a pod runs: the image's arguments, then the Deployment's."""
     binary, *image = json.loads(said("server", "ENTRYPOINT")[-1])
     assert binary == "/opt/tritonserver/bin/tritonserver"
-    deployment = yaml.safe_load((ROOT / "k8s" / "base" / "deployment.yaml").read_text())
+    deployment = yaml.safe_load((ROOT / "k8s/overlays/cpu/deployment-triton-tickserve.yaml").read_text())
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     return [*image, *(text.replace("$(TRITON_RESTRICTED_VALUE)", "s3cret") for text in container["args"])]
 

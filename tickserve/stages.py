@@ -43,6 +43,10 @@ EXTRAS = {
     "grafana_api": "monitoring",
     "yaml": "monitoring",
     "ray": "distributed",
+    "exchange_calendars": "deploy",
+    "kubernetes_validate": "deploy",
+    "jsonschema": "deploy",
+    "yaml": "deploy",
 }
 
 

@@ -63,6 +63,7 @@ class Derivation:
             "cores": self.cores,
             "peak": {
                 "requests": len(self.arrivals),
+                "rows": int(self.arrivals.rows.sum()),
                 "seconds": round(self.arrivals.seconds, 6),
                 "per_second": round(self.arrivals.per_second, 3) if self.arrivals.seconds else None,
             },

@@ -162,7 +162,7 @@ def test_a_journal_gives_its_models_requests_with_their_rows(tmp_path: Path, jou
     common = ("--model", "tiny", "--repository", str(repository), "--out", str(out), "--arrivals", str(journal))
     code, derived = invoke("derive", *common, "--deadline-ms", "900")
     assert code == 0
-    assert derived["peak"] == {"requests": 40, "seconds": 0.195, "per_second": 205.128}
+    assert derived["peak"] == {"requests": 40, "rows": 80, "seconds": 0.195, "per_second": 205.128}
     # Two rows on average, so a batch cannot hold fewer.
     assert derived["chosen"]["predicted"]["mean_batch_rows"] >= 2
     code, verified = invoke("verify", *common)

@@ -1,4 +1,4 @@
-"""One list of production arguments: in the image, in k8s/base, from the command, and in the embedded server."""
+"""One list of production arguments: in the image, in k8s/overlays, from the command, and in the embedded server."""
 
 from __future__ import annotations
 
@@ -34,10 +34,11 @@ def in_dockerfile() -> list[str]:
 
 
 def in_deployment() -> list[str]:
-    (container,) = yaml.safe_load((ROOT / "k8s/base/deployment.yaml").read_text())["spec"]["template"]["spec"][
-        "containers"
-    ]
-    return list(container["args"])
+    """What a deployment closes. Its other arguments repeat the list's own values, and `image_arguments` holds them."""
+    path = ROOT / "k8s/overlays/cpu/deployment-triton-tickserve.yaml"
+    (container,) = yaml.safe_load(path.read_text())["spec"]["template"]["spec"]["containers"]
+    repeated = {*image_arguments(), "--http-thread-count=8"}
+    return [argument for argument in container["args"] if argument not in repeated]
 
 
 def test_the_image_starts_with_the_list() -> None:

@@ -20,6 +20,7 @@ from tickserve.cli import (
     config,
     data,
     demo,
+    deploy,
     doctor,
     export,
     features,
@@ -69,6 +70,7 @@ app.add_typer(journal.app, name="journal")
 app.command("replay")(replay.replay)
 app.add_typer(loadtest.app, name="loadtest")
 app.add_typer(batching.app, name="batching")
+app.add_typer(deploy.app, name="deploy")
 app.add_typer(monitor.app, name="monitor")
 app.add_typer(config.app, name="config")
 app.command("profile", context_settings=PASSED_ON)(profile.profile)

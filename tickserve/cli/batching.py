@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -60,10 +60,10 @@ def derive(
     version = pipeline.newest_version(repository, model)
     manifest = load_manifest(version)
     batching = stages.load("export.batching")
-    peak = _peak(settings, model, data, symbol, arrivals, bulk_rows, bulk_per_s)
+    peak = recorded_peak(settings, model, data, symbol, arrivals, bulk_rows, bulk_per_s)
     says(f"peak: {len(peak)} requests in {peak.seconds:.2f} s; measuring the model on the embedded Triton")
-    with _served(repository, model, settings) as server:
-        service = _service(server, model, version, manifest, settings)
+    with served(repository, [model], settings) as server:
+        service = measured_service(server, model, version, manifest, settings)
     found = batching.derive(
         peak,
         service,
@@ -108,7 +108,7 @@ def verify(
     settings = options.settings_of(config, profile).config
     derived = _derived(out_folder / f"{model}.json")
     batching = stages.load("export.batching")
-    peak = _peak(settings, model, data, symbol, arrivals, bulk_rows, bulk_per_s)
+    peak = recorded_peak(settings, model, data, symbol, arrivals, bulk_rows, bulk_per_s)
     version = pipeline.newest_version(repository, model)
     manifest = load_manifest(version)
     setting = batching.Setting(
@@ -117,7 +117,7 @@ def verify(
     inputs, _ = pipeline.golden_inputs(version, manifest)
     driver = stages.load("loadtest.open_loop")
     deadline_us = float(derived["deadline_us"])
-    with _applied(repository, model, setting) as copy, _served(copy, model, settings) as server:
+    with _applied(repository, model, setting) as copy, served(copy, [model], settings) as server:
         feed = driver.Feed(server.http_url, model, inputs, deadline_us / 1e3, setting.lanes)
         says(f"sending {len(peak)} requests over {peak.seconds:.2f} s, at the recorded times")
         measured = driver.drive(feed, peak).to_json()
@@ -178,7 +178,7 @@ def _max_batch(manifest: Manifest) -> int:
     return manifest.export.max_batch
 
 
-def _peak(
+def recorded_peak(
     config: Config,
     model: str,
     data: Any,
@@ -216,10 +216,11 @@ def _journalled(folder: Path, model: str) -> Any:
 
 
 @contextmanager
-def _served(repository: Path, model: str, config: Config) -> Iterator[Any]:
+def served(repository: Path, models: Sequence[str], config: Config) -> Iterator[Any]:
+    """The embedded server on free ports."""
     free = config.serve.model_copy(update={"http_port": 0, "grpc_port": 0, "metrics_port": 0})
     embedded, trusted = stages.load("serving.embedded"), signing.trusted_keys(config.repository)
-    with embedded.EmbeddedTriton(repository, free, models=[model], trusted=trusted) as server:
+    with embedded.EmbeddedTriton(repository, free, models=models, trusted=trusted) as server:
         yield server
 
 
@@ -232,7 +233,8 @@ def _applied(repository: Path, model: str, setting: Any) -> Iterator[Path]:
         yield Path(folder) / "models"
 
 
-def _service(server: Any, model: str, version: Path, manifest: Manifest, config: Config) -> Any:
+def measured_service(server: Any, model: str, version: Path, manifest: Manifest, config: Config) -> Any:
+    """The service times of a served model."""
     from tickserve.client import Client
 
     inputs, _ = pipeline.golden_inputs(version, manifest)

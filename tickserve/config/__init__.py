@@ -10,6 +10,7 @@ from typing import Literal, get_args
 from pydantic import Field, model_validator
 
 from tickserve.config.data import CostSettings, FeatureSettings, LabelSettings, ValidationSettings
+from tickserve.config.deployment import DeploySettings
 from tickserve.config.drift import DriftSettings
 from tickserve.config.export import (
     BatchingSettings,
@@ -51,6 +52,7 @@ __all__ = [
     "Config",
     "CostSettings",
     "DeepLobSettings",
+    "DeploySettings",
     "DriftSettings",
     "ExportSettings",
     "FeatureSettings",
@@ -100,6 +102,7 @@ class Config(Section):
     swap: SwapSettings = SwapSettings()
     client: ClientSettings = ClientSettings()
     batching: BatchingSettings = BatchingSettings()
+    deploy: DeploySettings = DeploySettings()
     loadtest: LoadtestSettings = LoadtestSettings()
     journal: JournalSettings = JournalSettings()
     metrics: MetricsSettings = MetricsSettings()
