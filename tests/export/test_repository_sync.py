@@ -206,7 +206,11 @@ WRONG: dict[str, tuple[Callable[[Path], object], type[TickserveError], str]] = {
         "missing",
     ),
     "another backend": (edit('backend: "onnxruntime"', 'backend: "python"'), ArtifactError, "backend"),
-    "a library": (edit("response_cache {", "model_operations {\n  op_library_filename: "libx.so"\n}\nresponse_cache {"), ArtifactError, "model_operations"),
+    "a library": (
+        edit("response_cache {", 'model_operations {\n  op_library_filename: "libx.so"\n}\nresponse_cache {'),
+        ArtifactError,
+        "model_operations",
+    ),
     "a larger batch": (edit("max_batch_size: 16", "max_batch_size: 64"), ArtifactError, "max_batch_size"),
     "another tensor": (edit("  dims: 4\n", "  dims: 5\n"), ArtifactError, "input"),
     "other text": (edit("name:", "name :"), ArtifactError, "config.pbtxt line 2"),
