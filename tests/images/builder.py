@@ -21,7 +21,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 ROOT = Path(__file__).resolve().parents[2]
-DEBIAN = ("python3", "python3-venv", "python3-pip", "python-is-python3", "ca-certificates", "curl")
+DEBIAN = ("python3", "python3-venv", "python3-pip", "libpython3.11", "python-is-python3", "ca-certificates", "curl")
 CONTAINED = """
 root=$1; shift
 mount --bind "$root" "$root"
@@ -63,6 +63,12 @@ def pip_settings() -> dict[str, list[str]]:
         if option in ("index-url", "extra-index-url", "find-links", "cert"):
             found.setdefault(option, []).extend(str(ast.literal_eval(value)).split())
     return {option: list(dict.fromkeys(values)) for option, values in found.items()}
+
+
+def local(value: str) -> str | None:
+    """The path on this machine that an index needs, which lies in a folder with its files; None for one elsewhere."""
+    path = str(Path(urlsplit(value).path).parent) if value.startswith("file:") else value
+    return path if path.startswith("/") and Path(path).exists() else None
 
 
 @dataclass(frozen=True)
@@ -156,10 +162,8 @@ class Builder:
 
     def build(self, target: str, *, timeout: float = 600, output: Path | None = None, **arguments: str) -> str:
         """Build a target of the Dockerfile as `tickserve-<target>`, and give what the build said."""
-        settings, volumes = pip_settings(), []
-        for values in settings.values():
-            paths = (urlsplit(value).path if value.startswith("file:") else value for value in values)
-            volumes += [path for path in paths if path.startswith("/") and Path(path).exists()]
+        settings = pip_settings()
+        volumes = [path for values in settings.values() for value in values if (path := local(value))]
         conf = self._folder / "pip.conf"
         conf.write_text("[global]\n" + "".join(f"{key} = {' '.join(each)}\n" for key, each in settings.items()))
         mounted = [f"--volume={path}:{path}:ro" for path in dict.fromkeys(volumes)] + [
@@ -175,7 +179,7 @@ class Builder:
             ],
             capture_output=True, text=True, timeout=timeout, check=False,
         )  # fmt: skip
-        assert done.returncode == 0, (done.stderr + done.stdout)[-4000:]
+        assert done.returncode == 0, done.stdout[-1000:] + done.stderr[-4000:]
         return done.stdout + done.stderr
 
     @contextmanager

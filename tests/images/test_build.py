@@ -1,8 +1,8 @@
-"""Every target of the Dockerfile, built and started from its root file system: a read-only root, a plain user, no rights.
+"""Every target of the Dockerfile, built and started from its root file system: a read-only root, a plain user.
 
 The bases cannot be had here. A Debian of this machine's stands in for the Python image; the same Debian with the
-embedded tritonserver, and Python 3.12 where this machine has one, stands in for NVIDIA's, and its label says so. What is
-shown with it is that the target builds, that the sync runs, and that the arguments start a server: not NVIDIA's image.
+embedded tritonserver, and Python 3.12 where this machine has one, stands in for NVIDIA's, and its label says so. What
+is shown with it is that the target builds, that the sync runs, and that the arguments start a server: not NVIDIA's.
 """
 
 from __future__ import annotations
