@@ -57,7 +57,8 @@ RUN PYTHONPATH=/opt/tickserve:/opt/compiler python -m serving.native
 # ---------------------------------------------------------------------------------------------------------------------
 # The stage `serving` with the extra [triton] and nothing else: no torch, no training. The embedded Triton listens on
 # loopback, so `--publish` reaches nothing: share its network namespace (a container of the same pod, `--network
-# container:<name>`, or `--network host`). Production is the target `server`.
+# container:<name>`, or `--network host`). It loads its backends from /tmp: with a read-only root, `--tmpfs /tmp:exec`.
+# Production is the target `server`.
 FROM serve-libraries AS server-cpu
 LABEL org.opencontainers.image.title="tickserve-server-cpu" \
       org.opencontainers.image.description="Tickserve on the embedded Triton, loopback only: laptops, CI, sidecars."

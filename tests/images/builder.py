@@ -32,7 +32,7 @@ done
 mount -t proc proc "$root/proc"
 mount --rbind /dev "$root/dev"
 mount -o remount,bind,ro "$root"
-mount -t tmpfs -o mode=1777 tmpfs "$root/tmp"
+mount -t tmpfs -o "mode=1777,nosuid,nodev,$TMP" tmpfs "$root/tmp"
 exec chroot "$root" setpriv --reuid 1000 --regid 1000 --clear-groups --no-new-privs \
   --bounding-set=-all --inh-caps=-all -- env -i "$@"
 """
@@ -93,9 +93,12 @@ class Image:
         read_only: Mapping[Path, str] | None = None,
         command: Sequence[str] | None = None,
         environment: Mapping[str, str] | None = None,
-        **options: Any,
+        tmp: str = "noexec",
     ) -> subprocess.Popen[str]:
-        """Start it: the entry point with these arguments, or another command. Its process id is the program's."""
+        """Start it: the entry point with these arguments, or another command. Its process id is the program's.
+
+        An engine mounts a temporary `/tmp` as `noexec` unless it is told `exec`.
+        """
         assert self.config["User"] == "1000:1000"
         for place in (*(mounts or {}).values(), *(read_only or {}).values()):
             (self.root / place.lstrip("/")).mkdir(parents=True, exist_ok=True)
@@ -119,11 +122,10 @@ class Image:
                 *words,
                 *(command or self.command(arguments)),
             ],
-            env={**os.environ, **pairs},
+            env={**os.environ, **pairs, "TMP": tmp},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            **options,
         )
 
     def run(self, *arguments: str, timeout: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:

@@ -66,6 +66,7 @@ def test_every_container_is_confined(name: str) -> None:
     assert service["security_opt"] == ["no-new-privileges:true"]
     assert not {"privileged", "cap_add", "pid", "ipc", "devices"} & set(service)
     assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert service.get("tmpfs", []) in ([], ["/tmp:exec"] if name == "server-cpu" else ["/tmp"])
     if service.get("user") == "0:0":
         assert name == "sync"
 
