@@ -46,7 +46,6 @@ EXTRAS = {
     "exchange_calendars": "deploy",
     "kubernetes_validate": "deploy",
     "jsonschema": "deploy",
-    "yaml": "deploy",
 }
 
 
