@@ -33,9 +33,11 @@ from tickserve.errors import (
     TransportError,
     UsageError,
 )
+from tickserve.features.spec import FeatureSpec, default_book_spec
 from tickserve.journal import Journal, read_journal
 from tickserve.metrics import Histogram, MetricsExporter, log_buckets
 from tickserve.settings import load_settings
+from tickserve.stream import Stream
 from tickserve.testing import UP_ANSWER, Answer, MockClient, make_manifest, mock_client
 
 ROW = np.zeros((1, 3), np.float32)
@@ -168,6 +170,18 @@ def test_stages_of_the_engine_are_counted(metrics: MetricsExporter) -> None:
     assert value(metrics, "stage_seconds_sum", model=MODEL, stage="features") == pytest.approx(0.0002)
     assert metrics.lost == 1
     assert patient(make_manifest()).observe_stage is None
+
+
+def test_a_stream_tells_what_its_features_took(metrics: MetricsExporter) -> None:
+    full = default_book_spec(1)
+    spec = FeatureSpec("short", "book", 1, full.features, 10**12, 4)
+    stream = Stream(patient(make_manifest(spec=spec), observer=metrics), MODEL)
+    for step in range(10):
+        stream.feed(1_700_000_000 * 10**9 + step * 10**6, np.array([0, 0, 0, 0, 100 + step % 3, 1, 103, 2.0]))
+    assert value(metrics, "stage_seconds_count", model=MODEL, stage="features") == 10  # each event, warm-up too
+    taken = value(metrics, "stage_seconds_sum", model=MODEL, stage="features")
+    assert taken is not None
+    assert 0 < taken < 5
 
 
 def test_it_is_served_in_both_formats(metrics: MetricsExporter) -> None:
