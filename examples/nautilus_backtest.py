@@ -64,7 +64,7 @@ class Follow(SignalStrategy):
             return
         wanted = POSITION[signal.decision[0]] if signal.ok and signal.decision is not None else 0
         held = self.portfolio.net_position(instrument.id)
-        change = wanted * instrument.make_qty(self.config.size).as_decimal() - held
+        change = wanted * self.size_for(signal, self.config.size) - held
         if not change:
             return
         order = self.order_factory.market(

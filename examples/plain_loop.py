@@ -37,18 +37,18 @@ class Engine:
     """What it holds, and what it does about a signal."""
 
     def __init__(self, journal: Journal) -> None:
-        self.position, self.trades, self.signals, self.failures = 0, 0, 0, 0
+        self.position, self.trades, self.signals, self.failures = 0.0, 0, 0, 0
         self._journal = journal
 
     def on_signal(self, signal: Signal, ts_ns: int) -> None:
-        """Take the position the model asks for; no number, no position."""
+        """Take the position the model asks for, less where drift asks for less; no number, no position."""
         self.signals += 1
-        wanted = POSITION[signal.decision[0]] if signal.ok and signal.decision is not None else 0
+        wanted = POSITION[signal.decision[0]] * signal.size_factor if signal.ok and signal.decision is not None else 0
         change = wanted - self.position
         if change:
             self.trades += 1
-            action = f"{'buy' if change > 0 else 'sell'} {abs(change)}"
-            self._journal.action(signal.request_id, action, position=wanted, event_ns=ts_ns)
+            action = f"{'buy' if change > 0 else 'sell'} {abs(change):g}"
+            self._journal.action(signal.request_id, action, position=f"{wanted:g}", event_ns=ts_ns)
             score = "none" if signal.score is None else f"{signal.score[0]:+.4f}"
             print(f"{ts_ns} {signal.status} score {score} -> {action}")
         self.position = wanted
@@ -56,7 +56,7 @@ class Engine:
     def on_failure(self, error: RequestError) -> None:
         """The call failed inside its deadline; it is in the journal already."""
         self.failures += 1
-        self.position = 0
+        self.position = 0.0
         print(f"no signal: {error}", file=sys.stderr)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from monitoring.drift.tally import SCORE, Measured
+from monitoring.drift.tally import SCORE, Measured, is_judged
 from tickserve.config import DriftSettings
 from tickserve.risk import ACTIONS, Action, ModelAction
 
@@ -123,12 +123,12 @@ class Decider:
 def levels_of(each: Measured, settings: DriftSettings) -> dict[Cause, Level]:
     """What each measurement that could be made asks for."""
     found = {}
-    judged = {name: value for name, value in each.psi_features.items() if name not in settings.ignore}
+    judged = {name: value for name, value in each.psi_features.items() if is_judged(name, settings)}
     thresholds = (settings.psi_label, settings.psi_shrink, settings.psi_flat)
     if judged:
         name = max(judged, key=lambda feature: judged[feature])
         found["features"] = _level(judged[name], thresholds, settings, f"PSI of {name}")
-    if each.psi_score is not None and SCORE not in settings.ignore:
+    if each.psi_score is not None and is_judged(SCORE, settings):
         found["score"] = _level(each.psi_score, thresholds, settings, "PSI of the score")
     if each.calibration is not None:
         thresholds = (settings.calibration_label, settings.calibration_shrink, settings.calibration_flat)

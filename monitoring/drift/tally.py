@@ -141,7 +141,7 @@ class BundleTally:
     def measure(self) -> Measured:
         """Everything that can be said by now."""
         index = self._indices()
-        judged = [value for name, value in index.items() if name not in self._settings.ignore]
+        judged = [value for name, value in index.items() if is_judged(name, self._settings)]
         trading = self._trading.total()
         rows, score_rows = self._rows()
         return Measured(
@@ -203,6 +203,11 @@ class BundleTally:
         )
         error = sum(rows * abs(predicted - realised) for rows, predicted, realised in bins) / count
         return Calibration(error, count, bins, places)
+
+
+def is_judged(name: str, settings: DriftSettings) -> bool:
+    """Whether a PSI of this name may ask for an action."""
+    return name not in settings.ignore and (SCORE if name == SCORE else "features") in settings.judge
 
 
 def _padded(reference: Reference) -> npt.NDArray[np.float32]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -32,6 +33,7 @@ from tickserve.errors import DataError, TickserveError, TransportError, UsageErr
 from tickserve.events import Events
 from tickserve.features.spec import FeatureSpec, default_bars_spec, default_book_spec
 from tickserve.journal import ActionRecord, DecisionRecord, Journal, read_journal
+from tickserve.risk import ModelAction, write_actions
 from tickserve.signal import Signal
 from tickserve.testing import FLAT_ANSWER, UP_ANSWER, Entry, MockClient, make_manifest, mock_client
 
@@ -140,6 +142,21 @@ def test_a_signal_without_the_models_number_opens_nothing(fallback: Any) -> None
     assert [signal.status for _, signal in strategy.seen] == ["OK", status, status, status, "OK", "OK"]
     assert len(strategy.refusals) == 3
     assert f"{status}: no position may be opened" in str(strategy.refusals[0])
+
+
+@pytest.mark.parametrize(("action", "held"), [("none", 3), ("label", 3), ("shrink", 1), ("flat", 0)])
+def test_the_size_is_what_drift_leaves_of_it(action: Any, held: int, tmp_path: Path) -> None:
+    class Sized(Buyer):
+        def on_model_signal(self, signal: Signal, ts_ns: int) -> None:
+            size = self.size_for(signal, "3")  # of 1.5 the step of one leaves one
+            if size and not self.portfolio.net_position(ONE.id):
+                self.submit_on(signal, self.order_factory.market(ONE.id, OrderSide.BUY, ONE.make_qty(size)))
+
+    asked = ModelAction(action=action, factor={"shrink": 0.5, "flat": 0.0}.get(action, 1.0))
+    write_actions(tmp_path / "actions.json", time.time_ns(), {MODEL: asked})
+    strategy = Sized(config(), client=scripted(then=UP_ANSWER, risk_actions=tmp_path / "actions.json"))
+    with ran(strategy, quotes(range(WARMUP + 3))) as engine:
+        assert int(engine.portfolio.net_position(ONE.id)) == held
 
 
 def test_a_stale_signal_opens_nothing() -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import os
 import subprocess
 import sys
 import time
@@ -56,7 +55,9 @@ def opened(path: Path) -> Iterator[Callable[..., MockClient]]:
 
     def make(script: Any = (), *, max_age_s: float = 60.0, on_unknown: Any = "keep", **options: Any) -> MockClient:
         actions = RiskActions(path, max_age_s=max_age_s, on_unknown=on_unknown, look_ms=LOOK_MS)
-        made.append(mock_client(make_manifest(), script, then=UP_ANSWER, risk_actions=actions, **options))
+        made.append(
+            mock_client(make_manifest(), script, then=UP_ANSWER, risk_actions=actions, deadline_ms=20_000, **options)
+        )
         return made[-1]
 
     yield make
@@ -185,14 +186,14 @@ def test_it_grows_old_even_when_the_look_hangs(ask: Ask, opened: Any, monkeypatc
     assert time.monotonic() - started < 2
 
 
-def test_from_the_future_or_older_than_what_is_known(ask: Ask, opened: Any) -> None:
+@pytest.mark.parametrize("age_s", [-3_600, 30])
+def test_from_the_future_or_older_than_what_is_known(age_s: float, ask: Ask, opened: Any) -> None:
     ask("flat")
     client = opened()
     assert client.score(MODEL, ROW).fallback == "flat"
-    for age_s in (-3_600, 30):
-        ask("none", age_s=age_s)
-        signal = until(client, lambda signal: "drift_unknown" in signal.flags)
-        assert signal.fallback == "flat"
+    ask("none", age_s=age_s)
+    signal = until(client, lambda signal: "drift_unknown" in signal.flags)
+    assert signal.fallback == "flat"
     ask("none")
     assert until(client, lambda signal: signal.ok).flags == ()
 
@@ -321,10 +322,12 @@ def test_a_client_that_nobody_closed_keeps_no_thread(ask: Ask, path: Path) -> No
     ],
 )
 def test_wrong_arguments(given: Any, says: str, tmp_path: Path) -> None:
+    def use() -> None:
+        actions = RiskActions(tmp_path / given[0], **given[1]) if isinstance(given, tuple) else given
+        mock_client(make_manifest(), risk_actions=actions)
+
     with pytest.raises(UsageError, match=says):
-        if isinstance(given, tuple):
-            RiskActions(tmp_path / given[0], **given[1])
-        mock_client(make_manifest(), risk_actions=given)
+        use()
 
 
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
@@ -338,10 +341,17 @@ def test_no_bytes_are_taken_for_an_action_file(data: Any, tmp_path: Path) -> Non
         read_actions(tmp_path / "a.json")
 
 
+def test_a_file_that_is_too_large_is_not_read_to_its_end(tmp_path: Path) -> None:
+    models = {f"m-{number}": ModelAction(reason="r" * 400) for number in range(3_000)}
+    write_actions(tmp_path / "a.json", 5, models)
+    with pytest.raises(ArtifactError, match="at most 1048576 bytes"):
+        read_actions(tmp_path / "a.json")
+
+
 def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     path = tmp_path / "actions.json"
     write_actions(path, 5, {MODEL: ModelAction(action="shrink", factor=0.5, reason="r", since_ns=4, version="3")})
     told = read_actions(path)
     assert told.models[MODEL] == ModelAction(action="shrink", factor=0.5, reason="r", since_ns=4, version="3")
     assert [each.name for each in tmp_path.iterdir()] == ["actions.json"]
-    assert os.stat(path).st_size < 1_000
+    assert path.stat().st_size < 1_000

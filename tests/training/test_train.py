@@ -148,3 +148,25 @@ def test_training_trees_never_loads_torch_and_importing_training_loads_neither(r
         "import training.gbdt; assert 'torch' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+
+
+def test_manifests_hold_the_reference_that_drift_is_measured_by(trained) -> None:  # noqa: ANN001
+    fold = trained.examples.published
+    for bundle in trained.bundles.values():
+        reference = bundle.manifest.reference
+        assert reference is not None
+        assert len(reference.columns) == len(bundle.manifest.features.columns)
+        assert (reference.rows, reference.score is None) == (len(fold.rows.train), False)
+        # Deciles of the training rows: those rows lie in the bins as the reference says, and others do not.
+        column = trained.examples.features[fold.rows.train][:, 0]
+        counts = reference.columns[0].counts_of(column)
+        np.testing.assert_allclose(counts[:-1] / len(column), reference.columns[0].shares, atol=1e-5)
+    trees, net = (trained.bundles[f"btcusd-bars-{family}"].manifest.reference for family in ("gbdt", "lstm"))
+    assert trees.columns == net.columns
+    assert trees.score != net.score
+    child = trained.bundles["btcusd-bars-lstm-int8"].manifest.reference
+    assert child.columns == net.columns
+    with np.load(trained.bundles["btcusd-bars-lstm-int8"].path / "parity.npz") as arrays:
+        said = arrays["probabilities"]
+    score = (said[:, 2] - said[:, 0]).astype(np.float32)
+    np.testing.assert_allclose(child.score.counts_of(score)[:-1] / len(score), child.score.shares, atol=1e-5)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from pydantic import Field, model_validator
 
 from tickserve.config.section import Section
@@ -10,7 +12,8 @@ from tickserve.config.section import Section
 class DriftSettings(Section):
     """Drift of served models, measured from their journal, and the action that a client is asked for.
 
-    A threshold of 0 never asks for its action. Those of PSI hold for every feature that is not ignored, and the score.
+    A threshold of 0 never asks for its action. Those of PSI hold for the score, and with `judge` for each feature: an
+    hour of a market lies far from the days of training in many of them, so measure quiet hours first (docs/drift.md).
     """
 
     port: int = Field(9105, ge=0, le=65_535, description="of /metrics of 'monitor export'; 0 takes a free one")
@@ -20,7 +23,12 @@ class DriftSettings(Section):
     slices: int = Field(12, ge=2, le=1_000, description="steps in which the window moves on")
     min_rows: int = Field(1_000, ge=1, description="rows in the window, for a PSI")
     min_outcomes: int = Field(200, ge=1, description="known outcomes in the window, for a calibration error")
-    ignore: tuple[str, ...] = Field((), description="features that move by their nature: exported, not judged")
+    judge: tuple[Literal["score", "features"], ...] = Field(
+        ("score",), min_length=1, description="whose PSI asks for an action; the others are exported all the same"
+    )
+    ignore: tuple[str, ...] = Field(
+        ("time_of_day_sin", "time_of_day_cos"), description="features that move by their nature: never judged"
+    )
     psi_label: float = Field(0.25, ge=0, description="label the signals from this PSI on")
     psi_shrink: float = Field(0.0, ge=0, description="shrink the size from this PSI on")
     psi_flat: float = Field(0.0, ge=0, description="take no position from this PSI on")

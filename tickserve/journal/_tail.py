@@ -36,7 +36,7 @@ class JournalTail:
         """The records that are there by now and were not before. Raises MissingExtraError without zstandard."""
         paths = segment_paths(self._folder)
         self._forget({path for path in (*self._at, *self._ended) if path not in paths})
-        for path, following in zip(paths, [*paths[1:], None], strict=True):
+        for path, following in zip(paths, [*paths[1:], None], strict=False):
             if path in self._ended:
                 continue
             newest = following is None or _session(following) != _session(path)

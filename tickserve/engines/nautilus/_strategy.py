@@ -7,6 +7,7 @@ model is asked, inside the deadline. Nothing here trades: `on_model_signal` does
 from __future__ import annotations
 
 from collections import Counter
+from decimal import Decimal
 from typing import Any, Literal
 
 from nautilus_trader.core.data import Data
@@ -55,6 +56,7 @@ class SignalStrategyConfig(StrategyConfig, kw_only=True, frozen=True):
     - `max_age_ms`: older events give `STALE`; for live trading, since a backtest's events are all old.
     - `fallback`: None (a failure is told to `on_no_signal`), or "flat" or "signal" as `Client` takes them.
     - `journal`: a folder for every decision and action (None: no journal).
+    - `risk_actions`: the action file that signals obey (None: none); `size_for` then gives what may be traded.
     """
 
     instrument_id: InstrumentId
@@ -68,6 +70,7 @@ class SignalStrategyConfig(StrategyConfig, kw_only=True, frozen=True):
     max_age_ms: float | None = None
     fallback: Literal["flat", "signal"] | None = None
     journal: str | None = None
+    risk_actions: str | None = None
 
 
 class ModelSignal(Data):  # type: ignore[misc]  # nautilus' Data is untyped
@@ -119,6 +122,12 @@ class SignalStrategy(Strategy):  # type: ignore[misc]  # nautilus' Strategy is u
         """A call that failed, an event that was refused (`error`), or a halt: nothing may be opened on it."""
 
     # What a strategy calls.
+
+    def size_for(self, signal: Signal, size: Decimal | str) -> Decimal:
+        """`size` times the signal's `size_factor`, down to the instrument's step; 0 is too little to trade."""
+        step: Decimal = self.cache.instrument(self.config.instrument_id).size_increment.as_decimal()
+        wanted = Decimal(size) * Decimal(str(signal.size_factor))
+        return wanted // step * step
 
     def submit_on(self, signal: Signal, order: Order) -> None:
         """Submit `order` because of `signal`, and write it into the journal beside the decision.
@@ -177,6 +186,7 @@ class SignalStrategy(Strategy):  # type: ignore[misc]  # nautilus' Strategy is u
                 max_age_ms=config.max_age_ms,
                 fallback=config.fallback,
                 observer=self._journal,
+                risk_actions=config.risk_actions,
             )
             self._owned.insert(0, self._client)
         self.stream = Stream(self._client, config.model, deadline_ms=config.deadline_ms)
