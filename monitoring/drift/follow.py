@@ -98,9 +98,16 @@ def run(
         endpoint = Endpoint(settings.address, settings.port, exporter.rendered, option=option)
         stack.callback(endpoint.close)
         say(f"serving http://{settings.address}:{endpoint.port}/metrics")
+        failing = False
         while True:
             started = time.monotonic()
-            exporter.look()
+            try:
+                exporter.look()
+                failing = False
+            except OSError as error:  # clients see the action file grow old meanwhile
+                if not failing:
+                    LOG.error("the journal cannot be read: %s", error.strerror)
+                failing = True
             time.sleep(max(0.0, settings.every_s - (time.monotonic() - started)))
 
 

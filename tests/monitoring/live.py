@@ -30,7 +30,11 @@ from serving.embedded import EmbeddedTriton
 from tests.serving.conftest import ANY_PORTS
 from tickserve.config import MonitoringSettings
 
-BINARIES = {"prometheus": "/usr/bin/prometheus", "alertmanager": "/usr/bin/prometheus-alertmanager"}
+BINARIES = {
+    "prometheus": "/usr/bin/prometheus",
+    "alertmanager": "/usr/bin/prometheus-alertmanager",
+    "blackbox": "/usr/bin/prometheus-blackbox-exporter",
+}
 SCRAPE_S = 0.5
 START_S = 20.0
 
@@ -68,15 +72,19 @@ def process(
 class Replica:
     """One server on ports that it keeps when it is started again."""
 
-    def __init__(self, models: Sequence[str] | None = None) -> None:
+    def __init__(self, models: Sequence[str] | None = None, **settings: Any) -> None:
         ports = {f"{kind}_port": free_port() for kind in ("http", "grpc", "metrics")}
-        self.settings = ANY_PORTS.model_copy(update=ports)
+        self.settings = ANY_PORTS.model_copy(update=ports | settings)
         self.models = models
         self.server: EmbeddedTriton | None = None
 
     @property
     def url(self) -> str:
         return f"127.0.0.1:{self.settings.http_port}"
+
+    @property
+    def grpc(self) -> str:
+        return f"127.0.0.1:{self.settings.grpc_port}"
 
     @property
     def target(self) -> str:
@@ -181,18 +189,54 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
+def blackbox(folder: Path) -> Iterator[str]:
+    """Debian's blackbox exporter, which reports when the certificate of a TLS port expires: yields its address."""
+    tls = {"tls": True, "tls_config": {"insecure_skip_verify": True}}
+    (folder / "blackbox.yml").write_text(yaml.safe_dump({"modules": {"tls": {"prober": "tcp", "tcp": tls}}}))
+    address = f"127.0.0.1:{free_port()}"
+    # Half a second less than the scrape waits, by default: here nothing would be left.
+    command = (f"--config.file={folder / 'blackbox.yml'}", f"--web.listen-address={address}", "--timeout-offset=0")
+    with process(BINARIES["blackbox"], *command, log=folder / "blackbox.log"):
+        yield address
+
+
+def probed(prober: str, targets: Sequence[str]) -> dict[str, Any]:
+    """The scrape of TLS ports through the blackbox exporter, as its documentation has it."""
+    return {
+        "job_name": "tickserve-certificates",
+        "metrics_path": "/probe",
+        "params": {"module": ["tls"]},
+        "static_configs": [{"targets": list(targets)}],
+        "relabel_configs": [
+            {"source_labels": ["__address__"], "target_label": "__param_target"},
+            {"source_labels": ["__param_target"], "target_label": "instance"},
+            {"target_label": "__address__", "replacement": prober},
+        ],
+    }
+
+
+@contextmanager
 def watched(
-    folder: Path, settings: MonitoringSettings, jobs: Mapping[str, Sequence[str]]
+    folder: Path, settings: MonitoringSettings, jobs: Mapping[str, Sequence[str]], tls_ports: Sequence[str] = ()
 ) -> Iterator[tuple[Prometheus, Inbox]]:
     """Prometheus over the targets of `jobs`, with the rules under `settings`, and Alertmanager behind it."""
+    with blackbox(folder) as prober, _watched(folder, settings, jobs, probed(prober, tls_ports)) as both:
+        yield both
+
+
+@contextmanager
+def _watched(
+    folder: Path, settings: MonitoringSettings, jobs: Mapping[str, Sequence[str]], probes: dict[str, Any]
+) -> Iterator[tuple[Prometheus, Inbox]]:
     render.write(settings, folder)
     prometheus, alertmanager = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     config = {
-        "global": {"scrape_interval": "500ms", "scrape_timeout": "400ms", "evaluation_interval": "500ms"},
+        "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},
         "rule_files": [str(folder / "rules" / "*.yaml")],
         "alerting": {"alertmanagers": [{"static_configs": [{"targets": [alertmanager]}]}]},
         "scrape_configs": [
-            {"job_name": name, "static_configs": [{"targets": list(targets)}]} for name, targets in jobs.items()
+            *({"job_name": name, "static_configs": [{"targets": list(targets)}]} for name, targets in jobs.items()),
+            probes,
         ],
     }
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))

@@ -20,6 +20,7 @@ import numpy as np
 
 from tests.monitoring.live import Inbox, Prometheus, Replica, free_port, process, watched
 from tests.serving.conftest import FEATURES, edit_config, publish_tiny
+from tests.serving.test_tls import Authority
 from tickserve.client import Client, Resilience
 from tickserve.config import JournalSettings, MetricsSettings, MonitoringSettings
 from tickserve.errors import RequestError
@@ -30,12 +31,13 @@ from tickserve.metrics import MetricsExporter
 SHORT = MonitoringSettings(
     window_s=4.0,
     queue_window_s=2.0,
-    page_after_s=0.5,
+    page_after_s=1.0,
     ticket_after_s=0.5,
     slo_objective=0.99,
     burn_long_s=(4.0, 6.0, 8.0),
     burn_short_s=(2.0, 3.0, 4.0),
     pending_requests=4.0,
+    queue_seconds=0.1,
     skew_s=1.0,
     no_traffic_s=4.0,
     memory_window_s=6.0,
@@ -148,13 +150,22 @@ def _drift(client: Client, journal: Journal, wrong: bool) -> None:
         journal.outcome(signal.request_id, realised=came, pnl_bp=gain, turnover=traded, row=row)
 
 
+def certify(folder: Path, days: float) -> None:
+    """A certificate of the second replica's gRPC port; it is read when the server starts."""
+    pair = Authority(folder, "authority").issue("server", days=days)
+    pair.cert.replace(folder / "cert.pem")
+    pair.key.replace(folder / "key.pem")
+
+
 @contextmanager
 def opened(folder: Path, settings: MonitoringSettings = SHORT) -> Iterator[Stage]:
     """All of it, started and warm."""
     publish_all(folder / "models")
     publish_all(folder / "newer")
     publish_tiny(folder / "newer", "tiny", 99)
-    one, two = Replica(MODELS), Replica(("tiny", "solo"))
+    certify(folder, days=365)
+    tls = {"tls_cert": str(folder / "cert.pem"), "tls_key": str(folder / "key.pem")}
+    one, two = Replica(MODELS), Replica(("tiny", "solo"), **tls)
     with ExitStack() as stack:
         for replica in (one, two):
             stack.callback(replica.stop)
@@ -172,7 +183,7 @@ def opened(folder: Path, settings: MonitoringSettings = SHORT) -> Iterator[Stage
         callers = Callers()
         _call(stack, callers, folder / "models", (one, two), (metrics, narrow), (outcomes, quiet))
         stack.callback(callers.close)
-        prometheus, inbox = stack.enter_context(watched(folder, settings, jobs))
+        prometheus, inbox = stack.enter_context(watched(folder, settings, jobs, [two.grpc]))
         started = time.time()
         for thread in callers.threads:
             thread.start()

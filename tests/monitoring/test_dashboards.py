@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import enum
 import json
+import types
+import typing
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -129,3 +132,64 @@ def test_a_dashboard_is_drawn_in_the_docs(root: Path) -> None:
         picture = folder / f"{page.uid}.png"
         assert picture.stat().st_size <= 150_000
         assert f"(pictures/dashboards/{picture.name})" in text
+
+
+def mistyped(value: Any, hint: Any, path: str) -> Iterator[str]:
+    """Where a value of Grafana's classes is not of the type that they declare; they do not check it themselves."""
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if origin is list and isinstance(value, list):
+        for index, each in enumerate(value):
+            yield from mistyped(each, inner[0], f"{path}[{index}]")
+    elif origin is dict and isinstance(value, dict):
+        for key, each in value.items():
+            yield from mistyped(each, inner[1], f"{path}.{key}")
+    elif not fits(value, hint):
+        yield f"{path}: {value!r}"
+    elif type(value).__module__.startswith("grafana_foundation_sdk") and not isinstance(value, enum.Enum):
+        for name, each in typing.get_type_hints(type(value)).items():
+            yield from mistyped(getattr(value, name), each, f"{path}.{name}")
+
+
+def fits(value: Any, hint: Any) -> bool:
+    origin, inner = typing.get_origin(hint), typing.get_args(hint)
+    if hint is Any or isinstance(hint, typing.TypeVar):
+        return True
+    if origin in (typing.Union, types.UnionType):
+        return any(not any(mistyped(value, each, "")) for each in inner)
+    if origin is typing.Literal:
+        return value in inner
+    if isinstance(hint, type) and issubclass(hint, enum.Enum):
+        return value in list(hint)
+    if isinstance(value, bool):
+        return hint in (bool, object)
+    return isinstance(value, (int, float) if hint is float else origin or hint)
+
+
+@each_page
+def test_every_value_has_the_type_that_grafanas_classes_declare(page: Dashboard) -> None:
+    assert list(mistyped(schema.Dashboard.from_json(page.json()), schema.Dashboard, "")) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("schemaVersion",), "38"),
+        (("panels", 1, "gridPos", "w"), "12"),
+        (("panels", 1, "fieldConfig", "defaults", "unit"), 3),
+        (("panels", 1, "fieldConfig", "defaults", "thresholds", "mode"), "relative"),
+        (("panels", 1, "fieldConfig", "defaults", "custom", "showPoints"), "sometimes"),
+        (("panels", 1, "options", "legend", "placement"), "left"),
+        (("panels", 1, "targets", 0, "expr"), ["up"]),
+        (("panels", 1, "targets", 0, "format"), "series"),
+        (("templating", "list", 1, "refresh"), 9),
+        (("tags",), "tickserve"),
+    ],
+)
+def test_a_value_of_another_type_is_noticed(path: tuple[Any, ...], value: Any) -> None:
+    board = json.loads(PAGES[0].text())
+    place = board
+    for key in path[:-1]:
+        place = place[key]
+    assert path[-1] in place
+    place[path[-1]] = value
+    assert list(mistyped(schema.Dashboard.from_json(board), schema.Dashboard, ""))

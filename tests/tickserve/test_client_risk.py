@@ -186,14 +186,14 @@ def test_it_grows_old_even_when_the_look_hangs(ask: Ask, opened: Any, monkeypatc
     assert time.monotonic() - started < 2
 
 
-def test_from_the_future_or_older_than_what_is_known(ask: Ask, opened: Any) -> None:
+@pytest.mark.parametrize("age_s", [-3_600, 30])
+def test_from_the_future_or_older_than_what_is_known(age_s: float, ask: Ask, opened: Any) -> None:
     ask("flat")
     client = opened()
     assert client.score(MODEL, ROW).fallback == "flat"
-    for age_s in (-3_600, 30):
-        ask("none", age_s=age_s)
-        signal = until(client, lambda signal: "drift_unknown" in signal.flags)
-        assert signal.fallback == "flat"
+    ask("none", age_s=age_s)
+    signal = until(client, lambda signal: "drift_unknown" in signal.flags)
+    assert signal.fallback == "flat"
     ask("none")
     assert until(client, lambda signal: signal.ok).flags == ()
 
@@ -338,6 +338,13 @@ def test_no_bytes_are_taken_for_an_action_file(data: Any, tmp_path: Path) -> Non
     spoilt = data.draw(st.one_of(st.just(whole[:cut]), st.binary(max_size=200), st.just(whole + whole[cut:] + b"}")))
     (tmp_path / "a.json").write_bytes(spoilt)
     with pytest.raises(ArtifactError, match=r"a\.json: not an action file"):
+        read_actions(tmp_path / "a.json")
+
+
+def test_a_file_that_is_too_large_is_not_read_to_its_end(tmp_path: Path) -> None:
+    models = {f"m-{number}": ModelAction(reason="r" * 400) for number in range(3_000)}
+    write_actions(tmp_path / "a.json", 5, models)
+    with pytest.raises(ArtifactError, match="at most 1048576 bytes"):
         read_actions(tmp_path / "a.json")
 
 

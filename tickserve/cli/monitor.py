@@ -77,7 +77,12 @@ def push(
     """Bring the dashboards into a folder of Grafana; what is the same there already stays as it is."""
     grafana, pages = _grafana(url, token_file, ca, timeout), _pages(profile, config)
     rows = [asdict(each) for each in grafana.push(pages, folder)]
-    emit(rows, as_json, lambda: _show("dashboards", rows))
+
+    def show() -> None:
+        _show("dashboards", rows)
+        out.print("they are in Grafana's folder; 'tickserve monitor diff' says when somebody changes one", markup=False)
+
+    emit(rows, as_json, show)
 
 
 @app.command("diff")

@@ -12,6 +12,7 @@ from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from tickserve.errors import DeadlineExceededError, RequestError
 from tickserve.signal import Signal
@@ -20,6 +21,7 @@ US = 1e-6
 LOW_S, HIGH_S = 1e-5, 10.0  # of a call and its stages
 YOUNG_S, OLD_S, AGES_PER_DECADE = 1e-4, 1e3, 3  # of the newest event
 SCORES = tuple(round(-1 + step / 10, 1) for step in range(21))
+ROUNDING = 1e-6  # a score in float32 may lie so much above the bound it stands for
 ERROR = "ERROR"  # the status of a call that ended with an error and no signal, as in the journal
 UNPINNED = "(not pinned)"  # in place of a name that any caller may make up
 OTHER = "(other)"
@@ -56,15 +58,23 @@ def log_buckets(low: float, high: float, per_decade: int) -> tuple[float, ...]:
 class Histogram:
     """Counts of values at or below each bound (above the last: one more), and their sum."""
 
-    __slots__ = ("bounds", "counts", "total")
+    __slots__ = ("_limits", "bounds", "counts", "total")
 
-    def __init__(self, bounds: Sequence[float]) -> None:
+    def __init__(self, bounds: Sequence[float], slack: float = 0.0) -> None:
         self.bounds, self.counts, self.total = bounds, [0] * (len(bounds) + 1), 0.0
+        self._limits = [bound + slack for bound in bounds]  # a value so little above a bound is at it
 
     def add(self, value: float) -> None:
         """Count one value."""
-        self.counts[bisect_left(self.bounds, value)] += 1
+        self.counts[bisect_left(self._limits, value)] += 1
         self.total += value
+
+    def add_many(self, values: npt.NDArray[np.float32]) -> None:
+        """Count all of `values` [N]."""
+        places = np.searchsorted(self._limits, values.astype(np.float64))
+        for place, count in enumerate(np.bincount(places, minlength=len(self.counts)).tolist()):
+            self.counts[place] += count
+        self.total += float(values.sum(dtype=np.float64))
 
     def cumulative(self) -> list[tuple[str, float]]:
         """As Prometheus has it: `le` and how many are at or below it, the last one `+Inf`."""
@@ -86,9 +96,9 @@ class ModelTally:
         self.call = Histogram(bounds)
         self.stages: dict[str, Histogram] = {}
         self.age = Histogram(AGES)
-        self.score = Histogram(SCORES)
+        self.score = Histogram(SCORES, ROUNDING)
         self.info: dict[tuple[str, str], None] = {}  # version and bundle digest that answered, in order
-        self._versions: set[str] = set()
+        self._versions: dict[int | None, str] = {}
 
     def add(self, seen: Observation) -> None:
         """Count one decision."""
@@ -127,28 +137,21 @@ class ModelTally:
             return
         for decision in signal.decision or ():
             self.decisions[decision] += 1
-        self._scores(signal.score)
-
-    def _scores(self, scores: np.ndarray[tuple[int, ...], np.dtype[np.float32]]) -> None:
-        # A score in float32 may lie a rounding above the bound it stands for.
-        if len(scores) <= MANY_ROWS:
-            for score in scores.tolist():
-                self.score.add(round(score, 6))
-            return
-        places = np.searchsorted(SCORES, np.round(scores.astype(np.float64), 6))
-        for place, count in enumerate(np.bincount(places, minlength=len(SCORES) + 1).tolist()):
-            self.score.counts[place] += count
-        self.score.total += float(scores.sum(dtype=np.float64))
+        if len(signal.score) > MANY_ROWS:
+            self.score.add_many(signal.score)
+        else:
+            for score in signal.score.tolist():
+                self.score.add(score)
 
     def _version(self, seen: Observation) -> str:
         """The version that answered, else the one asked for, which a caller may have made up: there is a bound."""
         answered = None if seen.signal is None else seen.signal.version
         version = seen.version if answered is None else answered
-        name = "" if version is None else str(version)
-        if name not in self._versions:
+        name = self._versions.get(version)
+        if name is None:
             if len(self._versions) >= MAX_VERSIONS:
                 return OTHER
-            self._versions.add(name)
+            name = self._versions[version] = "" if version is None else str(version)
         return name
 
 
