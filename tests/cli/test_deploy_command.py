@@ -176,6 +176,9 @@ def test_memory_and_service_times_are_measured_on_the_embedded_server(tickserve:
     assert "every instance scoring full batches" in values["resources.limits.memory"]["source"]
     assert "measured now" in values["replicaCount"]["source"]
     assert all(each["service"]["rows"]["1"]["mean_us"] > 0 for each in record["models"])
+    # A request over HTTP is neither free nor a hundredth of a second of a core.
+    assert all(5 < each["cpu_us"] < 10_000 for each in record["models"])
+    assert "processor time of the embedded server" in values["replicaCount"]["source"]
     assert [each["name"] for each in record["models"]] == ["tiny", "other"]
     small = rendered(published)
     small["resources"]["limits"]["memory"] = "16Mi"
