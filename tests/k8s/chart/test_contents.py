@@ -103,9 +103,9 @@ def test_credentials_come_from_named_secrets_or_from_an_identity() -> None:
     assert not any("AWS_SECRET" in item["name"] for item in none)
     account = the(objects("s3-identity"), "ServiceAccount")
     assert "eks.amazonaws.com/role-arn" in account["metadata"]["annotations"]
-    gcs = container(pod_of("gcs-sync"), "model-sync")
-    assert mount(gcs, "/etc/tickserve/gcs")["readOnly"] is True
-    assert "gcs-credentials" not in json.dumps(server("gcs-sync")), "the server does not see them"
+    assert "scoring-models-gcs" in json.dumps(container(pod_of("gcs-sync"), "model-sync"))
+    for scenario in ("s3-sync", "gcs-sync"):
+        assert "AWS_" not in json.dumps(server(scenario)), "the server does not see them"
 
 
 def test_an_image_volume_is_verified_like_any_source() -> None:
