@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from serving import arguments
 from tests.k8s.chart.hardening import argument, mount, servers
@@ -29,6 +30,7 @@ from tests.k8s.chart.rendering import (
     the,
     values_of,
 )
+from tickserve.cli import app
 from tickserve.config import ServeSettings
 
 
@@ -229,6 +231,27 @@ def test_there_is_an_engine_build_for_each_node_pool() -> None:
     command = [*builds[0].spec["containers"][0]["command"], *builds[0].spec["containers"][0]["args"]]
     wanted = ["-m", "tickserve.cli", "tensorrt", "build", "btcusdt-l5-mlp", "--version", "3", "--repository", "/models"]
     assert command[1:] == wanted
+
+
+def commands() -> dict[str, list[str]]:
+    """What the jobs run of the `tickserve` command, without the Python before it."""
+    (build, *_) = [each for each in pods(objects("jobs")) if "-engine-" in each.where]
+    (ray,) = of_kind(objects("jobs"), "RayJob")
+    train = next(each for each in pods(objects("jobs")) if "-train-" in each.where).spec["containers"][0]
+    return {
+        "build": build.spec["containers"][0]["args"],
+        "ray": ray["spec"]["entrypoint"].split()[3:],
+        "train": ["train", "--symbol", "BTCUSDT", "--out", "bundles/BTCUSDT", *train["args"][1:]],
+        "sync": sync_command("s3-sync")[3:],
+        "embedded": server("sidecar-embedded")["args"],
+    }
+
+
+@pytest.mark.parametrize("name", ["build", "ray", "train", "sync", "embedded"])
+def test_the_command_knows_every_option_of_a_pod(name: str) -> None:
+    """An unknown option is refused before --help is answered."""
+    assert CliRunner().invoke(app, [*commands()[name], "--help"]).exit_code == 0
+    assert CliRunner().invoke(app, [*commands()[name], "--unheard-of", "--help"]).exit_code == 2
 
 
 def test_other_values_make_another_job_and_the_same_values_the_same() -> None:
