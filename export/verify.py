@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 from export import check_model, parity, runtime
+from export.contents import export_record, named_files
 from export.onnx_graph import PROBABILITIES
 from export.triton_config import check_config_matches, read_config
 from tickserve import golden
@@ -31,17 +32,6 @@ def numbers_in(model_folder: Path) -> list[int]:
     return sorted(int(path.name) for path in model_folder.iterdir() if VERSION_PATTERN.fullmatch(path.name))
 
 
-def named_files(manifest: Manifest) -> dict[str, str]:
-    """The files of a published version besides its manifest and signature, each with its digest.
-
-    Raises ArtifactError for a bundle.
-    """
-    record = manifest.export
-    if record is None:
-        raise ArtifactError("expected a published version, was a bundle", field="export")
-    return {MODEL_FILE: record.onnx_sha256, GOLDEN_NAME: record.golden_sha256}
-
-
 def verify_version(folder: Path, *, run_golden: bool = False) -> Manifest:
     """The manifest of a published version, once its files are what the manifest names and the graph is safe.
 
@@ -49,9 +39,7 @@ def verify_version(folder: Path, *, run_golden: bool = False) -> Manifest:
     DigestMismatchError, UnsafeModelError, GateRefusedError.
     """
     manifest = load_manifest(folder)
-    record = manifest.export
-    if record is None:
-        raise ArtifactError("expected a published version, was a bundle", field="export")
+    record = export_record(manifest)
     if record.bundle_digest != manifest.digest() or record.bundle_id != manifest.bundle_id():
         raise DigestMismatchError(
             "wrong digest", field="export.bundle_digest", expected=manifest.digest(), was=record.bundle_digest[:100]

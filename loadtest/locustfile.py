@@ -33,6 +33,7 @@ from gevent.event import Event  # noqa: E402
 from gevent.threadpool import ThreadPool  # noqa: E402
 from locust import User, events, task  # noqa: E402
 from locust.exception import StopUser  # noqa: E402
+from locust.runners import WorkerRunner  # noqa: E402
 
 from loadtest.plan import Phase, Plan  # noqa: E402
 from loadtest.recorder import Recorder  # noqa: E402
@@ -238,8 +239,12 @@ def _prepare(environment: Any, **_: object) -> None:
 
 
 def _quit_when_done(environment: Any, test: Test) -> None:
-    """End Locust as soon as the last user has ended."""
+    """End Locust as soon as the last user has ended; of several processes the master ends all."""
+    worker = isinstance(environment.runner, WorkerRunner)
+    if worker and not environment.runner.user_count:
+        return  # nothing was asked of this worker yet
     while environment.runner.user_count:
         gevent.sleep(0.02)
     test.complete = True
-    environment.runner.quit()
+    if not worker:
+        environment.runner.quit()

@@ -1,7 +1,7 @@
 """The images as far as they can be held without building them: lint, users, context, libraries, and real arguments.
 
 The production arguments are given to a real tritonserver, the embedded one, with and without the credential; nothing
-here stands in for it. Building the images needs a container builder and the base images, and is not done here.
+here stands in for it. `tests/images` builds the targets and starts what comes out.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import tickserve
 from serving import native
 
 ROOT = Path(__file__).resolve().parents[1]
 HADOLINT = Path(sys.executable).parent / "hadolint"
-TARGETS = ("server", "server-cpu", "train")
+TARGETS = ("server", "server-cpu", "train", "loadtest")
+LOCKS = {"server": "sync", "server-cpu": "serve", "train": "train", "loadtest": "loadtest"}
+# Used by a library where they are installed, and not needed: compression, and certificates beside those it brings.
+OPTIONAL = {"brotli", "certifi", "zstandard"}
 STAGES = {"market", "models", "export", "training", "serving", "loadtest", "monitoring"}
 # Newer than the embedded build (release 24.10); NVIDIA's own tests use it as it is used here.
 NOT_IN_EMBEDDED = ("--http-max-input-size",)
@@ -100,6 +104,44 @@ def test_no_digest_is_invented_and_no_tag_floats() -> None:
     year, month = (int(part) for part in arguments["TRITON_TAG"].removesuffix("-py3").split("."))
     assert (year, month) >= (26, 6)
     assert arguments["PYTHON_TAG"].startswith("3.11-")
+    assert arguments["SOURCE"] == arguments["REVISION"] == ""
+    assert arguments["VERSION"] == tickserve.__version__
+
+
+@pytest.mark.parametrize(("stage", "argument"), [("python-base", "PYTHON_DIGEST"), ("sync-libraries", "TRITON_DIGEST")])
+def test_a_missing_digest_is_warned_about(stage: str, argument: str) -> None:
+    """The line of the build, word for word, up to what it goes on with."""
+    assert argument in said(stage, "ARG")
+    (line,) = [rest for rest in said(stage, "RUN") if argument in rest]
+    check = line[: line.index("; }") + 3].replace("${" + argument + "}", "$DIGEST")
+    for digest, warned in (("", True), ("sha256:" + "0" * 64, False)):
+        done = subprocess.run(["sh", "-euc", check], env={"DIGEST": digest}, capture_output=True, text=True, check=True)
+        assert (f"WARNING: {argument} is empty" in done.stderr) == warned
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_labels_say_what_it_was_made_of(target: str) -> None:
+    labels = " ".join(said(target, "LABEL"))
+    base = "TRITON" if target == "server" else "PYTHON"
+    for name, value in (
+        *((name, "${" + name.upper() + "}") for name in ("source", "revision", "version")),
+        ("base.name", f"${{{base}_IMAGE}}:${{{base}_TAG}}"),
+        ("base.digest", f"${{{base}_DIGEST}}"),
+    ):
+        assert f'org.opencontainers.image.{name}="{value}"' in labels
+    assert {"SOURCE", "REVISION", "VERSION", f"{base}_DIGEST"} <= set(said(target, "ARG"))
+
+
+def test_nothing_is_run_in_the_production_image() -> None:
+    """What is added is copied: the sync, its libraries, and what lets them be found."""
+    assert said("server", "RUN") == []
+    assert set(copied("server")) == {"LICENSE", "tickserve", "export"}
+    assert [rest for rest in said("server", "COPY") if "--from=" in rest] == [
+        "--from=sync-libraries /opt/sync/lib /opt/sync/lib"
+    ]
+    (environment,) = said("server", "ENV")
+    assert environment.startswith("PYTHONPATH=/opt/tickserve:/opt/sync/lib ")
+    assert "--only-binary=:all:" in " ".join(said("sync-libraries", "RUN"))
 
 
 def allowed() -> set[str]:
@@ -116,7 +158,7 @@ def test_the_context_holds_what_is_copied(target: str) -> None:
 
 
 def test_the_context_holds_no_data_models_or_secrets() -> None:
-    used = {source for target in (*TARGETS, "native-backend") for source in copied(target)}
+    used = {source for stage in instructions() for source in copied(stage)}
     assert allowed() == used
 
 
@@ -154,24 +196,38 @@ def missing_requirements(lock: dict[str, tuple[str, frozenset[str]]]) -> set[str
     return wanted - set(lock)
 
 
-def test_the_serving_lock_is_a_cut_of_the_lock() -> None:
-    serve, everything = entries("requirements-serve.lock"), entries("requirements.lock")
-    stale = {name for name, pin in serve.items() if everything.get(name) != pin}
+@pytest.mark.parametrize("lock", LOCKS.values())
+def test_the_lock_of_an_image_is_a_cut_of_the_lock(lock: str) -> None:
+    cut, everything = entries(f"requirements-{lock}.lock"), entries("requirements.lock")
+    stale = {name for name, pin in cut.items() if everything.get(name) != pin}
     assert not stale, "make lock"
-    assert all(hashes for _, hashes in serve.values())
-    assert {"nvidia-pytriton", "onnxruntime", "tritonclient"} <= set(serve)
-    assert not {"torch", "xgboost", "polars"} & set(serve)
+    assert all(hashes for _, hashes in cut.values())
+    assert not {"torch", "pytest-xdist", "moto", "mypy"} & set(cut)
 
 
-def test_the_serving_lock_needs_nothing_outside_itself() -> None:
-    serve = entries("requirements-serve.lock")
-    assert missing_requirements(serve) == set()
-    del serve["pydantic-core"]
-    assert missing_requirements(serve) == {"pydantic-core"}
+def test_each_lock_holds_what_its_image_is_for() -> None:
+    found = {lock: set(entries(f"requirements-{lock}.lock")) for lock in (*LOCKS.values(), "sbom")}
+    assert {"nvidia-pytriton", "onnxruntime", "tritonclient"} <= found["serve"]
+    assert {"cryptography", "s3fs", "typer"} <= found["sync"]
+    assert {"locust", "matplotlib", "tritonclient"} <= found["loadtest"]
+    assert {"xgboost", "polars", "locust", "prometheus-client", "ray"} <= found["train"]
+    assert "cyclonedx-bom" in found["sbom"]
+    assert not {"xgboost", "polars", "ray"} & (found["serve"] | found["sync"] | found["loadtest"])
+    assert not {"onnx", "onnxruntime", "tritonclient", "grpcio", "protobuf"} & found["sync"]
+    assert not {"nvidia-pytriton", "onnxruntime"} & found["loadtest"]
+
+
+@pytest.mark.parametrize("lock", LOCKS.values())
+def test_the_lock_of_an_image_needs_nothing_outside_itself(lock: str) -> None:
+    cut = entries(f"requirements-{lock}.lock")
+    # Without a hash of its own, and in every environment that the Python of the image makes.
+    assert missing_requirements(cut) == ({"torch", "setuptools"} if lock == "train" else set())
+    del cut["pydantic-core"]
+    assert "pydantic-core" in missing_requirements(cut)
 
 
 def imported(module: str) -> tuple[set[str], set[str]]:
-    """The stages and the installed distributions that importing a module brings in, in a new interpreter."""
+    """The stages and the installed distributions that importing modules brings in, in a new interpreter."""
     code = f"import sys, {module}, json; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     names = set(json.loads(done.stdout))
@@ -179,17 +235,20 @@ def imported(module: str) -> tuple[set[str], set[str]]:
     return names & STAGES, {plain(owner) for name in names - STAGES - {"tickserve"} for owner in owners.get(name, [])}
 
 
-def not_in_image(module: str) -> set[str]:
+def not_in_image(module: str, target: str) -> set[str]:
     stages, distributions = imported(module)
     # setuptools leaves a start-up file in every environment that has it; nothing of ours imports it.
-    libraries = distributions - set(entries("requirements-serve.lock")) - {"setuptools"}
-    return libraries | (stages - set(copied("server-cpu")))
+    libraries = distributions - set(entries(f"requirements-{LOCKS[target]}.lock")) - {"setuptools"} - OPTIONAL
+    return libraries | (stages - set(copied(target)))
 
 
-def test_the_cpu_server_has_all_that_serving_imports() -> None:
-    assert not_in_image("serving.embedded") == set()
-    assert not_in_image("tickserve.cli") == set()
-    assert "matplotlib" in not_in_image("matplotlib"), "a library that the image lacks is noticed"
+def test_an_image_has_all_that_its_commands_import() -> None:
+    assert not_in_image("tickserve.cli, serving.embedded", "server-cpu") == set()
+    sync = "export.repository.sync, export.repository.source, s3fs, cryptography.hazmat.primitives.asymmetric.ed25519"
+    assert not_in_image(f"tickserve.cli, {sync}", "server") == set()
+    assert not_in_image("tickserve.cli, loadtest.run, loadtest.service_times, locust", "loadtest") == set()
+    assert "matplotlib" in not_in_image("matplotlib", "server-cpu"), "a library that the image lacks is noticed"
+    assert "onnx" in not_in_image("export.verify", "server"), "and so is one that the sync may not need"
 
 
 def tritonserver() -> tuple[Path, Path]:

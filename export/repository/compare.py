@@ -9,9 +9,9 @@ from typing import Any
 from google.protobuf import json_format, text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as schema
 
+from export.contents import named_files
 from export.repository.force import in_force
 from export.repository.places import Repository
-from export.verify import named_files
 from tickserve.errors import ArtifactError
 from tickserve.manifest import MANIFEST_NAME, Manifest, load_manifest
 from tickserve.model_config import CONFIG_NAME, MANIFEST_PARAMETER

@@ -14,13 +14,15 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as schema
 
 from export.batching import rules
+from export.contents import named_files
 from export.repository.force import in_force
 from export.repository.listing import loaded
 from export.repository.lock import LOCK_NAME
 from export.repository.places import Repository, require_model
+from export.repository.sync import MARKER_NAME
 from export.tensorrt.plan import PLAN_FILE, PLANS, RECORD_FILE, TIMINGS
 from export.triton_config import read_config
-from export.verify import CODE_PATTERN, named_files
+from export.verify import CODE_PATTERN
 from tickserve.current import CURRENT_NAME, folder_in_force
 from tickserve.errors import TickserveError
 from tickserve.manifest import MANIFEST_NAME, load_manifest
@@ -40,7 +42,7 @@ EXPLICIT = (
     "dynamic_batching",
     "default_model_filename",
 )
-EVERY_ROOT = frozenset({LOCK_NAME, "README.md", ".gitignore"})
+EVERY_ROOT = frozenset({LOCK_NAME, MARKER_NAME, "README.md", ".gitignore"})
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from export.contents import named_files
 from export.repository.absent import no_version
 from export.repository.bucket import Bucket
 from export.repository.lock import LOCK_WAIT_S
 from export.triton_config import parse_config
-from export.verify import VERSION_PATTERN, named_files
+from export.verify import VERSION_PATTERN
 from tickserve.config import RepositorySettings
 from tickserve.current import CURRENT_NAME
 from tickserve.errors import ArtifactError, ComponentError

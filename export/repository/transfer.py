@@ -14,13 +14,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from export import job, publish
+from export.contents import named_files
 from export.repository.force import configure, in_force, put_in_force
 from export.repository.loaded import by_number, versions_to_load
 from export.repository.naming import naming
 from export.repository.places import Local, Repository, require_model
 from export.repository.remote import Remote
 from export.triton_config import read_config, with_gated, with_versions
-from export.verify import named_files, verify_served, verify_version
+from export.verify import verify_served, verify_version
 from tickserve.config import ExportSettings
 from tickserve.current import CURRENT_NAME, Current, choose, read_current
 from tickserve.errors import ArtifactError, DigestMismatchError

@@ -13,10 +13,12 @@ import typer
 from tickserve import pipeline, signing, stages
 from tickserve.cli import options
 from tickserve.cli.output import emit, out, says, table
+from tickserve.cli.sync import sync
 from tickserve.config import Config
 from tickserve.errors import ArtifactError, GateRefusedError, UsageError
 
 app = typer.Typer(help="Publish, verify, compare, roll back and move repository versions.", no_args_is_help=True)
+app.command("sync")(sync)
 
 Where = Annotated[str, typer.Option("--repository", help="A folder, or s3://bucket/prefix.")]
 Model = Annotated[str | None, typer.Option("--model", help="Only this model.")]

@@ -15,6 +15,7 @@ podFailurePolicy:
     - action: Ignore
       onPodConditions:
         - type: DisruptionTarget
+          status: "True"
     - action: {{ index . 1 }}
       onExitCodes:
         containerName: {{ index . 0 }}

@@ -5,7 +5,7 @@ is wrong is said at once.
 {{- define "tickserve.validate" -}}
 {{- $v := .Values -}}
 {{- $wrong := list -}}
-{{- range list "grace" "scaling" "model" "network" "storage" "server" "sidecar" "jobs" "freeze" -}}
+{{- range list "grace" "scaling" "model" "network" "storage" "server" "sidecar" "jobs" "freeze" "labels" -}}
 {{- $said := include (printf "tickserve.validate.%s" .) $ | trim -}}
 {{- range splitList "\n" $said -}}
 {{- if trim . -}}{{- $wrong = append $wrong (trim .) -}}{{- end -}}
@@ -73,6 +73,9 @@ model.s3.bucket: expected a name with model.source s3, was empty
 {{- if and (eq $model.source "gcs") (not $model.gcs.bucket) }}
 model.gcs.bucket: expected a name with model.source gcs, was empty
 {{- end }}
+{{- if and (eq $model.source "gcs") (not $model.gcs.credentialsSecret) }}
+model.gcs.credentialsSecret: expected the Secret of the HMAC keys with model.source gcs, was empty
+{{- end }}
 {{- if and (eq $model.source "oci") (not (regexMatch "(:[^/]+|@sha256:[0-9a-f]{64})$" $model.oci.reference)) }}
 model.oci.reference: expected an image with a tag or a digest with model.source oci, was {{ $model.oci.reference | quote }}
 {{- end }}
@@ -127,6 +130,11 @@ gpu.productSelector: expected gpu.enabled with it, was false
 sidecar.engine.image: expected a repository, and a tag or a digest, was {{ printf "%s:%s" .repository .tag | quote }}
 {{- end }}
 {{- end }}
+{{- range $v.sidecar.engine.env }}
+{{- if and (hasKey . "value") (regexMatch "SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_KEY|ACCESS_KEY|PRIVATE_KEY" .name) }}
+sidecar.engine.env {{ .name }}: expected valueFrom (no secret belongs in values), was a value
+{{- end }}
+{{- end }}
 {{- $shared := include "tickserve.mebibytes" $v.sidecar.sharedMemorySize | int64 -}}
 {{- if gt $shared (div (include "tickserve.mebibytes" $v.resources.limits.memory | int64) 2) }}
 sidecar.sharedMemorySize: expected no more than half of resources.limits.memory {{ $v.resources.limits.memory }} (it counts against it), was {{ $v.sidecar.sharedMemorySize }}
@@ -168,6 +176,17 @@ jobs.loadtest.enabled: expected false where HTTP answers probes only, with TLS a
 {{- end }}
 {{- if not .Values.model.names }}
 model.names: expected at least one with jobs.loadtest.enabled, was none
+{{- end }}
+{{- end }}
+{{- end -}}
+
+{{- define "tickserve.validate.labels" -}}
+{{- $v := .Values -}}
+{{- range $name, $labels := dict "podLabels" $v.podLabels "serviceMonitor.labels" $v.serviceMonitor.labels "prometheusRule.labels" $v.prometheusRule.labels "dashboards.labels" $v.dashboards.labels }}
+{{- range $key, $_ := $labels }}
+{{- if or (hasPrefix "app.kubernetes.io/" $key) (hasPrefix "helm.sh/" $key) }}
+{{ $name }}: expected none of the labels that the chart sets (selectors need them), was {{ $key }}
+{{- end }}
 {{- end }}
 {{- end }}
 {{- end -}}

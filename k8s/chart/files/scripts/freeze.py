@@ -1,7 +1,10 @@
-"""Refuse a change inside a window of the change freeze. Run by a hook of the chart, with the windows as JSON in WINDOWS.
+"""Refuse a change inside a window of the change freeze. Run by a hook of the chart.
 
-Needs nothing but Python. Exit codes: 0 outside every window, 1 inside one, 2 for windows that cannot be read.
+The windows are JSON in WINDOWS. Needs nothing but Python. Exit codes: 0 outside every window, 1 inside one, 2 for
+windows that cannot be read.
 """
+
+from __future__ import annotations
 
 import json
 import os
@@ -9,17 +12,17 @@ import sys
 from datetime import datetime, timezone
 
 
-def frozen_by(windows, now):
+def frozen_by(windows: list[dict[str, str]], now: datetime) -> dict[str, str] | None:
     """The first window that holds `now`, or None. A window's end is outside it."""
     return next((each for each in windows if _time(each["start"]) <= now < _time(each["end"])), None)
 
 
-def _time(text):
+def _time(text: str) -> datetime:
     # Python before 3.11 does not read the Z.
     return datetime.fromisoformat(text.replace("Z", "+00:00"))
 
 
-def main():
+def main() -> int:
     """Read the windows, look at the clock, say so."""
     try:
         window = frozen_by(json.loads(os.environ["WINDOWS"]), datetime.now(timezone.utc))

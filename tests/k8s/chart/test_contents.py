@@ -1,0 +1,412 @@
+"""What the objects say: arguments, the model sync, scaling, the sidecar, jobs, rules, dashboards and notes."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from serving import arguments
+from tests.k8s.chart.hardening import argument, mount, servers
+from tests.k8s.chart.rendering import (
+    CHART,
+    OLDEST,
+    ROOT,
+    Object,
+    Pod,
+    container,
+    helm,
+    objects,
+    of_kind,
+    pods,
+    render,
+    the,
+    values_of,
+)
+from tickserve.cli import app
+from tickserve.config import ServeSettings
+
+
+def server(scenario: str) -> Object:
+    ((_, _, each),) = servers(objects(scenario))
+    return each
+
+
+def pod_of(scenario: str) -> Pod:
+    ((_, pod, _),) = servers(objects(scenario))
+    return pod
+
+
+def settings(**keys: Any) -> ServeSettings:
+    return ServeSettings(**keys)
+
+
+TLS = {
+    "tls_cert": "/etc/tickserve/tls/tls.crt",
+    "tls_key": "/etc/tickserve/tls/tls.key",
+    "tls_client_ca": "/etc/tickserve/tls/ca.crt",
+    "http": "probes",
+}
+
+
+@pytest.mark.parametrize(("scenario", "keys"), [("default", {}), ("mtls", TLS)])
+def test_the_image_and_the_chart_together_say_what_production_says(scenario: str, keys: dict[str, Any]) -> None:
+    """One list of arguments: `tickserve serve --print-arguments`. The last value of an argument wins."""
+    chosen = server(scenario)["args"]
+    mine = dict(text.partition("=")[::2] for text in [*arguments.image_arguments(), *chosen])
+    production = dict(text.partition("=")[::2] for text in arguments.container_arguments(settings(**keys)))
+    assert mine == production
+
+
+def test_one_way_tls_asks_no_client_for_a_certificate() -> None:
+    made = render("--values", values_of("mtls"), "--set", "tls.clientCa=false")
+    ((_, _, each),) = servers(made)
+    assert argument(each, "grpc-use-ssl") == "true"
+    assert argument(each, "grpc-use-ssl-mutual") is None
+
+
+def sync_command(scenario: str) -> list[str]:
+    sync = container(pod_of(scenario), "model-sync")
+    return [*sync["command"], *sync["args"]]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "source"),
+    [
+        ("default", "/source"),
+        ("s3-sync", "s3://scoring-models/production"),
+        ("s3-identity", "s3://scoring-models"),
+        ("gcs-sync", "gs://scoring-models/production"),
+        ("oci", "/source/repository"),
+    ],
+)
+def test_the_sync_copies_what_trusted_keys_signed(scenario: str, source: str) -> None:
+    command = sync_command(scenario)
+    assert command[:5] == ["python3", "-m", "tickserve.cli", "repo", "sync"]
+    wanted = ["--source", source, "--into", "/models", "--public-key", "/etc/tickserve/keys/trusted_keys"]
+    assert command[5:14] == [*wanted, "--require-signature", "--size-limit", "1Gi"][:9]
+    names = [command[index + 1] for index, text in enumerate(command) if text == "--model"]
+    assert names == (["btcusdt-l5-gbdt"] if scenario == "s3-sync" else [])
+
+
+def test_credentials_come_from_named_secrets_or_from_an_identity() -> None:
+    variables = {item["name"]: item for item in container(pod_of("s3-sync"), "model-sync")["env"]}
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        assert variables[name]["valueFrom"]["secretKeyRef"] == {"name": "scoring-models-s3", "key": name}
+    assert variables["TICKSERVE_REPOSITORY__S3_ENDPOINT_URL"]["value"] == "https://objects.example.com:9000"
+    none = container(pod_of("s3-identity"), "model-sync")["env"]
+    assert not any("AWS_SECRET" in item["name"] for item in none)
+    account = the(objects("s3-identity"), "ServiceAccount")
+    assert "eks.amazonaws.com/role-arn" in account["metadata"]["annotations"]
+    assert "scoring-models-gcs" in json.dumps(container(pod_of("gcs-sync"), "model-sync"))
+    for scenario in ("s3-sync", "gcs-sync"):
+        assert "AWS_" not in json.dumps(server(scenario)), "the server does not see them"
+
+
+def test_an_image_volume_is_verified_like_any_source() -> None:
+    (volume,) = [each for each in pod_of("oci").spec["volumes"] if each["name"] == "source"]
+    assert volume["image"] == {"reference": "registry.example.com/scoring-models:2026.11", "pullPolicy": "IfNotPresent"}
+
+
+def test_a_claim_is_served_unverified_only_where_the_values_say_so() -> None:
+    pod = pod_of("pvc-unverified")
+    assert [each["name"] for each in pod.containers] == ["triton"]
+    assert mount(server("pvc-unverified"), "/models") == {
+        "name": "models",
+        "mountPath": "/models",
+        "readOnly": True,
+        "subPath": "production",
+    }
+
+
+def test_a_gpu_is_asked_for_by_both_sides_and_found_by_product() -> None:
+    for scenario, resource in (("gpu", "nvidia.com/gpu"), ("gpu-mig", "nvidia.com/mig-1g.10gb")):
+        amounts = server(scenario)["resources"]
+        assert amounts["limits"][resource] == amounts["requests"][resource] == 1
+        assert "nvidia.com/gpu.product" in pod_of(scenario).spec["nodeSelector"]
+        assert "nvidia.com/gpu" in [each["key"] for each in pod_of(scenario).spec["tolerations"]]
+        assert resource not in container(pod_of(scenario), "model-sync")["resources"]["limits"]
+
+
+def test_the_autoscaler_reads_waiting_and_missed_deadlines() -> None:
+    pods_metric, external = the(objects("hpa"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert pods_metric["pods"]["target"] == {"type": "AverageValue", "averageValue": "500u"}
+    assert external["external"]["target"] == {"type": "Value", "value": "500000u"}
+    assert "replicas" not in the(objects("hpa"), "Deployment")["spec"], "helm would set them back at every upgrade"
+
+
+def test_keda_reads_the_contracts_queries_and_scales_before_the_open() -> None:
+    queue, misses, *crons = the(objects("keda"), "ScaledObject")["spec"]["triggers"]
+    match = '{namespace="scoring",job="triton-tickserve",model=~"btcusdt-l5-gbdt"}'
+    assert queue["metadata"]["query"] == (
+        f"1e-6 * sum(rate(nv_inference_queue_duration_us{match}[1m])) / "
+        f"clamp_min(sum(rate(nv_inference_request_success{match}[1m])), 1)"
+    )
+    assert misses["metadata"]["query"].startswith("sum(rate(tickserve_client_deadline_misses_total{model=~")
+    assert (queue["metadata"]["threshold"], misses["metadata"]["threshold"]) == ("0.002", "0.5")
+    assert {queue["metricType"], misses["metricType"]} == {"Value"}
+    assert [cron["metadata"]["desiredReplicas"] for cron in crons] == ["4", "6"]
+    assert [cron["metadata"]["timezone"] for cron in crons] == ["Europe/London", "America/New_York"]
+
+
+def test_callers_are_named_by_namespace_and_pod_and_get_their_ports_alone() -> None:
+    rules = the(objects("cpu"), "NetworkPolicy", "tickserve")["spec"]["ingress"]
+    engines, research = rules[0], rules[1]
+    assert engines["from"] == [
+        {
+            "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": "trading"}},
+            "podSelector": {"matchLabels": {"app.kubernetes.io/component": "engine"}},
+        }
+    ], "one peer: both have to hold"
+    assert [port["port"] for port in engines["ports"]] == [8001]
+    assert [port["port"] for port in research["ports"]] == [8000, 8001]
+
+
+@pytest.mark.parametrize(
+    ("scenario", "opened"), [("default", False), ("oci", False), ("s3-sync", True), ("gcs-sync", True)]
+)
+def test_the_way_out_is_opened_only_where_the_sync_needs_it(scenario: str, opened: bool) -> None:
+    assert ("egress" in the(objects(scenario), "NetworkPolicy", "tickserve")["spec"]) is opened
+
+
+def test_prometheus_reaches_the_metrics_and_scrapes_each_pod_once() -> None:
+    monitor = the(objects("monitoring"), "ServiceMonitor")["spec"]
+    found = [
+        service["metadata"]["name"]
+        for service in of_kind(objects("monitoring"), "Service")
+        if monitor["selector"]["matchLabels"].items() <= service["metadata"]["labels"].items()
+        and any(port["name"] == monitor["endpoints"][0]["port"] for port in service["spec"]["ports"])
+    ]
+    assert found == ["triton-tickserve"], "and so the label job is the release's full name"
+    rules = the(objects("monitoring"), "NetworkPolicy", "tickserve")["spec"]["ingress"]
+    assert [port["port"] for port in rules[0]["ports"]] == [8002]
+
+
+@pytest.mark.parametrize("scenario", ["sidecar", "sidecar-embedded"])
+def test_the_sidecar_starts_before_its_engine_and_ends_after_it(scenario: str) -> None:
+    spec = pod_of(scenario).spec
+    assert [each["name"] for each in spec["initContainers"]] == ["model-sync", "triton"]
+    assert server(scenario)["restartPolicy"] == "Always", "a native sidecar"
+    assert "startupProbe" in server(scenario)
+    assert [each["name"] for each in spec["containers"]] == ["engine"]
+    assert of_kind(objects(scenario), "Service") == [], "nobody else asks it"
+
+
+@pytest.mark.parametrize("scenario", ["sidecar", "sidecar-embedded"])
+def test_the_engine_and_its_server_share_memory(scenario: str) -> None:
+    engine = container(pod_of(scenario), "engine")
+    assert mount(engine, "/dev/shm") == mount(server(scenario), "/dev/shm")
+    assert mount(engine, "/models")["readOnly"] is True
+    (volume,) = [each for each in pod_of(scenario).spec["volumes"] if each["name"] == "shared-memory"]
+    assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "256Mi"}
+
+
+def test_a_job_of_training_has_one_pod_for_each_symbol() -> None:
+    job = next(each for each in of_kind(objects("jobs"), "Job") if "-train-" in each["metadata"]["name"])["spec"]
+    assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 2, 2)
+    assert job["podFailurePolicy"]["rules"][1]["action"] == "FailIndex"
+    script = job["template"]["spec"]["containers"][0]["args"][0]
+    scope: dict[str, Any] = {"__name__": "script"}
+    exec(compile(script, "train_symbol.py", "exec"), scope)
+    line = scope["command"](["BTCUSDT", "ETHUSDT"], 1, ["--data", "/data"])
+    wanted = ["-m", "tickserve.cli", "train", "--symbol", "ETHUSDT", "--out", "bundles/ETHUSDT", "--data", "/data"]
+    assert line[1:] == wanted
+
+
+def test_there_is_an_engine_build_for_each_node_pool() -> None:
+    builds = [each for each in pods(objects("jobs")) if "-engine-" in each.where]
+    found = {
+        each.spec["nodeSelector"]["nvidia.com/gpu.product"]: set(each.spec["containers"][0]["resources"]["limits"])
+        - {"cpu", "memory", "ephemeral-storage"}
+        for each in builds
+    }
+    assert found == {"NVIDIA-L4": {"nvidia.com/gpu"}, "NVIDIA-H100-80GB-HBM3": {"nvidia.com/mig-1g.10gb"}}
+    command = [*builds[0].spec["containers"][0]["command"], *builds[0].spec["containers"][0]["args"]]
+    wanted = ["-m", "tickserve.cli", "tensorrt", "build", "btcusdt-l5-mlp", "--version", "3", "--repository", "/models"]
+    assert command[1:] == wanted
+
+
+def commands() -> dict[str, list[str]]:
+    """What the jobs run of the `tickserve` command, without the Python before it."""
+    (build, *_) = [each for each in pods(objects("jobs")) if "-engine-" in each.where]
+    (ray,) = of_kind(objects("jobs"), "RayJob")
+    train = next(each for each in pods(objects("jobs")) if "-train-" in each.where).spec["containers"][0]
+    return {
+        "build": build.spec["containers"][0]["args"],
+        "ray": ray["spec"]["entrypoint"].split()[3:],
+        "train": ["train", "--symbol", "BTCUSDT", "--out", "bundles/BTCUSDT", *train["args"][1:]],
+        "sync": sync_command("s3-sync")[3:],
+        "embedded": server("sidecar-embedded")["args"],
+    }
+
+
+@pytest.mark.parametrize("name", ["build", "ray", "train", "sync", "embedded"])
+def test_the_command_knows_every_option_of_a_pod(name: str) -> None:
+    """An unknown option is refused before --help is answered."""
+    assert CliRunner().invoke(app, [*commands()[name], "--help"]).exit_code == 0
+    assert CliRunner().invoke(app, [*commands()[name], "--unheard-of", "--help"]).exit_code == 2
+
+
+def test_other_values_make_another_job_and_the_same_values_the_same() -> None:
+    def name(*arguments: str) -> str:
+        made = render("--values", values_of("jobs"), *arguments)
+        return next(each["metadata"]["name"] for each in of_kind(made, "Job") if "-train-" in each["metadata"]["name"])
+
+    assert name() == name("--set", "replicaCount=4") != name("--set", "jobs.training.parallelism=1")
+
+
+@pytest.fixture
+def chart(tmp_path: Path) -> Path:
+    """A copy of the chart, with files of ours in place of the rules and dashboards of the package."""
+    copied = tmp_path / "chart"
+    shutil.copytree(CHART, copied)
+    for folder in ("rules", "dashboards"):
+        shutil.rmtree(copied / "files" / folder, ignore_errors=True)
+        (copied / "files" / folder).mkdir()
+    return copied
+
+
+RULES = """
+groups:
+  - name: triton
+    rules:
+      - alert: Slow
+        expr: up{job="x"} == 0
+        annotations: {summary: "{{ $labels.pod }} is down: {{ $value | humanize }}"}
+"""
+
+
+def test_rules_come_from_the_package_and_are_not_read_as_templates(chart: Path) -> None:
+    (chart / "files" / "rules" / "a.yaml").write_text(RULES)
+    (chart / "files" / "rules" / "b.yaml").write_text(RULES.replace("triton", "client"))
+    made = the(render("--values", values_of("monitoring"), chart=chart), "PrometheusRule")["spec"]["groups"]
+    assert [group["name"] for group in made] == ["tickserve-slo", "triton", "client"]
+    assert made[1]["rules"] == yaml.safe_load(RULES)["groups"][0]["rules"]
+
+
+def test_rules_of_the_values_replace_those_of_the_package(chart: Path, tmp_path: Path) -> None:
+    (chart / "files" / "rules" / "a.yaml").write_text(RULES)
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({"prometheusRule": yaml.safe_load(RULES.replace("triton", "own"))}))
+    arguments = ("--values", values_of("monitoring"), "--values", own)
+    made = the(render(*arguments, chart=chart), "PrometheusRule")["spec"]["groups"]
+    assert [group["name"] for group in made] == ["tickserve-slo", "own"]
+
+
+def test_the_promise_is_recorded_beside_what_is_measured(chart: Path) -> None:
+    arguments = ("--values", values_of("monitoring"), "--set", "slo.deadlineMs=4")
+    (made,) = the(render(*arguments, chart=chart), "PrometheusRule")["spec"]["groups"]
+    said = {rule["record"]: rule["expr"] for rule in made["rules"]}
+    assert said == {"tickserve:slo:deadline_seconds": "vector(0.004)", "tickserve:slo:objective": "vector(0.999)"}
+
+
+def test_each_dashboard_is_a_config_map(chart: Path) -> None:
+    board = {"title": "A {{ template }} that is none", "panels": [{"legend": "{{model}}"}]}
+    (chart / "files" / "dashboards" / "serving_latency.json").write_text(json.dumps(board, indent=2) + "\n")
+    (made,) = of_kind(render("--values", values_of("monitoring"), chart=chart), "ConfigMap")
+    assert made["metadata"]["name"] == "triton-tickserve-dashboard-serving-latency"
+    assert made["metadata"]["labels"]["grafana_dashboard"] == "1"
+    assert json.loads(made["data"]["serving_latency.json"]) == board
+
+
+def test_a_package_without_rules_and_dashboards_renders_and_warns(chart: Path) -> None:
+    assert of_kind(render("--values", values_of("monitoring"), chart=chart), "ConfigMap") == []
+    said = notes(chart, "--values", values_of("monitoring"))
+    assert "this package of the chart has no rules" in said
+    assert "this package of the chart has none" in said
+
+
+def notes(chart: Path, *arguments: str | Path) -> str:
+    """NOTES.txt, which `helm template` does not print: through a template of our own."""
+    (chart / "templates" / "notes.yaml").write_text(
+        "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: notes}\ndata:\n"
+        '  notes: {{ include (print .Template.BasePath "/NOTES.txt") . | quote }}\n'
+    )
+    return str(the(render(*arguments, chart=chart), "ConfigMap", "notes")["data"]["notes"])
+
+
+def test_a_missing_digest_is_warned_about_and_never_invented(chart: Path) -> None:
+    assert "WARNING: image.digest is not set" in notes(chart)
+    assert "image.digest" not in notes(chart, "--values", values_of("cpu"))
+    assert re.search(r"@sha256", json.dumps(objects("default"))) is None
+
+
+@pytest.mark.parametrize(
+    ("scenario", "warned"),
+    [
+        ("default", "networkPolicy.callers is empty"),
+        ("no-network-policy", "networkPolicy.enabled is false"),
+        ("pvc-unverified", "no signature is checked"),
+    ],
+)
+def test_notes_warn_of_what_is_open_or_shut(chart: Path, scenario: str, warned: str) -> None:
+    assert warned in notes(chart, "--values", values_of(scenario))
+    assert warned not in notes(chart, "--values", values_of("cpu"))
+
+
+def test_notes_name_the_secrets_and_claims_that_have_to_be_there(chart: Path) -> None:
+    said = notes(chart, "--values", values_of("mtls"))
+    for name in (
+        "triton-tickserve-restricted",
+        "triton-tickserve-public-key",
+        "triton-tickserve-models",
+        "scoring-tls",
+    ):
+        assert name in said
+
+
+@pytest.mark.parametrize(
+    ("release", "name"),
+    [
+        ("tickserve", "triton-tickserve"),
+        ("triton-tickserve", "triton-tickserve"),
+        ("scoring", "triton-tickserve-scoring"),
+        ("t" * 53, "triton-tickserve-" + "t" * 33),
+    ],
+)
+def test_names_fit_and_never_begin_with_tickserve(release: str, name: str) -> None:
+    done = helm("template", release, CHART, "--kube-version", OLDEST)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"kind: Deployment\nmetadata:\n  name: (\S+)", done.stdout)
+    assert found is not None
+    assert found[1] == name
+
+
+def test_the_oldest_python_of_an_image_reads_the_scripts() -> None:
+    """Ubuntu 22.04's 3.10 and NVIDIA's 3.12 alike: nothing newer than 3.8 is used."""
+
+    for path in sorted((CHART / "files" / "scripts").glob("*.py")):
+        ast.parse(path.read_text(), feature_version=(3, 8))
+
+
+def test_the_page_names_keys_that_are_there_and_its_values_render(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "deploy.md").read_text()
+    values = yaml.safe_load((CHART / "values.yaml").read_text())
+    table = page.partition("## Values, by concern")[2].partition("\n## ")[0]
+    named = {
+        key
+        for row in table.splitlines()
+        if row.startswith("| ")
+        for key in re.findall(r"`(\w[\w.]*)`", row.split("|")[2])
+    }
+    assert len(named) > 40
+    for key in named:
+        at = values
+        for part in key.split("."):
+            assert part in at, key
+            at = at[part]
+    assert {key.partition(".")[0] for key in named} >= set(values) - UNNAMED
+    example = tmp_path / "values.yaml"
+    example.write_text(re.search(r"```yaml\n(   image:.*?)```", page, re.DOTALL)[1])  # type: ignore[index]
+    assert the(render("--values", example), "Deployment")
+
+
+# Keys that the page does not need to name: names, labels, the test's own size.
+UNNAMED = {"nameOverride", "fullnameOverride", "podLabels", "podAnnotations", "serviceAccount", "test"}
