@@ -160,6 +160,10 @@ def test_a_real_old_kubectl_is_told_so(tickserve: Run, published: Path) -> None:
     done = tickserve("deploy", "diff", "values.yaml", "--live", "--helm", find_helm(), "--kubectl", old)
     assert done.returncode == 4
     assert done.stderr == f"error: kubectl: expected 1.27 or newer, was {version}\n"
+    # What a user without tickserve sees, as k8s/overlays/README.md says.
+    built = subprocess.run([old, "kustomize", ROOT / "k8s/overlays/cpu"], capture_output=True, text=True, check=False)
+    assert built.returncode != 0
+    assert "'../../base' must be a file" in built.stderr
 
 
 @pytest.mark.system
