@@ -17,6 +17,7 @@ from serving import arguments
 from tests.k8s.chart.hardening import argument, mount, servers
 from tests.k8s.chart.rendering import (
     CHART,
+    NEWER_HELM,
     OLDEST,
     ROOT,
     Object,
@@ -25,6 +26,7 @@ from tests.k8s.chart.rendering import (
     helm,
     objects,
     of_kind,
+    parse,
     pods,
     render,
     the,
@@ -379,11 +381,27 @@ def test_names_fit_and_never_begin_with_tickserve(release: str, name: str) -> No
     assert found[1] == name
 
 
+def test_the_longest_names_fit_where_kubernetes_counts() -> None:
+    """63 characters for Services, and for Jobs, whose name becomes a label and, with its index, a host name."""
+    pool = '{"name": "abcdefghijkl", "productSelector": "NVIDIA-L4", "resourceName": "nvidia.com/gpu"}'
+    values = ("--values", values_of("jobs"), "--set", "jobs.loadtest.workers=999")
+    done = helm(
+        "template", "r" * 53, CHART, "--kube-version", OLDEST, *values, "--set-json", f"jobs.engineBuild.nodePools=[{pool}]",
+        binary=NEWER_HELM,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for item in parse(done.stdout):
+        if item["kind"] in ("Service", "Job"):
+            index = "-999" if item["spec"].get("completionMode") == "Indexed" else ""
+            assert len(item["metadata"]["name"] + index) <= 63, item["metadata"]["name"]
+
+
 def test_the_oldest_python_of_an_image_reads_the_scripts() -> None:
     """Ubuntu 22.04's 3.10 and NVIDIA's 3.12 alike: nothing newer than 3.8 is used."""
 
     for path in sorted((CHART / "files" / "scripts").glob("*.py")):
         ast.parse(path.read_text(), feature_version=(3, 8))
+        assert "$(" not in path.read_text(), "Kubernetes would put a variable there"
 
 
 def test_the_page_names_keys_that_are_there_and_its_values_render(tmp_path: Path) -> None:
