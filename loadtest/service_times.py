@@ -79,7 +79,8 @@ class _Counter:
         """Wait until the one request since the last reading is counted, and keep its time."""
         give_up = time.monotonic() + COUNTED_S
         now = _statistics(self._http_url, self._model)
-        while now["execution_count"] == self._last["execution_count"]:
+        # The server counts an execution a moment before it adds what it took.
+        while now["execution_count"] == self._last["execution_count"] or _compute_us(self._last, now) <= 0:
             if time.monotonic() > give_up:
                 raise ComponentError("the server does not count an answered request", field="statistics")
             now = _statistics(self._http_url, self._model)

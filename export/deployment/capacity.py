@@ -26,6 +26,7 @@ class Capacity:
     batch_us: float
     request_us: float
     slack_us: float
+    measured: bool = False
 
 
 def capacity_of(model: ModelFigures) -> Capacity | None:
@@ -47,14 +48,16 @@ def capacity_of(model: ModelFigures) -> Capacity | None:
     fit = [size for size in times.sizes if size <= model.setting.max_batch and _leaves_half(times, size, deadline)]
     batch = max(fit, default=1)
     slack = slack_us(deadline, times, batch)
-    if not model.service.served:
+    if not model.service.served and model.cpu is None:
         return Capacity(math.nan, batch, times.mean_us(batch, batch), math.nan, slack)
     rows = model.rate.rows if model.rate else 1.0
     requests = max(1.0, batch / rows)
     batch_us = times.mean_us(max(batch, math.ceil(rows)), math.ceil(requests))
-    request_us = batch_us / requests * model.threads + times.overhead_us
-    cores = model.setting.instances * model.threads
-    return Capacity(cores / request_us * 1e6, batch, batch_us, request_us, slack)
+    upper_us = batch_us / requests * model.threads + times.overhead_us
+    request_us = upper_us if model.cpu is None else model.cpu.us
+    by_cores = model.setting.instances * model.threads / request_us * 1e6
+    by_instances = model.setting.instances * requests / batch_us * 1e6
+    return Capacity(min(by_cores, by_instances), batch, batch_us, request_us, slack, model.cpu is not None)
 
 
 def _leaves_half(times: ServiceTimes, size: int, deadline_us: float) -> bool:

@@ -97,7 +97,8 @@ def _refusal(said: str) -> TickserveError:
     text = " ".join(lines).removeprefix("Error: ")
     if "not found" in text and "no such file" in text:
         return ConfigError(text[:300], field="--chart")
-    text = re.sub(r"^execution error at \(([^)]*)\): ", r"", text)
+    text = re.sub(r"^execution error at \(([^)]*)\): |^template: .*: error calling fail: ", "", text)
+    text = text.removesuffix(" Use --debug flag to render out invalid YAML")
     if not text:
         return ComponentError("ended without a word", field="helm")
     return GateRefusedError(f"the chart refuses these values: {text[:600]}", field="values")

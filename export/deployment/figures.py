@@ -42,6 +42,14 @@ class Service:
 
 
 @dataclass(frozen=True)
+class Cpu:
+    """Processor time of the whole server for one request, in microseconds."""
+
+    us: float
+    source: str
+
+
+@dataclass(frozen=True)
 class ModelFigures:
     """One model as it is published in `folder` (its version in force)."""
 
@@ -56,6 +64,7 @@ class ModelFigures:
     deadline_us: float
     deadline_source: str
     rate: Rate | None = None
+    cpu: Cpu | None = None
 
     def to_json(self) -> dict[str, Any]:
         """What the record beside the values keeps."""
@@ -70,6 +79,7 @@ class ModelFigures:
             "service": None
             if self.service is None
             else {"source": self.service.source, **self.service.times.to_json()},
+            "cpu_us": None if self.cpu is None else self.cpu.us,
             "rate": None
             if self.rate is None
             else {"per_second": self.rate.per_second, "rows": self.rate.rows, "source": self.rate.source},

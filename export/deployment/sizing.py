@@ -148,7 +148,7 @@ def _replicas(
         parts.append(
             f"{model.name}: peak {model.rate.per_second:.4g} requests/s of {model.rate.rows:.3g} rows; one pod answers "
             f"{capacity.per_second:.4g}/s (batches of {capacity.batch} take {capacity.batch_us:.0f} us, a request "
-            f"{capacity.request_us:.0f} us of its cores)"
+            f"{'' if capacity.measured else 'at most '}{capacity.request_us:.0f} us of its cores)"
         )
     reason = (
         f"{'; '.join(parts)}. At most {settings.utilisation:.0%} of a pod is planned for, the rest hold the peak when "
@@ -158,7 +158,8 @@ def _replicas(
 
 
 def _sources(models: Sequence[ModelFigures]) -> str:
-    found = [each.source for model in models for each in (model.rate, model.service) if each is not None]
+    figures = ((model.rate, model.service, model.cpu) for model in models)
+    found = [each.source for three in figures for each in three if each is not None]
     return "; ".join(dict.fromkeys(found))
 
 
@@ -169,7 +170,7 @@ def _cpu(models: Sequence[ModelFigures], wanted: Wanted) -> Value:
     shown = " + ".join(f"{model.name} {model.setting.instances} x {model.threads}" for model in models)
     reason = (
         f"instances x threads: {shown}. Whole cores, requests equal to limits. Triton's own threads share them, which "
-        "is why the path of a request counts as work of the pod in replicaCount"
+        "is why replicaCount counts all that a request takes of the server"
     )
     return Value("resources.limits.cpu", str(cores), reason, "config.pbtxt of the versions in force")
 
@@ -295,18 +296,17 @@ def _keda(wanted: Wanted, calendar: Schedule) -> list[Value]:
         f"weekly, in the market's time zone; what else trades until {until} has a dated trigger. Holidays and "
         f"half-days until then keep pods for {idle:.1f} h that no session asks for: cron knows weekdays only"
     )
-    where = (
-        []
-        if wanted.prometheus is None
-        else [Value("keda.prometheusAddress", wanted.prometheus, "as it was given", "--prometheus")]
-    )
-    if not where:
-        where = [_left("keda.prometheusAddress", "no --prometheus; KEDA needs the address of yours")]
+    if wanted.prometheus is None:
+        raise UsageError(
+            "KEDA asks Prometheus how long requests wait",
+            field="--prometheus",
+            expected="its address, with a calendar that has [prescale]",
+        )
     return [
         Value(
             "keda.enabled", True, "the calendar asks for pods before the open, and KEDA alone knows cron", "--calendar"
         ),
-        *where,
+        Value("keda.prometheusAddress", wanted.prometheus, "as it was given", "--prometheus"),
         Value("keda.preScale", [each.to_json() for each in calendar.triggers], reason, "--calendar"),
     ]
 

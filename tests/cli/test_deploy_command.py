@@ -160,6 +160,10 @@ def test_a_real_old_kubectl_is_told_so(tickserve: Run, published: Path) -> None:
     done = tickserve("deploy", "diff", "values.yaml", "--live", "--helm", find_helm(), "--kubectl", old)
     assert done.returncode == 4
     assert done.stderr == f"error: kubectl: expected 1.27 or newer, was {version}\n"
+    # What a user without tickserve sees, as k8s/overlays/README.md says.
+    built = subprocess.run([old, "kustomize", ROOT / "k8s/overlays/cpu"], capture_output=True, text=True, check=False)
+    assert built.returncode != 0
+    assert "'../../base' must be a file" in built.stderr
 
 
 @pytest.mark.system
@@ -176,6 +180,9 @@ def test_memory_and_service_times_are_measured_on_the_embedded_server(tickserve:
     assert "every instance scoring full batches" in values["resources.limits.memory"]["source"]
     assert "measured now" in values["replicaCount"]["source"]
     assert all(each["service"]["rows"]["1"]["mean_us"] > 0 for each in record["models"])
+    # A request over HTTP is neither free nor a hundredth of a second of a core.
+    assert all(5 < each["cpu_us"] < 10_000 for each in record["models"])
+    assert "processor time of the embedded server" in values["replicaCount"]["source"]
     assert [each["name"] for each in record["models"]] == ["tiny", "other"]
     small = rendered(published)
     small["resources"]["limits"]["memory"] = "16Mi"

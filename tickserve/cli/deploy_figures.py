@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -43,7 +43,8 @@ def gather(asked: Asked, config: Config) -> tuple[list[Any], Any]:
     figures = stages.load("export.deployment.figures")
     tables = {name: figures.read_derived(asked.tables, name) for name in asked.models}
     rates = _rates(asked, config, figures)
-    times, memory = _measured(asked, config, [name for name, table in tables.items() if table is None])
+    known = {name: rates.get(name) or (table.rate if table else None) for name, table in tables.items()}
+    times, cpu, memory = _measured(asked, config, [name for name, table in tables.items() if table is None], known)
     models = []
     for name in asked.models:
         model = figures.read_model(
@@ -54,8 +55,7 @@ def gather(asked: Asked, config: Config) -> tuple[list[Any], Any]:
             default_deadline_us=float(config.export.deadline_us),
             measured=times.get(name),
         )
-        table = tables[name]
-        models.append(replace(model, rate=rates.get(name) or (table.rate if table else None)))
+        models.append(replace(model, rate=known[name], cpu=cpu.get(name)))
     if asked.memory is MemoryFrom.MANIFEST:
         memory = _of_manifests(models)
     return models, memory
@@ -105,23 +105,30 @@ def parse_rates(texts: Sequence[str], models: Sequence[str]) -> dict[str, float]
     return found
 
 
-def _measured(asked: Asked, config: Config, untimed: Sequence[str]) -> tuple[dict[str, Any], Any]:
-    """Service times of the models without a table, and the memory, on one embedded server with all of them."""
+def _measured(
+    asked: Asked, config: Config, untimed: Sequence[str], rates: Mapping[str, Any]
+) -> tuple[dict[str, Any], dict[str, Any], Any]:
+    """Service times of the models without a table, processor times, and the memory, on one server with all of them."""
     if asked.memory is not MemoryFrom.MEASURE:
-        return {}, None
-    sizing, footprint = stages.load("export.deployment.sizing"), stages.load("serving.footprint")
+        return {}, {}, None
+    figures, sizing = stages.load("export.deployment.figures"), stages.load("export.deployment.sizing")
     says(f"measuring {', '.join(asked.models)} on the embedded server")
     times = {}
+    rows = {name: 1 if rates[name] is None else max(1, round(rates[name].rows)) for name in asked.models}
     with served(asked.repository, list(asked.models), config) as server:
         for name in untimed:
             folder = pipeline.newest_version(asked.repository, name)
             times[name] = measured_service(server, name, folder, load_manifest(folder), config)
-        found = footprint.measure(server, asked.repository)
+        found = stages.load("serving.footprint").measure(server, asked.repository, rows)
+    cpu = {
+        name: figures.Cpu(us, f"processor time of the embedded server for requests of {rows[name]} rows")
+        for name, us in found.cpu_us.items()
+    }
     source = (
         f"the embedded server of this machine, {found.versions} loaded versions, every instance scoring full batches: "
         "highest resident size"
     )
-    return times, sizing.Memory(found.peak_bytes, source)
+    return times, cpu, sizing.Memory(found.peak_bytes, source)
 
 
 def _of_manifests(models: Sequence[Any]) -> Any:

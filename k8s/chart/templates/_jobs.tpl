@@ -5,7 +5,7 @@ The name of a job: (list context suffix values). It carries a digest of its valu
 make another Job, the same values leave the one that ran alone.
 */}}
 {{- define "tickserve.jobName" -}}
-{{- printf "%s-%s-%s" (include "tickserve.fullname" (index . 0) | trunc 36 | trimSuffix "-") (index . 1) (index . 2 | toJson | sha256sum | trunc 8) -}}
+{{- printf "%s-%s-%s" (include "tickserve.fullname" (index . 0) | trunc 34 | trimSuffix "-") (index . 1) (index . 2 | toJson | sha256sum | trunc 8) -}}
 {{- end -}}
 
 {{/* Which failures are worth a second try: a lost node is; bad data, a wrong configuration and a refused gate are not. */}}

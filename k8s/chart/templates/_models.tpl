@@ -48,15 +48,19 @@ gs://{{ trimSuffix "/" (printf "%s/%s" $model.gcs.bucket (trimAll "/" $model.gcs
       value: /tmp
     {{- if eq .Values.model.source "s3" }}
     {{- with .Values.model.s3.region }}
-    - name: AWS_REGION
+    - name: AWS_DEFAULT_REGION
       value: {{ . | quote }}
     {{- end }}
     {{- with .Values.model.s3.endpoint }}
     - name: TICKSERVE_REPOSITORY__S3_ENDPOINT_URL
       value: {{ . | quote }}
     {{- end }}
-    {{- with .Values.model.s3.credentialsSecret }}
-    {{- $secret := . }}
+    {{- end }}
+    {{- $secret := "" }}
+    {{- if has .Values.model.source (list "s3" "gcs") }}
+    {{- $secret = (get .Values.model .Values.model.source).credentialsSecret }}
+    {{- end }}
+    {{- if $secret }}
     {{- range list "AWS_ACCESS_KEY_ID" "AWS_SECRET_ACCESS_KEY" }}
     - name: {{ . }}
       valueFrom:
@@ -64,11 +68,6 @@ gs://{{ trimSuffix "/" (printf "%s/%s" $model.gcs.bucket (trimAll "/" $model.gcs
           name: {{ $secret }}
           key: {{ . }}
     {{- end }}
-    {{- end }}
-    {{- end }}
-    {{- if and (eq .Values.model.source "gcs") .Values.model.gcs.credentialsSecret }}
-    - name: GOOGLE_APPLICATION_CREDENTIALS
-      value: /etc/tickserve/gcs/key.json
     {{- end }}
   {{- include "tickserve.resources" (list "resources" .Values.resources (dict)) | nindent 2 }}
   {{- include "tickserve.containerSecurity" . | nindent 2 }}
@@ -85,11 +84,6 @@ gs://{{ trimSuffix "/" (printf "%s/%s" $model.gcs.bucket (trimAll "/" $model.gcs
       {{- if and (eq .Values.model.source "pvc") .Values.model.pvc.subPath }}
       subPath: {{ .Values.model.pvc.subPath }}
       {{- end }}
-    {{- end }}
-    {{- if and (eq .Values.model.source "gcs") .Values.model.gcs.credentialsSecret }}
-    - name: gcs-credentials
-      mountPath: /etc/tickserve/gcs
-      readOnly: true
     {{- end }}
     - name: tmp
       mountPath: /tmp
@@ -116,11 +110,6 @@ gs://{{ trimSuffix "/" (printf "%s/%s" $model.gcs.bucket (trimAll "/" $model.gcs
   image:
     reference: {{ .Values.model.oci.reference }}
     pullPolicy: {{ .Values.model.oci.pullPolicy }}
-{{- else if and (eq .Values.model.source "gcs") .Values.model.gcs.credentialsSecret }}
-- name: gcs-credentials
-  secret:
-    secretName: {{ .Values.model.gcs.credentialsSecret }}
-    defaultMode: 0440
 {{- end }}
 {{- end -}}
 

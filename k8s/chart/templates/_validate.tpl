@@ -73,6 +73,9 @@ model.s3.bucket: expected a name with model.source s3, was empty
 {{- if and (eq $model.source "gcs") (not $model.gcs.bucket) }}
 model.gcs.bucket: expected a name with model.source gcs, was empty
 {{- end }}
+{{- if and (eq $model.source "gcs") (not $model.gcs.credentialsSecret) }}
+model.gcs.credentialsSecret: expected the Secret of the HMAC keys with model.source gcs, was empty
+{{- end }}
 {{- if and (eq $model.source "oci") (not (regexMatch "(:[^/]+|@sha256:[0-9a-f]{64})$" $model.oci.reference)) }}
 model.oci.reference: expected an image with a tag or a digest with model.source oci, was {{ $model.oci.reference | quote }}
 {{- end }}

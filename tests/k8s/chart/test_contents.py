@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import yaml
+from typer.testing import CliRunner
 
 from serving import arguments
 from tests.k8s.chart.hardening import argument, mount, servers
 from tests.k8s.chart.rendering import (
     CHART,
+    NEWER_HELM,
     OLDEST,
     ROOT,
     Object,
@@ -24,11 +26,13 @@ from tests.k8s.chart.rendering import (
     helm,
     objects,
     of_kind,
+    parse,
     pods,
     render,
     the,
     values_of,
 )
+from tickserve.cli import app
 from tickserve.config import ServeSettings
 
 
@@ -103,9 +107,9 @@ def test_credentials_come_from_named_secrets_or_from_an_identity() -> None:
     assert not any("AWS_SECRET" in item["name"] for item in none)
     account = the(objects("s3-identity"), "ServiceAccount")
     assert "eks.amazonaws.com/role-arn" in account["metadata"]["annotations"]
-    gcs = container(pod_of("gcs-sync"), "model-sync")
-    assert mount(gcs, "/etc/tickserve/gcs")["readOnly"] is True
-    assert "gcs-credentials" not in json.dumps(server("gcs-sync")), "the server does not see them"
+    assert "scoring-models-gcs" in json.dumps(container(pod_of("gcs-sync"), "model-sync"))
+    for scenario in ("s3-sync", "gcs-sync"):
+        assert "AWS_" not in json.dumps(server(scenario)), "the server does not see them"
 
 
 def test_an_image_volume_is_verified_like_any_source() -> None:
@@ -229,6 +233,27 @@ def test_there_is_an_engine_build_for_each_node_pool() -> None:
     command = [*builds[0].spec["containers"][0]["command"], *builds[0].spec["containers"][0]["args"]]
     wanted = ["-m", "tickserve.cli", "tensorrt", "build", "btcusdt-l5-mlp", "--version", "3", "--repository", "/models"]
     assert command[1:] == wanted
+
+
+def commands() -> dict[str, list[str]]:
+    """What the jobs run of the `tickserve` command, without the Python before it."""
+    (build, *_) = [each for each in pods(objects("jobs")) if "-engine-" in each.where]
+    (ray,) = of_kind(objects("jobs"), "RayJob")
+    train = next(each for each in pods(objects("jobs")) if "-train-" in each.where).spec["containers"][0]
+    return {
+        "build": build.spec["containers"][0]["args"],
+        "ray": ray["spec"]["entrypoint"].split()[3:],
+        "train": ["train", "--symbol", "BTCUSDT", "--out", "bundles/BTCUSDT", *train["args"][1:]],
+        "sync": sync_command("s3-sync")[3:],
+        "embedded": server("sidecar-embedded")["args"],
+    }
+
+
+@pytest.mark.parametrize("name", ["build", "ray", "train", "sync", "embedded"])
+def test_the_command_knows_every_option_of_a_pod(name: str) -> None:
+    """An unknown option is refused before --help is answered."""
+    assert CliRunner().invoke(app, [*commands()[name], "--help"]).exit_code == 0
+    assert CliRunner().invoke(app, [*commands()[name], "--unheard-of", "--help"]).exit_code == 2
 
 
 def test_other_values_make_another_job_and_the_same_values_the_same() -> None:
@@ -356,11 +381,27 @@ def test_names_fit_and_never_begin_with_tickserve(release: str, name: str) -> No
     assert found[1] == name
 
 
+def test_the_longest_names_fit_where_kubernetes_counts() -> None:
+    """63 characters for Services, and for Jobs, whose name becomes a label and, with its index, a host name."""
+    pool = '{"name": "abcdefghijkl", "productSelector": "NVIDIA-L4", "resourceName": "nvidia.com/gpu"}'
+    values = ("--values", values_of("jobs"), "--set", "jobs.loadtest.workers=999")
+    done = helm(
+        "template", "r" * 53, CHART, "--kube-version", OLDEST, *values, "--set-json", f"jobs.engineBuild.nodePools=[{pool}]",
+        binary=NEWER_HELM,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for item in parse(done.stdout):
+        if item["kind"] in ("Service", "Job"):
+            index = "-999" if item["spec"].get("completionMode") == "Indexed" else ""
+            assert len(item["metadata"]["name"] + index) <= 63, item["metadata"]["name"]
+
+
 def test_the_oldest_python_of_an_image_reads_the_scripts() -> None:
     """Ubuntu 22.04's 3.10 and NVIDIA's 3.12 alike: nothing newer than 3.8 is used."""
 
     for path in sorted((CHART / "files" / "scripts").glob("*.py")):
         ast.parse(path.read_text(), feature_version=(3, 8))
+        assert "$(" not in path.read_text(), "Kubernetes would put a variable there"
 
 
 def test_the_page_names_keys_that_are_there_and_its_values_render(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The scripts that the chart's pods run, run here against a real Triton: the check of `helm test`, and the load test.
+"""What the chart's pods run, run here: the model sync; against a real Triton, the check and the load test.
 
 The arguments and variables are the rendered ones; only addresses and folders are this machine's.
 """
@@ -16,10 +16,14 @@ from typing import NamedTuple
 
 import pytest
 
+from export.publish import Terms
 from serving.embedded import EmbeddedTriton
-from tests.k8s.chart.rendering import ROOT, Object, container, pods, render, values_of
+from tests.export.tiny import NAME as TINY
+from tests.export.tiny import publish_seeds
+from tests.k8s.chart.rendering import ROOT, Object, container, objects, pods, render, the, values_of
 from tests.loadtest.conftest import publish_both
 from tests.serving.conftest import ANY_PORTS
+from tickserve import signing
 
 pytestmark = pytest.mark.system
 MODELS = "model.names={tiny,other}"
@@ -129,3 +133,35 @@ def test_a_master_and_its_workers_load_the_server(served: Served, tmp_path: Path
     assert aggregated[2] == "0(0.00%)", "every answer was right"
     measured = [json.loads((tmp_path / name / "measured.json").read_text()) for name in ("one", "two")]
     assert all(each["complete"] and each["rows"] for each in measured)
+
+
+KEY, FOREIGN = signing.generate_key(), signing.generate_key()
+
+
+def sync(folder: Path, key: signing.SigningKey) -> tuple[subprocess.CompletedProcess[str], Path]:
+    """The init container's command over a repository that KEY signed, with the public half of `key` in the Secret."""
+    publish_seeds(folder / "source", 1, 2, terms=Terms(KEY, {KEY.key_id: KEY.public()}))
+    (folder / "keys").mkdir()
+    (folder / "keys" / "trusted_keys").write_text(f"{key.public_line()}\n")
+    (folder / "models").mkdir()
+    (pod,) = pods([the(objects("default"), "Deployment")])
+    rendered = container(pod, "model-sync")
+    places = {"/source": "source", "/models": "models", "/etc/tickserve/keys/trusted_keys": "keys/trusted_keys"}
+    line = [str(folder / places[text]) if text in places else text for text in command(rendered)]
+    environment = {item["name"]: item["value"] for item in rendered["env"]} | {"HOME": str(folder)}
+    environment |= {"PATH": os.environ["PATH"], "PYTHONPATH": str(ROOT)}
+    return subprocess.run(line, env=environment, capture_output=True, text=True, check=False), folder / "models"
+
+
+def test_the_init_container_brings_what_is_signed(tmp_path: Path) -> None:
+    done, models = sync(tmp_path, KEY)
+    assert done.returncode == 0, done.stderr
+    assert (models / TINY / "2" / "model.onnx").is_file()
+    assert not (models / TINY / "1").exists(), "the version in force, and no other"
+
+
+def test_the_init_container_fails_on_what_another_key_signed(tmp_path: Path) -> None:
+    done, models = sync(tmp_path, FOREIGN)
+    assert done.returncode == 3
+    assert "signature" in done.stderr or "sign" in done.stderr
+    assert not (models / TINY).exists(), "the pod does not start, and nothing is there to serve"

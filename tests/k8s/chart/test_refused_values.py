@@ -90,6 +90,7 @@ TOGETHER: dict[str, str] = {
     ),
     "model.source=s3": "model.s3.bucket: expected a name with model.source s3, was empty",
     "model.source=gcs": "networkPolicy.egress.objectStore: expected the addresses of the object store",
+    "model.source=gcs,model.gcs.bucket=models": "model.gcs.credentialsSecret: expected the Secret of the HMAC keys",
     "model.source=oci": "model.oci.reference: expected an image with a tag or a digest with model.source oci",
     "model.source=oci,model.oci.reference=registry.example.com/models": "expected an image with a tag or a digest",
     "model.source=oci,model.oci.reference=r/m:1,model.verify.publicKeySecret=": (
