@@ -170,6 +170,7 @@ def test_stages_of_the_engine_are_counted(metrics: MetricsExporter) -> None:
     assert value(metrics, "stage_seconds_sum", model=MODEL, stage="features") == pytest.approx(0.0002)
     assert metrics.lost == 1
     assert patient(make_manifest()).observe_stage is None
+    assert patient(make_manifest(), observer=Observers(metrics)).observe_stage == metrics.observe_stage
 
 
 def test_a_stream_tells_what_its_features_took(metrics: MetricsExporter) -> None:

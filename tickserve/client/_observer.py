@@ -55,6 +55,7 @@ class Observers:
 
     def __init__(self, *observers: Observer) -> None:
         self._each = tuple(observer.decided for observer in observers)
+        self.observe_stage = stage_watch(observers)
 
     def decided(self, decision: Decision) -> None:
         """Tell all of them; what the first of those that failed raised is raised after that."""

@@ -19,7 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families
 from typer.testing import CliRunner, Result
 
-from monitoring.drift.follow import DriftExporter
+from monitoring.drift.follow import DriftExporter, run
 from tests.cli.conftest import environment_with
 from tests.monitoring.drift.conftest import MODEL, normal
 from tickserve.cli import app
@@ -175,6 +175,29 @@ def test_an_action_file_that_cannot_be_written_costs_no_metric(
     blocked.unlink()
     watching.look()
     assert read_actions(blocked / "actions.json").models
+
+
+def test_a_journal_that_cannot_be_read_is_told_once_and_tried_again(
+    tmp_path: Path,
+    manifest: Manifest,
+    journal: Journal,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    watching, looks = exporter(tmp_path, manifest), []
+
+    def look() -> None:
+        looks.append(len(looks))
+        if len(looks) == 5:
+            raise KeyboardInterrupt
+        if len(looks) != 3:
+            raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(watching, "look", look)
+    settings = SETTINGS.model_copy(update={"port": 0, "every_s": 0.05})
+    with pytest.raises(KeyboardInterrupt):
+        run(watching, settings, lambda line: None)
+    assert caplog.messages == ["the journal cannot be read: Permission denied"] * 2  # before and after the third look
 
 
 def test_there_has_to_be_a_journal(tmp_path: Path, manifest: Manifest) -> None:
