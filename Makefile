@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/pip --disable-pip-version-check -q
-SYSTEM_PACKAGES := chromium iproute2
+SYSTEM_PACKAGES := buildah chromium debootstrap iproute2 prometheus prometheus-alertmanager prometheus-blackbox-exporter
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 
 READY := $(INSTALLED) native
@@ -75,6 +75,7 @@ lint: $(INSTALLED)
 bench: $(READY)
 	$(BIN)/python -m benchmarks.features $(if $(DATA),--data "$(DATA)")
 	$(BIN)/python -m benchmarks.client
+	$(BIN)/python -m benchmarks.exporter
 	$(BIN)/python -m benchmarks.backends
 	$(BIN)/python -m benchmarks.inprocess
 	$(BIN)/python -m benchmarks.asyncio_clients

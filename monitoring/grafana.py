@@ -45,7 +45,7 @@ class Grafana:
     """A server, spoken to with a token. Errors never carry the token."""
 
     def __init__(self, url: str, token: str, *, timeout_s: float = TIMEOUT_S, verify: bool | str = True) -> None:
-        from grafana_api.grafana_face import GrafanaFace  # type: ignore[import-untyped]
+        from grafana_api.grafana_face import GrafanaFace
 
         self._url, place = url, _split(url)
         if place.scheme not in ("http", "https") or not place.hostname or place.username or place.query:
@@ -112,7 +112,7 @@ class Grafana:
     def _ask(self, call: Callable[..., T], *arguments: Any, **absent: None) -> T | None:
         """One request. With `absent`, 404 is its value. Raises ComponentError, ProtocolError."""
         import requests
-        from grafana_api.grafana_api import GrafanaException  # type: ignore[import-untyped]
+        from grafana_api.grafana_api import GrafanaException
 
         where = _plain(self._url)
         try:
