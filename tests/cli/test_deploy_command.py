@@ -28,6 +28,7 @@ def rendered(published: Path) -> dict[str, Any]:
     return tree
 
 
+@pytest.mark.system
 def test_rendered_values_pass_validation_and_are_compared(deploy: Deploy, published: Path) -> None:
     helm = find_helm()
     done = deploy(
@@ -88,6 +89,7 @@ def test_what_is_refused(deploy: Deploy, published: Path, arguments: tuple[str, 
     assert not (published / "values.yaml").exists()
 
 
+@pytest.mark.system
 def test_a_pipeline_stops_inside_a_freeze(tickserve: Run, published: Path) -> None:
     inside = tickserve("deploy", "freeze", "--calendar", "cal.toml", "--at", "2026-11-27T12:00:00-05:00", "--json")
     assert inside.returncode == 1
@@ -109,6 +111,7 @@ def test_the_calendar_is_shown(deploy: Deploy, published: Path) -> None:
         assert text in shown.stdout
 
 
+@pytest.mark.system
 def test_the_difference_to_a_cluster(deploy: Deploy, published: Path) -> None:
     """The real kubectl against a stand-in of a cluster (see tests/export/deployment/api_server.py)."""
     helm = find_helm()

@@ -84,6 +84,7 @@ def copied(tmp_path: Path, chart: Chart) -> tuple[Chart, Path]:
     return Chart(tmp_path / "k8s" / "chart", chart.helm), tmp_path / "k8s"
 
 
+@pytest.mark.system
 def test_a_chart_that_moves_on_is_noticed_and_written(copied: tuple[Chart, Path]) -> None:
     """The negative control: a changed default, a stale file, and a file of the user's."""
     chart, folder = copied

@@ -12,6 +12,8 @@ from tickserve import pipeline
 from tickserve.reference import reference_of
 from tickserve.settings import load_settings
 
+pytestmark = pytest.mark.system  # reading a day of quotes takes half a minute
+
 DAY = ("us_equity_tick/aig/20131007_quote.zip", "us_equity_tick/aig/20131007_trade.zip")
 Index = dict[str, float]
 
