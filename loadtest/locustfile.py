@@ -33,7 +33,7 @@ from gevent.event import Event  # noqa: E402
 from gevent.threadpool import ThreadPool  # noqa: E402
 from locust import User, events, task  # noqa: E402
 from locust.exception import StopUser  # noqa: E402
-from locust.runners import WorkerRunner  # noqa: E402
+from locust.runners import MasterRunner, WorkerRunner  # noqa: E402
 
 from loadtest.plan import Phase, Plan  # noqa: E402
 from loadtest.recorder import Recorder  # noqa: E402
@@ -243,6 +243,8 @@ def _quit_when_done(environment: Any, test: Test) -> None:
     worker = isinstance(environment.runner, WorkerRunner)
     if worker and not environment.runner.user_count:
         return  # nothing was asked of this worker yet
+    while isinstance(environment.runner, MasterRunner) and not environment.runner.user_count:
+        gevent.sleep(0.02)  # no worker has said yet that its users are there; the run time ends it
     while environment.runner.user_count:
         gevent.sleep(0.02)
     test.complete = True

@@ -30,7 +30,7 @@ from tickserve.current import folder_in_force
 from tickserve.golden import read_golden
 from tickserve.manifest import GOLDEN_NAME, load_manifest
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.system, pytest.mark.timeout(2_400)]
 
 PYTHON, TRITON = "standin-python:3.11-slim-bookworm", "standin-triton:26.06-py3"
 BASES = {"python_image": "localhost/standin-python", "triton_image": "localhost/standin-triton", "torch_index": ""}

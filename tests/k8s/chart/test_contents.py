@@ -384,11 +384,9 @@ def test_names_fit_and_never_begin_with_tickserve(release: str, name: str) -> No
 def test_the_longest_names_fit_where_kubernetes_counts() -> None:
     """63 characters for Services, and for Jobs, whose name becomes a label and, with its index, a host name."""
     pool = '{"name": "abcdefghijkl", "productSelector": "NVIDIA-L4", "resourceName": "nvidia.com/gpu"}'
-    values = ("--values", values_of("jobs"), "--set", "jobs.loadtest.workers=999")
-    done = helm(
-        "template", "r" * 53, CHART, "--kube-version", OLDEST, *values, "--set-json", f"jobs.engineBuild.nodePools=[{pool}]",
-        binary=NEWER_HELM,
-    )  # fmt: skip
+    own = ("--set", "jobs.loadtest.workers=999", "--set-json", f"jobs.engineBuild.nodePools=[{pool}]")
+    line = ("template", "r" * 53, CHART, "--kube-version", OLDEST, "--values", values_of("jobs"), *own)
+    done = helm(*line, binary=NEWER_HELM)
     assert done.returncode == 0, done.stderr
     for item in parse(done.stdout):
         if item["kind"] in ("Service", "Job"):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -102,7 +103,8 @@ def test_a_master_and_its_workers_load_the_server(served: Served, tmp_path: Path
     at = master["args"].index("--expect-workers")
     assert master["args"][at + 1] == "2"
     worker["args"][worker["args"].index("--master-host") + 1] = "127.0.0.1"
-    port = "15557"
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = str(free.getsockname()[1])
     rows = {
         "master": (master, ["--master-bind-port", port]),
         "one": (worker, ["--master-port", port]),
