@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import subprocess
 import tempfile
@@ -19,15 +20,20 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
 
-from export.publish import Terms
+from export.publish import NO_TERMS, Terms
+from export.repository.bucket import Bucket
+from export.repository.places import Local, open_repository
 from export.repository.source import Folder
 from export.repository.sync import sync
+from export.repository.transfer import transfer
 from tests.export.tiny import NAME, publish_seeds
 from tests.images.builder import Builder, Image, builder, debian
 from tests.test_dockerfile import NOT_IN_EMBEDDED, answer, entries, free_ports
 from tickserve import signing
 from tickserve.client import Client
+from tickserve.config import RepositorySettings
 from tickserve.current import folder_in_force
 from tickserve.golden import read_golden
 from tickserve.manifest import GOLDEN_NAME, load_manifest
@@ -108,6 +114,30 @@ def models(tmp_path_factory: pytest.TempPathFactory, key: signing.SigningKey) ->
     root = tmp_path_factory.mktemp("published") / "models"
     publish_seeds(root, 1, 2, terms=Terms(key, {key.key_id: key.public()}))
     return readable(root)
+
+
+@pytest.fixture
+def bucket(models: Path) -> Iterator[dict[str, str]]:
+    """The published models in S3, `s3://desk/models`, and the environment that leads there."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    service = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    service.start()
+    host, port = service.get_host_and_port()
+    found = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "TICKSERVE_REPOSITORY__S3_ENDPOINT_URL": f"http://{host}:{port}",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in found.items():
+            patch.setenv(name, value)
+        settings = RepositorySettings(s3_endpoint_url=f"http://{host}:{port}")
+        Bucket("s3://desk/models", settings)._fs.mkdir("desk")
+        with open_repository("s3://desk/models", settings) as remote:
+            transfer(Local(models), remote, keep=2, terms=NO_TERMS)
+    yield found
+    service.stop()
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +258,7 @@ def test_the_load_test_runs_against_it(built: Build, models: Path, tmp_path: Pat
 
 
 def test_the_production_server_starts_and_syncs(
-    built: Build, models: Path, key: signing.SigningKey, tmp_path: Path
+    built: Build, models: Path, bucket: dict[str, str], key: signing.SigningKey, tmp_path: Path
 ) -> None:
     keys, into = tmp_path / "keys", tmp_path / "into"
     for folder in (keys, into):
@@ -237,17 +267,22 @@ def test_the_production_server_starts_and_syncs(
     (keys / "other.pub").write_text(signing.generate_key().public_line())
     os.chown(into, 1000, 1000)
     tmp_path.chmod(0o755)
-    command = ["python3", "-m", "tickserve.cli", "repo", "sync", "--source", "/source", "--into", "/models", "--json"]
+    command = ["python3", "-m", "tickserve.cli", "repo", "sync", "--into", "/models", "--json"]
+    local, remote = ["--source", "/source"], ["--source", "s3://desk/models"]
     mounted = {"mounts": {into: "/models"}, "read_only": {models: "/source", keys: "/keys"}}
     with built("server").opened("tickserve-server") as image:
         check_labels(image, "server")
         assert image.labels["org.opencontainers.image.base.name"] == f"localhost/{TRITON}"
-        refused = image.run(command=[*command, "--public-key", "/keys/other.pub"], **mounted)
+        refused = image.run(command=[*command, *local, "--public-key", "/keys/other.pub"], **mounted)
         assert (refused.returncode, "not trusted" in refused.stderr) == (3, True)
         assert not (into / NAME).exists()
-        done = image.run(command=[*command, "--public-key", "/keys/desk.pub"], **mounted)
-        assert done.returncode == 0, done.stderr
-        assert [(row["model"], row["version"]) for row in json.loads(done.stdout)["models"]] == [(NAME, 2)]
+        for source, copied in ((remote, True), (local, False)):
+            done = image.run(
+                command=[*command, *source, "--public-key", "/keys/desk.pub"], environment=bucket, **mounted
+            )
+            assert done.returncode == 0, done.stderr
+            rows = json.loads(done.stdout)["models"]
+            assert [(row["model"], row["version"], row["copied"]) for row in rows] == [(NAME, 2, copied)]
         assert folder_in_force(into / NAME) == into / NAME / "2"
         if python_3_12():
             assert image.run(command=["python3", "--version"]).stdout.startswith("Python 3.12.")
