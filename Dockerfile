@@ -195,7 +195,7 @@ COPY --from=sbom-loadtest /tmp/sbom.json /loadtest.cdx.json
 # with the image's own Python; the libraries lie apart from those of the image. The entry point is the server itself, so that it is
 # process 1 and gets SIGTERM; NVIDIA's start script, which prints a banner and sets up the CUDA compatibility libraries
 # for drivers older than the image, is not run. What follows the image's name on the command line is added to these
-# arguments, and the last value of an argument wins.
+# arguments, and the last value of an argument wins; but a second --model-repository is a repository more.
 #   control mode none          a model changes with a rolling restart, never over the network
 #   auto-complete off          a model is what its config.pbtxt says, or it does not load
 #   strict readiness           ready means every model is ready

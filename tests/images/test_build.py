@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import os
 import subprocess
 import tempfile
@@ -19,13 +20,20 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+from moto.server import ThreadedMotoServer
 
-from export.publish import Terms
+from export.publish import NO_TERMS, Terms
+from export.repository.bucket import Bucket
+from export.repository.places import Local, open_repository
+from export.repository.source import Folder
+from export.repository.sync import sync
+from export.repository.transfer import transfer
 from tests.export.tiny import NAME, publish_seeds
 from tests.images.builder import Builder, Image, builder, debian
 from tests.test_dockerfile import NOT_IN_EMBEDDED, answer, entries, free_ports
 from tickserve import signing
 from tickserve.client import Client
+from tickserve.config import RepositorySettings
 from tickserve.current import folder_in_force
 from tickserve.golden import read_golden
 from tickserve.manifest import GOLDEN_NAME, load_manifest
@@ -58,6 +66,11 @@ def python_3_12() -> dict[Path, str]:
 
 @pytest.fixture(scope="module")
 def bases() -> Iterator[Builder]:
+    if os.geteuid() != 0:
+        reason = "only root can mount a root file system and give another user's process to it"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
     with builder() as made:
         if not made.has(PYTHON):
             with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:  # in memory: dpkg waits for no disk
@@ -101,6 +114,38 @@ def models(tmp_path_factory: pytest.TempPathFactory, key: signing.SigningKey) ->
     root = tmp_path_factory.mktemp("published") / "models"
     publish_seeds(root, 1, 2, terms=Terms(key, {key.key_id: key.public()}))
     return readable(root)
+
+
+@pytest.fixture
+def bucket(models: Path) -> Iterator[dict[str, str]]:
+    """The published models in S3, `s3://desk/models`, and the environment that leads there."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    service = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    service.start()
+    host, port = service.get_host_and_port()
+    found = {
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "TICKSERVE_REPOSITORY__S3_ENDPOINT_URL": f"http://{host}:{port}",
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in found.items():
+            patch.setenv(name, value)
+        settings = RepositorySettings(s3_endpoint_url=f"http://{host}:{port}")
+        Bucket("s3://desk/models", settings)._fs.mkdir("desk")
+        with open_repository("s3://desk/models", settings) as remote:
+            transfer(Local(models), remote, keep=2, terms=NO_TERMS)
+    yield found
+    service.stop()
+
+
+@pytest.fixture(scope="module")
+def synced(models: Path, key: signing.SigningKey, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an init container leaves for a server: the version in force, and nothing else."""
+    into = tmp_path_factory.mktemp("synced") / "models"
+    sync(Folder(models), into, trusted={key.key_id: key.public()})
+    return readable(into)
 
 
 def wait_ready(process: subprocess.Popen[str], port: int) -> None:
@@ -168,16 +213,16 @@ def serving(built: Build, models: Path) -> Iterator[tuple[Image, subprocess.Pope
             process.communicate()
 
 
-def test_the_cpu_server_answers_from_its_root_file_system(built: Build, models: Path) -> None:
-    version = folder_in_force(models / NAME)
+def test_the_cpu_server_answers_from_its_root_file_system(built: Build, synced: Path) -> None:
+    version = folder_in_force(synced / NAME)
     assert version is not None
     manifest = load_manifest(version)
     pairs = read_golden(version / GOLDEN_NAME, manifest.inputs, manifest.outputs)
-    with serving(built, models) as (image, process, (http, grpc, _)):
+    with serving(built, synced) as (image, process, (http, grpc, _)):
         check_labels(image, "server-cpu")
         check_plain(process)
         for url in (f"127.0.0.1:{http}", f"grpc://127.0.0.1:{grpc}"):
-            with Client(url, manifest=models, deadline_ms=5_000) as client:
+            with Client(url, manifest=synced, deadline_ms=5_000) as client:
                 found = client.score(NAME, pairs["features"])
             assert (found.status, found.version) == ("OK", int(version.name))
             assert found.probabilities == pytest.approx(pairs["probabilities"], abs=1e-6)
@@ -213,7 +258,7 @@ def test_the_load_test_runs_against_it(built: Build, models: Path, tmp_path: Pat
 
 
 def test_the_production_server_starts_and_syncs(
-    built: Build, models: Path, key: signing.SigningKey, tmp_path: Path
+    built: Build, models: Path, bucket: dict[str, str], key: signing.SigningKey, tmp_path: Path
 ) -> None:
     keys, into = tmp_path / "keys", tmp_path / "into"
     for folder in (keys, into):
@@ -222,17 +267,22 @@ def test_the_production_server_starts_and_syncs(
     (keys / "other.pub").write_text(signing.generate_key().public_line())
     os.chown(into, 1000, 1000)
     tmp_path.chmod(0o755)
-    sync = ["python3", "-m", "tickserve.cli", "repo", "sync", "--source", "/source", "--into", "/models", "--json"]
+    command = ["python3", "-m", "tickserve.cli", "repo", "sync", "--into", "/models", "--json"]
+    local, remote = ["--source", "/source"], ["--source", "s3://desk/models"]
     mounted = {"mounts": {into: "/models"}, "read_only": {models: "/source", keys: "/keys"}}
     with built("server").opened("tickserve-server") as image:
         check_labels(image, "server")
         assert image.labels["org.opencontainers.image.base.name"] == f"localhost/{TRITON}"
-        refused = image.run(command=[*sync, "--public-key", "/keys/other.pub"], **mounted)
+        refused = image.run(command=[*command, *local, "--public-key", "/keys/other.pub"], **mounted)
         assert (refused.returncode, "not trusted" in refused.stderr) == (3, True)
         assert not (into / NAME).exists()
-        done = image.run(command=[*sync, "--public-key", "/keys/desk.pub"], **mounted)
-        assert done.returncode == 0, done.stderr
-        assert [(row["model"], row["version"]) for row in json.loads(done.stdout)["models"]] == [(NAME, 2)]
+        for source, copied in ((remote, True), (local, False)):
+            done = image.run(
+                command=[*command, *source, "--public-key", "/keys/desk.pub"], environment=bucket, **mounted
+            )
+            assert done.returncode == 0, done.stderr
+            rows = json.loads(done.stdout)["models"]
+            assert [(row["model"], row["version"], row["copied"]) for row in rows] == [(NAME, 2, copied)]
         assert folder_in_force(into / NAME) == into / NAME / "2"
         if python_3_12():
             assert image.run(command=["python3", "--version"]).stdout.startswith("Python 3.12.")

@@ -11,7 +11,7 @@ import pytest
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from serving import arguments
-from tests.k8s.chart.hardening import servers
+from tests.k8s.chart.conditions import servers
 from tests.k8s.chart.rendering import objects
 from tests.serving.test_tls import Authority, Pair
 from tests.test_dockerfile import answer, running, wait_ready
