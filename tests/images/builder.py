@@ -207,10 +207,10 @@ def builder() -> Iterator[Builder]:
         yield Builder(Path(kept))
         return
     with tempfile.TemporaryDirectory(prefix="tickserve-images-") as folder:
-        made = Builder(Path(folder))
         try:
-            yield made
+            yield Builder(Path(folder))
         finally:
-            subprocess.run(
-                ["buildah", *map(str, made._arguments), "rmi", "--all", "--force"], capture_output=True, check=False
-            )
+            # What buildah leaves mounted; the rest goes with the folder, which is faster than image by image.
+            lines = Path("/proc/mounts").read_text().splitlines()
+            for place in reversed([line.split()[1] for line in lines if line.split()[1].startswith(f"{folder}/")]):
+                said("umount", place)
