@@ -17,7 +17,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 PIP := $(BIN)/pip --disable-pip-version-check -q
-SYSTEM_PACKAGES := buildah chromium debootstrap iproute2 prometheus prometheus-alertmanager prometheus-blackbox-exporter
+SYSTEM_PACKAGES := buildah chromium debootstrap docker-compose iproute2 prometheus prometheus-alertmanager prometheus-blackbox-exporter
 export PIP_NO_WARN_SCRIPT_LOCATION := 1
 
 READY := $(INSTALLED) native
@@ -97,14 +97,24 @@ loadtest: $(READY)
 PIP_COMPILE = build/lock/bin/pip-compile -q $(UPGRADE) --strip-extras --generate-hashes --no-header --no-annotate \
   --unsafe-package torch --unsafe-package setuptools -c build/torch.txt $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) \
   --no-emit-index-url --no-emit-find-links --no-emit-trusted-host --no-emit-options
+# What each image installs, cut out of the one lock.
+IMAGES := serve sync loadtest train
+serve_EXTRAS := triton
+sync_EXTRAS := repository
+loadtest_EXTRAS := loadtest
+train_EXTRAS := grpc stream inprocess journal repository triton train compress distributed profile export loadtest monitoring
 lock: $(INSTALLED)
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install -q pip-tools
 	echo $(TORCH) > build/torch.txt
 	$(PIP_COMPILE) --all-extras $(if $(UPGRADE),,-c requirements.lock) -o build/requirements.lock pyproject.toml
 	sed '/^# The following\|^# WARNING/,$$d' build/requirements.lock > requirements.lock
-	$(PIP_COMPILE) --extra triton -c requirements.lock -o build/requirements-serve.lock pyproject.toml
-	sed '/^# The following\|^# WARNING/,$$d' build/requirements-serve.lock > requirements-serve.lock
+	$(foreach image,$(IMAGES),$(PIP_COMPILE) $(addprefix --extra ,$($(image)_EXTRAS)) -c requirements.lock \
+	  -o build/requirements-$(image).lock pyproject.toml && sed '/^# The following\|^# WARNING/,$$d' \
+	  build/requirements-$(image).lock > requirements-$(image).lock &&) true
+	echo cyclonedx-bom > build/sbom.in
+	$(PIP_COMPILE) $(if $(UPGRADE),,-c requirements-sbom.lock) -c requirements.lock -o build/requirements-sbom.lock build/sbom.in
+	sed '/^# The following\|^# WARNING/,$$d' build/requirements-sbom.lock > requirements-sbom.lock
 
 clean:
 	rm -rf $(VENV) tests/wire/node_modules runs .tickserve build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
