@@ -47,6 +47,7 @@ class DriftMonitor:
         self._bundles: OrderedDict[tuple[str, str], BundleTally] = OrderedDict()  # the one heard of last is last
         self._waiting: OrderedDict[str, _Asked] = OrderedDict()
         self._statuses: Counter[tuple[str, str]] = Counter()
+        self._cleared: dict[str, int] = {}  # by model: what came before counts no more
         self._unmatched = self._unread = self._lost = self._newest_ns = 0
 
     def feed(self, records: Iterable[Record]) -> int:
@@ -68,7 +69,14 @@ class DriftMonitor:
 
     def measure(self) -> list[Measured]:
         """What is known of each bundle; of a model's bundles, the one that was asked last comes last."""
-        return [tally.measure() for tally in self._bundles.values()]
+        return [tally.measure(self._newest_ns) for tally in self._bundles.values()]
+
+    def forget(self, model: str, before_ns: int) -> None:
+        """Measure a model anew: nothing of it from before a moment counts, if it is read again or not."""
+        self._cleared[model] = before_ns
+        for (name, _), tally in self._bundles.items():
+            if name == model:
+                tally.forget(before_ns)
 
     @property
     def counted(self) -> Counted:
@@ -84,6 +92,8 @@ class DriftMonitor:
         if tally is None:
             manifest = self._manifests.get(record.bundle_digest)
             tally = self._bundles[key] = BundleTally(*key, manifest, self._settings)
+            if record.model in self._cleared:
+                tally.forget(self._cleared[record.model])
             if len(self._bundles) > MAX_BUNDLES:
                 self._bundles.popitem(last=False)
         self._bundles.move_to_end(key)

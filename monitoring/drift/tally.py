@@ -90,6 +90,7 @@ class BundleTally:
         self._reliability = Window((PROBABILITY_BINS, 3), *span, dtype=np.float64)
         self._trading = Window((3,), *span)
         self._known = Window((1,), *span)  # outcomes whose realised class is known
+        self._windows = [each for each in vars(self).values() if isinstance(each, Window)]
         self.outcomes, self.pnl_bp, self.turnover = 0, 0.0, 0.0
         self.statuses: Counter[str] = Counter()
 
@@ -138,8 +139,15 @@ class BundleTally:
             trading[CALLS] += 1
             trading[HITS] += decision == outcome.realised
 
-    def measure(self) -> Measured:
-        """Everything that can be said by now."""
+    def forget(self, before_ns: int) -> None:
+        """Begin anew: what came before a moment, or is here by now, is not measured any more."""
+        for window in self._windows:
+            window.forget(before_ns)
+
+    def measure(self, now_ns: int) -> Measured:
+        """Everything that can be said at a moment of the journal's time."""
+        for window in self._windows:
+            window.advance(now_ns)
         index = self._indices()
         judged = [value for name, value in index.items() if is_judged(name, self._settings)]
         trading = self._trading.total()

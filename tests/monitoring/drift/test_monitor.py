@@ -110,6 +110,46 @@ def test_old_rows_leave_the_window_and_a_clock_from_the_future_does_not_empty_it
     assert monitor.counted.newest_ns < START_NS + 10**18
 
 
+def test_what_no_longer_comes_in_leaves_the_window_too(manifest: Manifest, record: MakeRecord) -> None:
+    monitor = watching(manifest)
+    monitor.feed([record(normal(300) + 5, request_id="r", event_age_us=5.0)])
+    monitor.feed([outcome("r", realised="up", row=row) for row in range(20)])
+    before = only(monitor)
+    assert before.psi_score is not None
+    assert before.psi_score > 1
+    assert before.calibration is not None
+    # Held flat: features still come in, scores and outcomes do not.
+    monitor.feed([record(normal(300), at_s=700, status="FALLBACK", fallback="flat")])
+    after = only(monitor)
+    assert (after.score_rows, after.psi_score, after.calibration, after.hit_rate) == (0, None, None, None)
+    assert (after.rows, after.age_s) == (300, {})
+
+
+def test_a_version_that_is_not_asked_any_more_ages_out(manifest: Manifest, record: MakeRecord) -> None:
+    newer = make_manifest(reference=manifest.reference, stride=2)
+    monitor = DriftMonitor({each.digest(): each for each in (manifest, newer)}, SETTINGS)
+    monitor.feed([record(normal(300) + 5), record(normal(300), of=newer, at_s=700)])
+    old, new = monitor.measure()
+    assert (old.psi_max, old.psi, old.rows) == (None, {}, 0)
+    assert new.psi_max is not None
+
+
+def test_an_outcome_counts_when_its_decision_was_taken(manifest: Manifest, record: MakeRecord) -> None:
+    monitor = watching(manifest)
+    monitor.feed([record(normal(20), request_id="old"), record(normal(1), at_s=650)])
+    monitor.feed([outcome("old", at_s=651, realised="up", row=row) for row in range(20)])
+    assert (only(monitor).outcomes, only(monitor).calibration) == (20, None)  # the decision has left the window
+
+
+def test_a_model_that_is_cleared_is_measured_anew(manifest: Manifest, record: MakeRecord) -> None:
+    monitor = watching(manifest)
+    monitor.feed([record(normal(300) + 5, at_s=0)])
+    monitor.forget(MODEL, START_NS + 10 * 10**9)
+    assert only(monitor).rows == 0
+    monitor.feed([record(normal(300) + 5, at_s=9), record(normal(200), at_s=11)])
+    assert (only(monitor).rows, only(monitor).score_rows) == (200, 200)
+
+
 @pytest.mark.parametrize("rows", [99, 100])
 def test_too_few_rows_give_no_number(rows: int, manifest: Manifest, record: MakeRecord) -> None:
     monitor = watching(manifest)
