@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ class DriftExporter:
     """One journal, followed; `look()` takes what is new and says what it means.
 
     `action_file`: where the actions go (None: nowhere); what it says already holds until it is lifted. `once`: the
-    whole journal as it is, thresholds without their times. Raises EmptyDataError for a folder that is not there.
+    whole journal as it is, thresholds without their times. `look`: gives the manifests anew, for a bundle in none
+    of `manifests`. Raises EmptyDataError for a folder that is not there.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class DriftExporter:
         action_file: Path | None = None,
         *,
         once: bool = False,
+        look: Callable[[], Mapping[str, Manifest]] | None = None,
     ) -> None:
         if not journal.is_dir():
             raise EmptyDataError("no journal here", field=journal.name, expected="a folder of *.tsj files")
@@ -48,7 +50,7 @@ class DriftExporter:
         if once:
             settings = settings.model_copy(update={"raise_s": 0.0, "clear_s": 0.0})
         self._tail, self._since_ns = JournalTail(journal, since_ns=since_ns), since_ns
-        self._monitor = DriftMonitor(manifests, settings)
+        self._monitor = DriftMonitor(manifests, settings, look)
         before = _asked_before(action_file)
         self._decider = Decider(settings, before)
         self._cleared = {model: asked.cleared_ns for model, asked in before.items() if asked.cleared_ns}

@@ -77,22 +77,38 @@ class BundleTally:
     def __init__(self, model: str, bundle_digest: str, manifest: Manifest | None, settings: DriftSettings) -> None:
         self.model, self.bundle_digest, self.version = model, bundle_digest, ""
         self._manifest, self._settings = manifest, settings
-        reference = None if manifest is None else manifest.reference
-        self._reference: Reference | None = reference
-        self._columns = () if manifest is None else manifest.features.columns
-        self._input = "" if manifest is None else manifest.inputs[0].name
+        self._reference: Reference | None = None
+        self._columns: tuple[str, ...] = ()
+        self._input, self._forgotten_ns = "", 0
         span = (settings.window_s, settings.slices)
-        if reference is not None:
-            self._edges = _padded(reference)
-            self._features = Window((len(reference.columns), self._edges.shape[1] + 2), *span)
-            self._scores = Window(_places(reference), *span)
         self._ages = Window((AGE_PLACES,), *span)
         self._reliability = Window((PROBABILITY_BINS, 3), *span, dtype=np.float64)
         self._trading = Window((3,), *span)
         self._known = Window((1,), *span)  # outcomes whose realised class is known
-        self._windows = [each for each in vars(self).values() if isinstance(each, Window)]
+        self._windows = [self._ages, self._reliability, self._trading, self._known]
         self.outcomes, self.pnl_bp, self.turnover = 0, 0.0, 0.0
         self.statuses: Counter[str] = Counter()
+        if manifest is not None:
+            self.learn(manifest)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether its manifest is known."""
+        return self._manifest is not None
+
+    def learn(self, manifest: Manifest) -> None:
+        """Measure against this manifest's reference, from here on."""
+        self._manifest, self._reference = manifest, manifest.reference
+        self._columns, self._input = manifest.features.columns, manifest.inputs[0].name
+        if manifest.reference is None:
+            return
+        span = (self._settings.window_s, self._settings.slices)
+        self._edges = _padded(manifest.reference)
+        self._features = Window((len(self._columns), self._edges.shape[1] + 2), *span)
+        self._scores = Window(_places(manifest.reference), *span)
+        self._windows += [self._features, self._scores]
+        for window in (self._features, self._scores):
+            window.forget(self._forgotten_ns)
 
     def add(self, record: DecisionRecord, wall_ns: int) -> None:
         """Count one decision, at `wall_ns`."""
@@ -141,6 +157,7 @@ class BundleTally:
 
     def forget(self, before_ns: int) -> None:
         """Begin anew: what came before a moment, or is here by now, is not measured any more."""
+        self._forgotten_ns = before_ns
         for window in self._windows:
             window.forget(before_ns)
 

@@ -134,6 +134,30 @@ def test_a_version_that_is_not_asked_any_more_ages_out(manifest: Manifest, recor
     assert new.psi_max is not None
 
 
+def test_a_model_that_is_published_later_is_found(
+    manifest: Manifest, record: MakeRecord, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[int] = []
+
+    def look() -> dict[str, Manifest]:
+        looks.append(len(looks))
+        if len(looks) == 1:
+            raise UsageError("half-written")
+        return {manifest.digest(): manifest} if len(looks) > 2 else {}
+
+    monitor = DriftMonitor({}, SETTINGS, look)
+    monitor.feed([record(normal(200)), record(normal(200))])
+    assert (len(looks), only(monitor).reference) == (1, False)  # not for each record
+    assert "half-written" in caplog.text
+    monkeypatch.setattr("monitoring.drift.monitor.RELOOK_S", 0.0)
+    monitor.feed([record(normal(200)), record(normal(200)), record(normal(200))])
+    measured = only(monitor)
+    assert (len(looks), measured.reference, measured.rows, measured.notes) == (3, True, 400, ())
+    assert measured.psi["a"] < 0.2
+    monitor.feed([record(normal(1))])
+    assert len(looks) == 3
+
+
 def test_an_outcome_counts_when_its_decision_was_taken(manifest: Manifest, record: MakeRecord) -> None:
     monitor = watching(manifest)
     monitor.feed([record(normal(20), request_id="old"), record(normal(1), at_s=650)])
