@@ -122,7 +122,7 @@ def run(
     with ExitStack() as stack:
         endpoint = Endpoint(settings.address, settings.port, exporter.rendered, option=option)
         stack.callback(endpoint.close)
-        say(f"serving http://{settings.address}:{endpoint.port}/metrics")
+        say(f"serving {endpoint.url}")
         failing = False
         while True:
             started = time.monotonic()
