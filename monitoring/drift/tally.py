@@ -22,7 +22,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 PROBABILITY_BINS = 10
 # Ages from a microsecond to eleven days, each place 2.3 % wider than the one before; what is younger lies in the first.
 AGES_PER_DECADE, YOUNGEST_S, AGE_PLACES = 100, 1e-6, 1_200
-HITS, CALLS, OUTCOMES = range(3)
+HITS, CALLS = range(2)
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,8 @@ class BundleTally:
         span = (settings.window_s, settings.slices)
         self._ages = Window((AGE_PLACES,), *span)
         self._reliability = Window((PROBABILITY_BINS, 3), *span, dtype=np.float64)
-        self._trading = Window((3,), *span)
-        self._known = Window((1,), *span)  # outcomes whose realised class is known
-        self._windows = [self._ages, self._reliability, self._trading, self._known]
+        self._trading = Window((2,), *span)
+        self._windows = [self._ages, self._reliability, self._trading]
         self.outcomes, self.pnl_bp, self.turnover = 0, 0.0, 0.0
         self.statuses: Counter[str] = Counter()
         if manifest is not None:
@@ -145,10 +144,9 @@ class BundleTally:
         self.outcomes += 1
         self.pnl_bp += outcome.pnl_bp or 0.0
         self.turnover += outcome.turnover or 0.0
-        reliability, trading, known = (each.at(wall_ns) for each in (self._reliability, self._trading, self._known))
-        if outcome.realised is None or reliability is None or trading is None or known is None:
+        reliability, trading = (each.at(wall_ns) for each in (self._reliability, self._trading))
+        if outcome.realised is None or reliability is None or trading is None:
             return
-        known += 1
         place = min(int(p_up * PROBABILITY_BINS), PROBABILITY_BINS - 1)
         reliability[place] += (1.0, p_up, float(outcome.realised == UP))
         if "flat" not in (decision, outcome.realised):
@@ -181,7 +179,7 @@ class BundleTally:
             psi_score=index.get(SCORE),
             age_s=_quantiles(self._ages.total()),
             calibration=self._calibration(),
-            hit_rate=float(trading[HITS] / trading[CALLS]) if trading[CALLS] else None,
+            hit_rate=float(trading[HITS] / trading[CALLS]) if trading[CALLS] >= self._settings.min_outcomes else None,
             outcomes=self.outcomes,
             pnl_bp=self.pnl_bp,
             turnover=self.turnover,

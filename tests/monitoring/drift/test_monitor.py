@@ -277,6 +277,16 @@ def test_few_outcomes_give_no_calibration_and_pnl_alone_is_no_class(manifest: Ma
     assert only(monitor).calibration is not None
 
 
+def test_few_calls_give_no_hit_ratio(manifest: Manifest, record: MakeRecord) -> None:
+    monitor, up = watching(manifest), np.array([[0.1, 0.0, 0.9]], np.float32)
+    monitor.feed(record(normal(1), request_id=str(number), probabilities=up) for number in range(30))
+    monitor.feed(outcome(str(number), realised="flat") for number in range(15))
+    monitor.feed(outcome(str(number), realised="up" if number < 22 else "down") for number in range(15, 24))
+    assert (only(monitor).outcomes, only(monitor).hit_rate) == (24, None)  # nine calls of a side that moved, of ten
+    monitor.feed([outcome("24", realised="up")])
+    assert only(monitor).hit_rate == 0.8
+
+
 def test_an_outcome_counts_once_and_what_fits_nothing_is_counted(manifest: Manifest, record: MakeRecord) -> None:
     monitor = watching(manifest)
     monitor.feed([record(normal(2), request_id="two")])
