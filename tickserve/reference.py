@@ -97,7 +97,7 @@ def _edges(known: npt.NDArray[np.float32], bins: int) -> npt.NDArray[np.float32]
 
 
 def _around(value: np.float32, known: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Edges where nine rows of ten have one `value`: around it, and the quarters of the rest, which else had one bin."""
+    """Edges where nine rows of ten have one `value`: around it, and the quarters of the rest, else all in one bin."""
     rest = known[known != value]
     quarters = np.quantile(rest.astype(np.float64), (0.25, 0.5, 0.75), method="inverted_cdf").astype(np.float32)
     below = [np.nextafter(value, np.float32(-np.inf))] if (rest < value).any() else []
