@@ -1,7 +1,8 @@
 """The reference distribution: how a model's features and score lay in training, in bins that drift is measured by.
 
 Training writes it into the manifest (`reference`). Bins are cut at the training rows' deciles: bin i holds the values
-above edge i-1 up to edge i, and what is missing (NaN) has a share of its own. Letters: F features, K bins, N rows.
+above edge i-1 up to edge i, and what is missing (NaN) has a share of its own. Where one value has nine rows of ten, it
+has a bin, and the rest is cut at its quarters. Letters: F features, K bins, N rows.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ def counted(values: npt.NDArray[np.float32], edges: npt.NDArray[np.float32]) -> 
 
 
 def _edges(known: npt.NDArray[np.float32], bins: int) -> npt.NDArray[np.float32]:
-    """The inner quantiles of `known`, once each. A column that never moved has its value between two edges."""
+    """The inner quantiles of `known`, once each. A value that (nearly) all have lies between two edges of its own."""
     if not len(known):
         return np.empty(0, np.float32)
     at = np.quantile(known.astype(np.float64), np.arange(1, bins) / bins, method="inverted_cdf")
@@ -90,7 +91,17 @@ def _edges(known: npt.NDArray[np.float32], bins: int) -> npt.NDArray[np.float32]
     lowest, highest = known.min(), known.max()
     if lowest == highest:
         return np.array([np.nextafter(lowest, np.float32(-np.inf)), lowest], np.float32)
+    if len(edges) == 1:
+        edges = _around(edges[0], known)
     return edges[edges < highest] if (edges < highest).any() else edges
+
+
+def _around(value: np.float32, known: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """Edges where nine rows of ten have one `value`: around it, and the quarters of the rest, else all in one bin."""
+    rest = known[known != value]
+    quarters = np.quantile(rest.astype(np.float64), (0.25, 0.5, 0.75), method="inverted_cdf").astype(np.float32)
+    below = [np.nextafter(value, np.float32(-np.inf))] if (rest < value).any() else []
+    return np.unique(np.array([*quarters, *below, value], np.float32))
 
 
 def _of_the_features(reference: Reference | None, info: ValidationInfo) -> Reference | None:

@@ -2,7 +2,8 @@
 
 An action is raised when its threshold was passed for `raise_s` without a break, and lifted when everything stayed below
 `clear_ratio` of it for `clear_s`. What cannot be measured (too few rows, no reference) raises and lifts nothing,
-and neither does the absence of what an action was raised for: of a model that is held flat there are no scores.
+and neither does the absence of what an action was raised for: of a model that is held flat there are no scores. Two
+things lift it all the same: another bundle, which starts from nothing, and a person (`Decider.clear`).
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ class _State:
     reason: str = ""
     passed_since: dict[int, int] = field(default_factory=dict)
     below_since: int | None = None
+    trusted: bool = False  # a person cleared it, and nothing was measured since
 
 
 @dataclass(frozen=True)
@@ -53,10 +55,8 @@ class Decider:
 
     def __init__(self, settings: DriftSettings, before: Mapping[str, ModelAction] | None = None) -> None:
         self._settings = settings
-        self._states = {
-            model: _State(ACTIONS.index(asked.action), asked.since_ns, asked.cause, asked.reason)
-            for model, asked in (before or {}).items()
-        }
+        self._states: dict[tuple[str, str], _State] = {}  # by model and bundle
+        self._before = dict(before or {})
         self._asked = dict(before or {})
 
     @property
@@ -65,18 +65,35 @@ class Decider:
         return dict(self._asked)
 
     def decide(self, measured: Iterable[Measured], now_ns: int) -> list[Change]:
-        """Take what was measured of the bundle that each model runs now (the last one counts); what has changed."""
-        newest = {each.model: each for each in measured}
-        changes = []
-        for model, each in newest.items():
-            state = self._states.setdefault(model, _State(since_ns=now_ns))
+        """Take what was measured of each bundle; what has changed. Of a model's bundles the last one is in force."""
+        before, states = dict(self._asked), {}
+        for each in measured:
+            key = (each.model, each.bundle_digest)
+            state = states[key] = self._states.get(key) or self._taken_up(each, now_ns)
             levels = levels_of(each, self._settings)
-            before = state.action
+            state.trusted = state.trusted and not levels
             self._move(state, levels, now_ns)
-            if state.action != before:
-                changes.append(Change(model, ACTIONS[before], ACTIONS[state.action], state.reason))
-            self._asked[model] = self._asked_of(state, each, levels)
-        return changes
+            self._asked[each.model] = self._asked_of(state, each, levels)
+        self._states = states  # a bundle that the monitor has forgotten is forgotten here
+        return [
+            Change(model, was, asked.action, asked.reason)
+            for model, asked in self._asked.items()
+            if (was := before.get(model, ModelAction()).action) != asked.action
+        ]
+
+    def clear(self, model: str, cleared: ModelAction) -> None:
+        """Take up that a person has lifted a model's action: whatever its bundles were asked for ends."""
+        self._before[model] = self._asked[model] = cleared
+        self._states = {key: state for key, state in self._states.items() if key[0] != model}
+
+    def _taken_up(self, each: Measured, now_ns: int) -> _State:
+        """The state of a bundle that is new here: that of an earlier run if it was this bundle's, else none."""
+        asked = self._before.get(each.model)
+        if asked is None or asked.bundle_digest not in ("", each.bundle_digest):
+            return _State(since_ns=now_ns)
+        place = ACTIONS.index(asked.action)
+        trusted = place == NONE and asked.cleared_ns > 0 and asked.measured
+        return _State(place, asked.since_ns, asked.cause, asked.reason, trusted=trusted)
 
     def _move(self, state: _State, levels: Mapping[Cause, Level], now_ns: int) -> None:
         passed = max((level.passed for level in levels.values()), default=NONE)
@@ -106,6 +123,7 @@ class Decider:
 
     def _asked_of(self, state: _State, each: Measured, levels: Mapping[Cause, Level]) -> ModelAction:
         action = ACTIONS[state.action]
+        before = self._asked.get(each.model)
         factor = {"shrink": self._settings.shrink_factor, "flat": 0.0}.get(action, 1.0)
         return ModelAction.model_validate(
             {
@@ -114,8 +132,10 @@ class Decider:
                 "reason": (state.reason or "; ".join(each.notes))[:500],
                 "since_ns": state.since_ns,
                 "version": each.version,
-                "measured": bool(levels),
+                "measured": bool(levels) or state.trusted,
                 "cause": state.cause,
+                "bundle_digest": each.bundle_digest,
+                "cleared_ns": 0 if before is None else before.cleared_ns,
             }
         )
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 from monitoring.drift.tally import UP, BundleTally, Measured, Outcome
 from tickserve.config import DriftSettings
-from tickserve.errors import UsageError
+from tickserve.errors import TickserveError, UsageError
 from tickserve.journal import OUTCOME, ActionRecord, DecisionRecord, GapRecord, Record
 from tickserve.manifest import CLASSES, MANIFEST_NAME, Manifest, load_manifest
 
+LOG = logging.getLogger("tickserve.drift")
 MAX_BUNDLES = 256
+RELOOK_S = 10.0
 AHEAD_NS = 5_000_000_000  # a writer's clock may be ahead of this machine's by so much
 
 
@@ -40,13 +43,23 @@ class Counted(NamedTuple):
 
 
 class DriftMonitor:
-    """Takes the records of a journal and says what is known of each bundle. Not safe for threads."""
+    """Takes the records of a journal and says what is known of each bundle. Not safe for threads.
 
-    def __init__(self, manifests: Mapping[str, Manifest], settings: DriftSettings) -> None:
-        self._manifests, self._settings = manifests, settings
+    `look`: gives the manifests anew; asked when a bundle is not in `manifests`, at most every `RELOOK_S`.
+    """
+
+    def __init__(
+        self,
+        manifests: Mapping[str, Manifest],
+        settings: DriftSettings,
+        look: Callable[[], Mapping[str, Manifest]] | None = None,
+    ) -> None:
+        self._manifests, self._settings, self._look = manifests, settings, look
+        self._looked = -math.inf
         self._bundles: OrderedDict[tuple[str, str], BundleTally] = OrderedDict()  # the one heard of last is last
         self._waiting: OrderedDict[str, _Asked] = OrderedDict()
         self._statuses: Counter[tuple[str, str]] = Counter()
+        self._cleared: dict[str, int] = {}  # by model: what came before counts no more
         self._unmatched = self._unread = self._lost = self._newest_ns = 0
 
     def feed(self, records: Iterable[Record]) -> int:
@@ -68,7 +81,14 @@ class DriftMonitor:
 
     def measure(self) -> list[Measured]:
         """What is known of each bundle; of a model's bundles, the one that was asked last comes last."""
-        return [tally.measure() for tally in self._bundles.values()]
+        return [tally.measure(self._newest_ns) for tally in self._bundles.values()]
+
+    def forget(self, model: str, before_ns: int) -> None:
+        """Measure a model anew: nothing of it from before a moment counts, if it is read again or not."""
+        self._cleared[model] = before_ns
+        for (name, _), tally in self._bundles.items():
+            if name == model:
+                tally.forget(before_ns)
 
     @property
     def counted(self) -> Counted:
@@ -81,9 +101,14 @@ class DriftMonitor:
         key = (record.model, record.bundle_digest)
         self._statuses[record.model, record.status] += 1
         tally = self._bundles.get(key)
+        if tally is None or not tally.pinned:
+            manifest = self._manifest_of(record.bundle_digest)
+            if tally is not None and manifest is not None:
+                tally.learn(manifest)
         if tally is None:
-            manifest = self._manifests.get(record.bundle_digest)
             tally = self._bundles[key] = BundleTally(*key, manifest, self._settings)
+            if record.model in self._cleared:
+                tally.forget(self._cleared[record.model])
             if len(self._bundles) > MAX_BUNDLES:
                 self._bundles.popitem(last=False)
         self._bundles.move_to_end(key)
@@ -94,6 +119,16 @@ class DriftMonitor:
             self._waiting[record.request_id] = _Asked(tally, wall_ns, record.decision, p_up, set())
             if len(self._waiting) > self._settings.join_records:
                 self._waiting.popitem(last=False)
+
+    def _manifest_of(self, digest: str) -> Manifest | None:
+        """The manifest of a bundle; a model may have been published after this was started."""
+        if digest not in self._manifests and self._look is not None and time.monotonic() - self._looked >= RELOOK_S:
+            self._looked = time.monotonic()
+            try:
+                self._manifests = self._look()
+            except (TickserveError, OSError) as error:  # half-written, or gone for now: it is looked for again
+                LOG.warning("the manifests cannot be read again: %s", error)
+        return self._manifests.get(digest)
 
     def _outcome(self, record: ActionRecord) -> None:
         try:

@@ -22,7 +22,7 @@ QUANTILES = (0.5, 0.9, 0.99)
 PROBABILITY_BINS = 10
 # Ages from a microsecond to eleven days, each place 2.3 % wider than the one before; what is younger lies in the first.
 AGES_PER_DECADE, YOUNGEST_S, AGE_PLACES = 100, 1e-6, 1_200
-HITS, CALLS, OUTCOMES = range(3)
+HITS, CALLS = range(2)
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,37 @@ class BundleTally:
     def __init__(self, model: str, bundle_digest: str, manifest: Manifest | None, settings: DriftSettings) -> None:
         self.model, self.bundle_digest, self.version = model, bundle_digest, ""
         self._manifest, self._settings = manifest, settings
-        reference = None if manifest is None else manifest.reference
-        self._reference: Reference | None = reference
-        self._columns = () if manifest is None else manifest.features.columns
-        self._input = "" if manifest is None else manifest.inputs[0].name
+        self._reference: Reference | None = None
+        self._columns: tuple[str, ...] = ()
+        self._input, self._forgotten_ns = "", 0
         span = (settings.window_s, settings.slices)
-        if reference is not None:
-            self._edges = _padded(reference)
-            self._features = Window((len(reference.columns), self._edges.shape[1] + 2), *span)
-            self._scores = Window(_places(reference), *span)
         self._ages = Window((AGE_PLACES,), *span)
         self._reliability = Window((PROBABILITY_BINS, 3), *span, dtype=np.float64)
-        self._trading = Window((3,), *span)
-        self._known = Window((1,), *span)  # outcomes whose realised class is known
+        self._trading = Window((2,), *span)
+        self._windows = [self._ages, self._reliability, self._trading]
         self.outcomes, self.pnl_bp, self.turnover = 0, 0.0, 0.0
         self.statuses: Counter[str] = Counter()
+        if manifest is not None:
+            self.learn(manifest)
+
+    @property
+    def pinned(self) -> bool:
+        """Whether its manifest is known."""
+        return self._manifest is not None
+
+    def learn(self, manifest: Manifest) -> None:
+        """Measure against this manifest's reference, from here on."""
+        self._manifest, self._reference = manifest, manifest.reference
+        self._columns, self._input = manifest.features.columns, manifest.inputs[0].name
+        if manifest.reference is None:
+            return
+        span = (self._settings.window_s, self._settings.slices)
+        self._edges = _padded(manifest.reference)
+        self._features = Window((len(self._columns), self._edges.shape[1] + 2), *span)
+        self._scores = Window(_places(manifest.reference), *span)
+        self._windows += [self._features, self._scores]
+        for window in (self._features, self._scores):
+            window.forget(self._forgotten_ns)
 
     def add(self, record: DecisionRecord, wall_ns: int) -> None:
         """Count one decision, at `wall_ns`."""
@@ -128,18 +144,25 @@ class BundleTally:
         self.outcomes += 1
         self.pnl_bp += outcome.pnl_bp or 0.0
         self.turnover += outcome.turnover or 0.0
-        reliability, trading, known = (each.at(wall_ns) for each in (self._reliability, self._trading, self._known))
-        if outcome.realised is None or reliability is None or trading is None or known is None:
+        reliability, trading = (each.at(wall_ns) for each in (self._reliability, self._trading))
+        if outcome.realised is None or reliability is None or trading is None:
             return
-        known += 1
         place = min(int(p_up * PROBABILITY_BINS), PROBABILITY_BINS - 1)
         reliability[place] += (1.0, p_up, float(outcome.realised == UP))
         if "flat" not in (decision, outcome.realised):
             trading[CALLS] += 1
             trading[HITS] += decision == outcome.realised
 
-    def measure(self) -> Measured:
-        """Everything that can be said by now."""
+    def forget(self, before_ns: int) -> None:
+        """Begin anew: what came before a moment, or is here by now, is not measured any more."""
+        self._forgotten_ns = before_ns
+        for window in self._windows:
+            window.forget(before_ns)
+
+    def measure(self, now_ns: int) -> Measured:
+        """Everything that can be said at a moment of the journal's time."""
+        for window in self._windows:
+            window.advance(now_ns)
         index = self._indices()
         judged = [value for name, value in index.items() if is_judged(name, self._settings)]
         trading = self._trading.total()
@@ -156,7 +179,7 @@ class BundleTally:
             psi_score=index.get(SCORE),
             age_s=_quantiles(self._ages.total()),
             calibration=self._calibration(),
-            hit_rate=float(trading[HITS] / trading[CALLS]) if trading[CALLS] else None,
+            hit_rate=float(trading[HITS] / trading[CALLS]) if trading[CALLS] >= self._settings.min_outcomes else None,
             outcomes=self.outcomes,
             pnl_bp=self.pnl_bp,
             turnover=self.turnover,

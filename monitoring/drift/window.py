@@ -21,19 +21,28 @@ class Window:
         self._shape, self._dtype, self._count = shape, dtype, slices
         self._step_ns = max(1, int(window_s * NS_PER_S / slices))
         self._slices: dict[int, Array] = {}
-        self._newest = -(2**62)
+        self._newest, self._from_ns = -(2**62), -(2**62)
 
     def at(self, wall_ns: int) -> Array | None:
         """The slice of a moment, to be added to; None for one that has left the window."""
         place = wall_ns // self._step_ns
-        if place <= self._newest - self._count:
+        if place <= self._newest - self._count or wall_ns < self._from_ns:
             return None
-        if place > self._newest:
-            self._newest = place
-            self._slices = {each: kept for each, kept in self._slices.items() if each > place - self._count}
+        self.advance(wall_ns)
         if place not in self._slices:
             self._slices[place] = np.zeros(self._shape, self._dtype)
         return self._slices[place]
+
+    def advance(self, wall_ns: int) -> None:
+        """Move on to a moment: what is older than the window falls out, though nothing came in."""
+        place = wall_ns // self._step_ns
+        if place > self._newest:
+            self._newest = place
+            self._slices = {each: kept for each, kept in self._slices.items() if each > place - self._count}
+
+    def forget(self, before_ns: int) -> None:
+        """Begin anew: nothing from before a moment counts any more."""
+        self._slices, self._from_ns = {}, before_ns
 
     def total(self) -> Array:
         """The sum over the window."""

@@ -355,3 +355,26 @@ def test_it_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     assert told.models[MODEL] == ModelAction(action="shrink", factor=0.5, reason="r", since_ns=4, version="3")
     assert [each.name for each in tmp_path.iterdir()] == ["actions.json"]
     assert path.stat().st_size < 1_000
+
+
+def test_an_unmeasured_none_lifts_nothing_but_of_another_bundle_or_by_a_person(ask: Ask, path: Path) -> None:
+    ask("flat", bundle_digest="one")
+    watch = RiskWatch(RiskActions(path))
+    for fields in ({"bundle_digest": "one"}, {}):
+        ask("none", measured=False, **fields)
+        watch.look()
+        told = watch.of(MODEL, time.monotonic_ns())
+        assert told is not None
+        assert told.action == "flat"
+    ask("none", measured=False, bundle_digest="one", cleared_ns=5)  # the exporter's file after `monitor clear`'s
+    watch.look()
+    told = watch.of(MODEL, time.monotonic_ns())
+    assert told == ("none", 1.0, ("drift_unknown",), "PSI of spread 0.9")
+    ask("flat", bundle_digest="one", cleared_ns=5)
+    watch.look()
+    ask("none", measured=False, bundle_digest="two", cleared_ns=5)
+    watch.look()
+    told = watch.of(MODEL, time.monotonic_ns())
+    assert told is not None
+    assert told.action == "none"
+    watch.close()

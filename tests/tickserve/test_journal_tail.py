@@ -89,7 +89,8 @@ def test_several_writers_are_followed_at_once(tmp_path: Path) -> None:
 
 
 def test_a_frame_that_is_being_written_is_left_for_the_next_look(tmp_path: Path) -> None:
-    with Journal(tmp_path / "whole") as journal:
+    # Two flushes are two frames: no timer writes a part of them before.
+    with Journal(tmp_path / "whole", JournalSettings(flush_ms=60_000)) as journal:
         write(journal, 0, 3)
         write(journal, 3, 3)
     (path,) = journal_files(tmp_path / "whole")

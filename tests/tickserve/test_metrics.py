@@ -36,6 +36,8 @@ from tickserve.errors import (
 from tickserve.features.spec import FeatureSpec, default_book_spec
 from tickserve.journal import Journal, read_journal
 from tickserve.metrics import Histogram, MetricsExporter, log_buckets
+from tickserve.metrics._tally import ModelTally, Observation
+from tickserve.risk import ModelAction, write_actions
 from tickserve.settings import load_settings
 from tickserve.stream import Stream
 from tickserve.testing import UP_ANSWER, Answer, MockClient, make_manifest, mock_client
@@ -142,6 +144,66 @@ def test_names_that_callers_make_up_make_no_series(metrics: MetricsExporter) -> 
     assert "(other)" in versions
 
 
+def test_stages_that_callers_make_up_make_few_series(metrics: MetricsExporter) -> None:
+    client = patient(make_manifest(), observer=metrics)
+    client.score(MODEL, ROW)
+    assert client.observe_stage is not None
+    for number in range(300):
+        client.observe_stage(f"made-up-{number}", "features", 0.1)
+        client.observe_stage(MODEL, f"made-up-{number}", 0.1)
+    found = {labels for name, labels in samples(metrics) if name.endswith("stage_seconds_count")}
+    assert {dict(labels)["model"] for labels in found} == {"(not pinned)", MODEL}
+    stages = {dict(labels)["stage"] for labels in found if dict(labels)["model"] == MODEL}
+    assert len(stages - {"(other)"}) == 16
+    assert {"(other)", "check", "wire", "decode"} <= stages
+    assert value(metrics, "stage_seconds_count", model="(not pinned)", stage="features") == 300
+
+
+def test_every_status_and_error_is_there_from_the_first_call(metrics: MetricsExporter) -> None:
+    client = patient(make_manifest(), observer=metrics)
+    client.score(MODEL, ROW)
+    for version in ("1", ""):  # that of the answer, and of calls without one
+        for status in ("STALE", "DEADLINE", "REJECTED_INPUT", "UNAVAILABLE", "FALLBACK", "ERROR"):
+            assert value(metrics, "calls_total", model=MODEL, version=version, status=status) == 0
+    errors = {dict(labels)["error"] for name, labels in samples(metrics) if name.endswith("errors_total")}
+    assert errors == {
+        "RequestError", "InputRejectedError", "DeadlineExceededError", "ModelNotFoundError", "ServerRejectedError",
+        "OverloadedError", "TransportError", "CertificateError", "UnavailableError", "ProtocolError",
+    }  # fmt: skip
+    assert value(metrics, "errors_total", model=MODEL, error="TransportError") == 0
+
+
+def test_a_flat_that_drift_asked_for_is_no_failure(metrics: MetricsExporter, tmp_path: Path) -> None:
+    path = tmp_path / "actions.json"
+    for action in ("flat", "label"):
+        write_actions(path, time.time_ns(), {MODEL: ModelAction.model_validate({"action": action})})
+        script = [TransportError("gone")]
+        client = patient(make_manifest(), script, observer=metrics, risk_actions=path, fallback="flat")
+        signal = client.score(MODEL, ROW)
+        assert (signal.fallback, "drift" in signal.flags) == ("flat", True)
+        client.close()
+    assert value(metrics, "fallbacks_total", model=MODEL, fallback="drift") == 1
+    assert value(metrics, "fallbacks_total", model=MODEL, fallback="flat") == 1  # the call failed, of drift or not
+
+
+@pytest.mark.parametrize(("attempts", "retries"), [(0, 0), (1, 0), (2, 1), (4, 3)])
+def test_retries_are_the_replicas_beyond_the_first(attempts: int, retries: int) -> None:
+    tally = ModelTally((1.0,))
+    tally.add(Observation(MODEL, 1, "digest", {"total": 1.0}, None, TransportError, attempts))
+    assert tally.retries == retries
+
+
+@pytest.mark.parametrize("address", ["::1", "::"])
+def test_it_is_served_over_ipv6(address: str) -> None:
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("this machine has no IPv6")
+    with MetricsExporter(port=0, address=address) as exporter:
+        assert str(exporter.url).startswith(f"http://[{address}]:")
+        assert "tickserve_client_lost_total 0.0" in scrape(str(exporter.url).replace("[::]", "[::1]"))[0]
+
+
 def test_journal_and_metrics_together_and_one_that_raises(metrics: MetricsExporter, tmp_path: Path) -> None:
     class Broken:
         def decided(self, decision: Any) -> None:
@@ -166,6 +228,9 @@ def test_stages_of_the_engine_are_counted(metrics: MetricsExporter) -> None:
     assert client.observe_stage is not None
     client.observe_stage(MODEL, "features", 0.0002)
     client.observe_stage(MODEL, "features", "no time")  # type: ignore[arg-type]
+    client.score(MODEL, ROW)
+    client.observe_stage(MODEL, "features", 0.0002)
+    assert value(metrics, "stage_seconds_count", model="(not pinned)", stage="features") == 1  # nobody asked it yet
     assert value(metrics, "stage_seconds_count", model=MODEL, stage="features") == 1
     assert value(metrics, "stage_seconds_sum", model=MODEL, stage="features") == pytest.approx(0.0002)
     assert metrics.lost == 1
@@ -179,7 +244,10 @@ def test_a_stream_tells_what_its_features_took(metrics: MetricsExporter) -> None
     stream = Stream(patient(make_manifest(spec=spec), observer=metrics), MODEL)
     for step in range(10):
         stream.feed(1_700_000_000 * 10**9 + step * 10**6, np.array([0, 0, 0, 0, 100 + step % 3, 1, 103, 2.0]))
-    assert value(metrics, "stage_seconds_count", model=MODEL, stage="features") == 10  # each event, warm-up too
+    names = ("(not pinned)", MODEL)  # each event, warm-up too, before which nobody had asked the model
+    counts = [value(metrics, "stage_seconds_count", model=name, stage="features") or 0 for name in names]
+    assert sum(counts) == 10
+    assert counts[1] > 0
     taken = value(metrics, "stage_seconds_sum", model=MODEL, stage="features")
     assert taken is not None
     assert 0 < taken < 5
@@ -208,13 +276,17 @@ def test_a_registry_of_the_callers_own() -> None:
         assert exporter.url is None
 
 
+def own_threads() -> set[threading.Thread]:
+    return {thread for thread in threading.enumerate() if thread.name.startswith("tickserve-metrics")}
+
+
 def test_a_taken_port_names_port_and_option() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        threads = threading.active_count()
+        before = own_threads()
         with pytest.raises(PortInUseError, match=rf"metrics.port: port {port} is taken"):
             MetricsExporter(port=port)
-        assert threading.active_count() == threads
+        assert own_threads() <= before
     with pytest.raises(UsageError, match=r"metrics\.address: cannot be bound here"):
         MetricsExporter(port=0, address="192.0.2.1")
 

@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 
 from tickserve import stages
-from tickserve.cli import monitor_export, options
+from tickserve.cli import monitor_clear, monitor_export, options
 from tickserve.cli.output import emit, out, table
 from tickserve.errors import UsageError
 
 app = typer.Typer(help="Alert rules, dashboards, and the drift of what is served.", no_args_is_help=True)
 
 app.command("export")(monitor_export.export)
+app.command("clear")(monitor_clear.clear)
 
 TOKEN_ENV = "GRAFANA_TOKEN"  # noqa: S105 - the name of a variable
 Url = Annotated[str, typer.Option("--url", help="Of Grafana, e.g. http://127.0.0.1:3000.")]

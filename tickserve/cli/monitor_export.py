@@ -44,8 +44,10 @@ def export(
     settings = options.settings_of(config, profile, {"drift.port": port, "drift.address": address}).config.drift
     follow = stages.load("monitoring.drift.follow")
     places = [*(repository or []), *(manifest or [])] or [options.DEFAULT_REPOSITORY]
-    manifests = stages.load("monitoring.drift.monitor").known_manifests(places)
-    exporter = follow.DriftExporter(journal, manifests, settings, action_file, once=once)
+    known_manifests = stages.load("monitoring.drift.monitor").known_manifests
+    exporter = follow.DriftExporter(
+        journal, known_manifests(places), settings, action_file, once=once, look=lambda: known_manifests(places)
+    )
     if not once:
         follow.run(exporter, settings, says, option="--port" if port is not None else "drift.port")
     told = exporter.look()

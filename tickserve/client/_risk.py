@@ -169,9 +169,14 @@ class RiskWatch:
             self._doubted("the action file is too old")
 
     def _asked_of(self, model: str, asked: ModelAction) -> ModelAction:
-        """What holds for a model: an exporter that has not measured it yet lifts no action."""
+        """What holds for a model: who has not measured it yet lifts no action, but of another bundle or by a person."""
         before = self._asked.get(model)
-        if before is None or asked.measured or ACTIONS.index(asked.action) >= ACTIONS.index(before.action):
+        if (
+            before is None
+            or asked.measured
+            or _is_another(asked, before)
+            or ACTIONS.index(asked.action) >= ACTIONS.index(before.action)
+        ):
             return asked
         return before
 
@@ -203,6 +208,12 @@ class RiskWatch:
             pass
         finally:
             self._starting.release()
+
+
+def _is_another(asked: ModelAction, before: ModelAction) -> bool:
+    """Whether this is about another bundle than before, or a person has lifted what was asked then."""
+    known = asked.bundle_digest and before.bundle_digest
+    return asked.cleared_ns > before.cleared_ns or bool(known and asked.bundle_digest != before.bundle_digest)
 
 
 def _watch(watched: weakref.ref[RiskWatch], closed: threading.Event, every_s: float) -> None:

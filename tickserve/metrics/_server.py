@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import socket
+from socket import AF_INET6, socket
 from typing import Any
 
 from tickserve.errors import ComponentError, PortInUseError, UsageError
@@ -61,11 +61,15 @@ class Endpoint(ThreadingHTTPServer):
     def __init__(self, address: str, port: int, render: Render, *, option: str, places: int = 8) -> None:
         self.render = render
         self._places = threading.BoundedSemaphore(places)
+        if ":" in address:
+            self.address_family = AF_INET6
         try:
             super().__init__((address, port), _Handler)
         except OSError as error:
             raise _refusal(error, address, port, option) from error
         self.port: int = self.server_address[1]
+        host = f"[{address}]" if ":" in address else address
+        self.url = f"http://{host}:{self.port}/metrics"
         name = "tickserve-metrics-http"
         self._thread = threading.Thread(target=self.serve_forever, args=(0.1,), name=name, daemon=True)
         self._thread.start()

@@ -22,10 +22,12 @@ LOW_S, HIGH_S = 1e-5, 10.0  # of a call and its stages
 YOUNG_S, OLD_S, AGES_PER_DECADE = 1e-4, 1e3, 3  # of the newest event
 SCORES = tuple(round(-1 + step / 10, 1) for step in range(21))
 ROUNDING = 1e-6  # a score in float32 may lie so much above the bound it stands for
+DRIFT = "drift"  # the fallback of a call that monitoring held flat: nothing was sent, and nothing failed
 ERROR = "ERROR"  # the status of a call that ended with an error and no signal, as in the journal
 UNPINNED = "(not pinned)"  # in place of a name that any caller may make up
 OTHER = "(other)"
-MAX_MODELS, MAX_VERSIONS = 256, 256
+MAX_MODELS, MAX_VERSIONS, MAX_STAGES = 256, 256, 16
+STATUSES = ("OK", "STALE", "DEADLINE", "REJECTED_INPUT", "UNAVAILABLE", "FALLBACK", ERROR)
 WIRE = "wire"
 # The client's own stages by the names they are exported under: the answer does not say what part of the wait was the
 # server's, so all of it is the wire's.
@@ -99,11 +101,14 @@ class ModelTally:
         self.score = Histogram(SCORES, ROUNDING)
         self.info: dict[tuple[str, str], None] = {}  # version and bundle digest that answered, in order
         self._versions: dict[int | None, str] = {}
+        self._begun: set[str] = set()
 
     def add(self, seen: Observation) -> None:
         """Count one decision."""
         signal, stages = seen.signal, seen.stage_us
         version = self._version(seen)
+        if version not in self._begun:
+            self._begin(version)
         self.calls[version, ERROR if signal is None else signal.status] += 1
         if signal is not None and signal.status == "OK":
             self.info.setdefault((version, signal.bundle_digest))
@@ -117,20 +122,32 @@ class ModelTally:
             self.errors[seen.error.__name__] += 1
             self.deadline_misses += issubclass(seen.error, DeadlineExceededError)
         if signal is not None:
-            self._signal(signal)
+            self._signal(signal, failed=seen.error is not None)
 
     def stage(self, name: str) -> Histogram:
-        """The histogram of a stage, made where it is not there yet."""
+        """The histogram of a stage, made where it is not there yet; there are at most `MAX_STAGES`, and `OTHER`."""
         found = self.stages.get(name)
+        if found is None:
+            name = name if len(self.stages) < MAX_STAGES else OTHER
+            found = self.stages.get(name)
         if found is None:
             found = self.stages[name] = Histogram(self._bounds)
         return found
 
-    def _signal(self, signal: Signal) -> None:
+    def _begin(self, version: str) -> None:
+        """Every status and error at 0: an increase from nothing at all is none that Prometheus sees."""
+        if not self._begun:
+            self.errors.update(dict.fromkeys(ERRORS, 0))
+        # Calls that nobody answered have the version that was asked for, mostly none.
+        for each in {version, ""} - self._begun:
+            self._begun.add(each)
+            self.calls.update({(each, status): 0 for status in STATUSES})
+
+    def _signal(self, signal: Signal, *, failed: bool) -> None:
         if signal.event_age_us is not None:
             self.age.add(max(0.0, signal.event_age_us * US))
         if signal.fallback is not None:
-            self.fallbacks[signal.fallback] += 1
+            self.fallbacks[signal.fallback if failed else DRIFT] += 1
         for flag in {flag.partition(":")[0] for flag in signal.flags} if signal.flags else ():
             self.flags[flag] += 1
         if signal.status != "OK" or signal.score is None:
@@ -155,4 +172,9 @@ class ModelTally:
         return name
 
 
+def _names(kind: type[RequestError]) -> tuple[str, ...]:
+    return (kind.__name__, *(name for each in kind.__subclasses__() for name in _names(each)))
+
+
 AGES = log_buckets(YOUNG_S, OLD_S, AGES_PER_DECADE)
+ERRORS = _names(RequestError)

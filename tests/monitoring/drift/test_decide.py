@@ -28,8 +28,10 @@ SETTINGS = DriftSettings(
 )
 
 
-def measured(psi: float | None = None, score: float | None = None, calibration: float | None = None) -> Measured:
-    fields: dict[str, Any] = dict.fromkeys(("model", "version", "bundle_digest"), "m")
+def measured(
+    psi: float | None = None, score: float | None = None, calibration: float | None = None, bundle: str = "m"
+) -> Measured:
+    fields: dict[str, Any] = {"model": "m", "version": "m", "bundle_digest": bundle}
     index = {name: value for name, value in (("spread", psi), ("score", score)) if value is not None}
     found = None if calibration is None else Calibration(calibration, 100, (), ())
     notes = () if index else ("too few rows: 1 of 1000 in the window",)
@@ -121,6 +123,37 @@ def test_an_action_of_an_earlier_run_holds() -> None:
     assert actions(decider, (0, measured())) == ["flat"]
     assert (decider.asked["m"].since_ns, decider.asked["m"].reason) == (5, "PSI of spread 3")
     assert actions(decider, (10, measured(0.1)), (610, measured(0.1)))[-1] == "none"
+
+
+def test_another_bundle_starts_from_nothing_and_one_that_comes_back_does_not() -> None:
+    decider = Decider(SETTINGS)
+    actions(decider, (0, measured(score=2.0)), (60, measured(score=2.0)))
+    held, newer = measured(), measured(bundle="newer")
+    (change,) = decider.decide([held, newer], 70 * S)
+    assert (change.before, change.after) == ("flat", "none")
+    asked = decider.asked["m"]
+    assert (asked.action, asked.measured, asked.bundle_digest) == ("none", False, "newer")
+    # And so for an exporter that starts anew, with what the file said before.
+    for before in (decider.asked, {"m": asked.model_copy(update={"action": "flat", "bundle_digest": "m"})}):
+        again = Decider(SETTINGS, before)
+        again.decide([held, newer], 80 * S)
+        assert again.asked["m"].action == "none"
+    decider.decide([newer, held], 80 * S)  # rolled back
+    assert decider.asked["m"].action == "flat"
+
+
+def test_what_a_person_cleared_is_trusted_until_it_is_measured() -> None:
+    decider = Decider(SETTINGS)
+    actions(decider, (0, measured(score=2.0)), (60, measured(score=2.0)))
+    decider.clear("m", ModelAction(reason="cleared by a person", cleared_ns=61 * S, since_ns=61 * S))
+    decider.decide([measured()], 62 * S)
+    asked = decider.asked["m"]
+    assert (asked.action, asked.measured, asked.cleared_ns) == ("none", True, 61 * S)
+    assert actions(Decider(SETTINGS, decider.asked), (63, measured())) == ["none"]
+    steps = [(70, measured(score=2.0)), (129, measured(score=2.0)), (130, measured(score=2.0))]
+    assert actions(decider, *steps) == ["none", "none", "flat"]  # it was drift, after all
+    decider.decide([measured()], 140 * S)
+    assert decider.asked["m"].measured is False
 
 
 def test_changes_are_told_once() -> None:

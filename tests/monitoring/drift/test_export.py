@@ -29,7 +29,7 @@ from tickserve.errors import EmptyDataError, PortInUseError, TickserveError, Usa
 from tickserve.journal import Journal
 from tickserve.manifest import Manifest, write_manifest
 from tickserve.risk import ModelAction, read_actions, write_actions
-from tickserve.testing import UP_ANSWER, mock_client
+from tickserve.testing import UP_ANSWER, make_manifest, mock_client
 
 SETTINGS = DriftSettings(
     judge=("score", "features"), min_rows=100, min_outcomes=10, raise_s=0.0, clear_s=0.0, psi_label=0.25, psi_flat=2.0
@@ -125,7 +125,7 @@ def test_without_rows_or_outcomes_nothing_is_invented(tmp_path: Path, manifest: 
 
 def test_it_follows_and_the_client_obeys_and_recovers(tmp_path: Path, manifest: Manifest, journal: Journal) -> None:
     path = tmp_path / "actions.json"
-    obey = {"risk_actions": RiskActions(path, look_ms=5)}
+    obey: dict[str, Any] = {"risk_actions": RiskActions(path, look_ms=5)}
     settings = SETTINGS.model_copy(update={"window_s": 1.0, "slices": 10, "ignore": ("score",), "psi_flat": 0.5})
     watching = exporter(tmp_path, manifest, action_file=path, settings=settings)
     scored(journal, manifest, normal(200))
@@ -145,6 +145,83 @@ def test_it_follows_and_the_client_obeys_and_recovers(tmp_path: Path, manifest: 
     watching.look()
     assert read_actions(path).models[MODEL].action == "none"
     assert scored(journal, manifest, normal(1), **obey)[0].ok
+
+
+@pytest.mark.parametrize("again", [False, True], ids=["running", "started anew"])
+def test_a_flat_that_the_score_raised_is_lifted_by_a_person(
+    again: bool, tmp_path: Path, manifest: Manifest, journal: Journal
+) -> None:
+    path = tmp_path / "actions.json"
+    obey: dict[str, Any] = {"risk_actions": RiskActions(path, look_ms=5, on_unknown="flat")}
+    watching = exporter(tmp_path, manifest, action_file=path)
+    scored(journal, manifest, normal(200))  # the mock always says the same, which no training said
+    watching.look()
+    with mock_client(manifest, then=UP_ANSWER, observer=journal, deadline_ms=30_000, **obey) as client:
+        assert client.score(MODEL, normal(1)).fallback == "flat"
+        assert journal.flush()
+        lifted = invoke("clear", MODEL, "--action-file", path)
+        assert lifted.exit_code == 0
+        assert "flat -> none" in lifted.stdout
+        if again:
+            watching = exporter(tmp_path, manifest, action_file=path)
+        for _ in range(2):
+            watching.look()  # the scores that raised it are still in the journal, and inside the window
+            assert read_actions(path).models[MODEL].action == "none"
+        end = time.monotonic() + 5
+        while not (signal := client.score(MODEL, normal(1))).ok and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (signal.ok, signal.flags) == (True, ())
+    scored(journal, manifest, normal(200))
+    watching.look()
+    assert read_actions(path).models[MODEL].action == "flat"  # the drift was real: it is measured anew, and raised
+
+
+def test_another_bundle_lifts_what_was_asked_of_the_one_before(
+    tmp_path: Path, manifest: Manifest, journal: Journal
+) -> None:
+    path = tmp_path / "actions.json"
+    obey: dict[str, Any] = {"risk_actions": RiskActions(path, look_ms=5)}
+    watching = exporter(tmp_path, manifest, action_file=path)
+    scored(journal, manifest, normal(200))
+    watching.look()
+    newer = make_manifest(reference=manifest.reference, stride=2)
+    with mock_client(newer, then=UP_ANSWER, observer=journal, deadline_ms=30_000, **obey) as client:
+        assert client.score(MODEL, normal(1)).fallback == "flat"  # held as the one before was, until it is seen
+        assert journal.flush()
+        watching.look()
+        asked = read_actions(path).models[MODEL]
+        assert (asked.action, asked.measured, asked.bundle_digest) == ("none", False, newer.digest())
+        end = time.monotonic() + 5
+        while (signal := client.score(MODEL, normal(1))).fallback == "flat" and time.monotonic() < end:
+            time.sleep(0.01)
+        assert (signal.fallback, signal.flags) == (None, ("drift_unknown",))
+
+
+def test_an_exporter_that_starts_reads_back_one_window_and_no_more(
+    tmp_path: Path, manifest: Manifest, journal: Journal
+) -> None:
+    scored(journal, manifest, normal(200))
+    time.sleep(1.1)
+    scored(journal, manifest, normal(3))
+    settings = SETTINGS.model_copy(update={"window_s": 1.0})
+    told = exporter(tmp_path, manifest, settings=settings).look()
+    assert sum(told.counted.statuses.values()) == 3
+    assert sum(exporter(tmp_path, manifest, once=True).look().counted.statuses.values()) == 203
+
+
+def test_clear_says_what_is_wrong(tmp_path: Path) -> None:
+    path = tmp_path / "actions.json"
+    for text, says in ((None, "--action-file: cannot read it"), ("{", "not an action file")):
+        if text is not None:
+            path.write_text(text)
+        caught = invoke("clear", MODEL, "--action-file", path).exception
+        assert isinstance(caught, TickserveError)
+        assert says in str(caught)
+    write_actions(path, 5, {"other": ModelAction(action="flat", factor=0.0)})
+    caught = invoke("clear", MODEL, "--action-file", path).exception
+    assert isinstance(caught, UsageError)
+    assert "model: not in the action file: expected one of: other, was mock-model" in str(caught)
+    assert read_actions(path).models["other"].action == "flat"
 
 
 def test_an_earlier_run_is_taken_up_and_a_torn_file_is_not(
@@ -251,9 +328,13 @@ def test_the_command_serves_follows_and_stops(
     assert process.wait(10) == 128 + signal.SIGTERM
 
 
-def invoked(*arguments: object) -> Result:
+def invoke(*arguments: object) -> Result:
     environment = {"TICKSERVE_DRIFT__MIN_ROWS": "100", "COLUMNS": "200"}
-    return CliRunner(env=environment).invoke(app, ["monitor", "export", *map(str, arguments)])
+    return CliRunner(env=environment).invoke(app, ["monitor", *map(str, arguments)])
+
+
+def invoked(*arguments: object) -> Result:
+    return invoke("export", *arguments)
 
 
 def test_the_command_measures_once(tmp_path: Path, repository: Path, manifest: Manifest) -> None:

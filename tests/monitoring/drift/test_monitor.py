@@ -110,6 +110,70 @@ def test_old_rows_leave_the_window_and_a_clock_from_the_future_does_not_empty_it
     assert monitor.counted.newest_ns < START_NS + 10**18
 
 
+def test_what_no_longer_comes_in_leaves_the_window_too(manifest: Manifest, record: MakeRecord) -> None:
+    monitor = watching(manifest)
+    monitor.feed([record(normal(300) + 5, request_id="r", event_age_us=5.0)])
+    monitor.feed([outcome("r", realised="up", row=row) for row in range(20)])
+    before = only(monitor)
+    assert before.psi_score is not None
+    assert before.psi_score > 1
+    assert before.calibration is not None
+    # Held flat: features still come in, scores and outcomes do not.
+    monitor.feed([record(normal(300), at_s=700, status="FALLBACK", fallback="flat")])
+    after = only(monitor)
+    assert (after.score_rows, after.psi_score, after.calibration, after.hit_rate) == (0, None, None, None)
+    assert (after.rows, after.age_s) == (300, {})
+
+
+def test_a_version_that_is_not_asked_any_more_ages_out(manifest: Manifest, record: MakeRecord) -> None:
+    newer = make_manifest(reference=manifest.reference, stride=2)
+    monitor = DriftMonitor({each.digest(): each for each in (manifest, newer)}, SETTINGS)
+    monitor.feed([record(normal(300) + 5), record(normal(300), of=newer, at_s=700)])
+    old, new = monitor.measure()
+    assert (old.psi_max, old.psi, old.rows) == (None, {}, 0)
+    assert new.psi_max is not None
+
+
+def test_a_model_that_is_published_later_is_found(
+    manifest: Manifest, record: MakeRecord, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    looks: list[int] = []
+
+    def look() -> dict[str, Manifest]:
+        looks.append(len(looks))
+        if len(looks) == 1:
+            raise UsageError("half-written")
+        return {manifest.digest(): manifest} if len(looks) > 2 else {}
+
+    monitor = DriftMonitor({}, SETTINGS, look)
+    monitor.feed([record(normal(200)), record(normal(200))])
+    assert (len(looks), only(monitor).reference) == (1, False)  # not for each record
+    assert "half-written" in caplog.text
+    monkeypatch.setattr("monitoring.drift.monitor.RELOOK_S", 0.0)
+    monitor.feed([record(normal(200)), record(normal(200)), record(normal(200))])
+    measured = only(monitor)
+    assert (len(looks), measured.reference, measured.rows, measured.notes) == (3, True, 400, ())
+    assert measured.psi["a"] < 0.2
+    monitor.feed([record(normal(1))])
+    assert len(looks) == 3
+
+
+def test_an_outcome_counts_when_its_decision_was_taken(manifest: Manifest, record: MakeRecord) -> None:
+    monitor = watching(manifest)
+    monitor.feed([record(normal(20), request_id="old"), record(normal(1), at_s=650)])
+    monitor.feed([outcome("old", at_s=651, realised="up", row=row) for row in range(20)])
+    assert (only(monitor).outcomes, only(monitor).calibration) == (20, None)  # the decision has left the window
+
+
+def test_a_model_that_is_cleared_is_measured_anew(manifest: Manifest, record: MakeRecord) -> None:
+    monitor = watching(manifest)
+    monitor.feed([record(normal(300) + 5, at_s=0)])
+    monitor.forget(MODEL, START_NS + 10 * 10**9)
+    assert only(monitor).rows == 0
+    monitor.feed([record(normal(300) + 5, at_s=9), record(normal(200), at_s=11)])
+    assert (only(monitor).rows, only(monitor).score_rows) == (200, 200)
+
+
 @pytest.mark.parametrize("rows", [99, 100])
 def test_too_few_rows_give_no_number(rows: int, manifest: Manifest, record: MakeRecord) -> None:
     monitor = watching(manifest)
@@ -211,6 +275,16 @@ def test_few_outcomes_give_no_calibration_and_pnl_alone_is_no_class(manifest: Ma
     assert (measured.calibration, measured.outcomes, measured.pnl_bp) == (None, 20, -22.0)
     monitor.feed([outcome("20", realised="flat")])
     assert only(monitor).calibration is not None
+
+
+def test_few_calls_give_no_hit_ratio(manifest: Manifest, record: MakeRecord) -> None:
+    monitor, up = watching(manifest), np.array([[0.1, 0.0, 0.9]], np.float32)
+    monitor.feed(record(normal(1), request_id=str(number), probabilities=up) for number in range(30))
+    monitor.feed(outcome(str(number), realised="flat") for number in range(15))
+    monitor.feed(outcome(str(number), realised="up" if number < 22 else "down") for number in range(15, 24))
+    assert (only(monitor).outcomes, only(monitor).hit_rate) == (24, None)  # nine calls of a side that moved, of ten
+    monitor.feed([outcome("24", realised="up")])
+    assert only(monitor).hit_rate == 0.8
 
 
 def test_an_outcome_counts_once_and_what_fits_nothing_is_counted(manifest: Manifest, record: MakeRecord) -> None:

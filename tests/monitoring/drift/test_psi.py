@@ -86,6 +86,18 @@ def test_what_went_missing_is_a_shift() -> None:
     assert index(served, served) == pytest.approx(0, abs=1e-4)
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_column_that_seldom_moves_is_caught_when_its_moves_are_others(sign: int) -> None:
+    random = np.random.default_rng(7)
+    training = np.where(random.random(20_000) < 0.08, sign * random.exponential(size=20_000), 0.0)
+    same, half = training[:5_000], np.where(np.arange(5_000) % 2, training[:5_000], 0.0)
+    assert index(training, same) < 0.01
+    assert index(training, same * 1_000) > 0.25
+    assert index(training, -same) > 0.25
+    assert index(training, half) > 0.02
+    assert index(training, np.zeros(5_000)) > 0.25
+
+
 def test_a_column_that_never_moved_is_caught_when_it_does() -> None:
     assert index(np.full(1_000, 3.0), np.full(1_000, 3.1)) > 1
     assert index(np.full(1_000, 3.0), np.full(1_000, 3.0)) == pytest.approx(0, abs=1e-4)
