@@ -157,7 +157,7 @@ def _versions() -> list[Panel]:
         Panel(
             "Versions loaded",
             "How many replicas have each version.",
-            [Query(f"count by (model, version) ({OK}{{{SERVED}}})", "{{model}} {{version}}")],
+            [Query(f"count by (model, version) (count by (model, version, instance) ({OK}{{{SERVED}}}))", "{{model}} {{version}}")],
             kind="table",
         ),
         Panel(

@@ -124,11 +124,13 @@ def _errors(settings: MonitoringSettings) -> Alert:
 
 
 def _skew(settings: MonitoringSettings) -> Alert:
+    # By instance first: on a GPU each model has two series, one of them with a gpu_uuid.
+    loaded = f"count by ({SERVER}, version) (count by ({SERVER}, version, instance) ({OK}))"
     replicas = f"count by ({SERVER}) (count by ({SERVER}, instance) ({OK}))"
     return Alert(
         alert="TickserveVersionSkew",
         severity="warning",
-        expr=f"count by ({SERVER}, version) ({OK})\n!= on ({SERVER}) group_left () {replicas}",
+        expr=f"{loaded}\n!= on ({SERVER}) group_left () {replicas}",
         after_s=settings.skew_s,
         summary="Replicas serve different versions of {{ $labels.model }}",
         description="Version {{ $labels.version }} is loaded by {{ $value }} of the replicas and not by all.",
