@@ -15,7 +15,9 @@ SPEEDS: tuple[tuple[str, Severity], ...] = (("Fast", "critical"), ("Steady", "cr
 
 def deadline_alerts(settings: MonitoringSettings) -> Group:
     """One alert for each pair of windows."""
-    return Group("tickserve-deadline", [_burns(settings, index) for index in range(len(SPEEDS))])
+    # The chart refuses another slo.objective beside these limits.
+    note = f"slo_objective = {number(settings.slo_objective)}"
+    return Group("tickserve-deadline", [_burns(settings, index) for index in range(len(SPEEDS))], note)
 
 
 def _burns(settings: MonitoringSettings, index: int) -> Alert:
