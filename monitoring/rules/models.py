@@ -58,5 +58,15 @@ def model_alerts(settings: MonitoringSettings) -> Group:
                 runbook_url=settings.runbook_url,
                 keys=("journal_lag_s", "page_after_s"),
             ),
+            Alert(
+                alert="TickserveJournalDown",
+                severity="warning",
+                expr=f'up{{job=~"{settings.journal_jobs}"}} == 0',
+                after_s=settings.page_after_s,
+                summary="Nobody follows the journal at {{ $labels.instance }}",
+                description="Prometheus could not scrape it: drift, calibration and hit rate are not measured.",
+                runbook_url=settings.runbook_url,
+                keys=("journal_jobs", "page_after_s"),
+            ),
         ],
     )

@@ -18,6 +18,8 @@ class MonitoringSettings(Section):
 
     runbook_url: str = Field("docs/runbooks", min_length=1, description="where the runbook pages are to be read")
     server_jobs: str = Field(".*tickserve.*", min_length=1, description="job labels of the servers, as a pattern")
+    client_jobs: str = Field("engine", min_length=1, description="job labels of the engines' clients, as a pattern")
+    journal_jobs: str = Field("journal", min_length=1, description="those of 'monitor export', as a pattern")
     server_pods: str = Field(".*tickserve.*", min_length=1, description="names of their pods, as a pattern")
     gpu_pods: str = Field(".*", description="pods whose GPUs are looked at, as a pattern; DCGM's label pod")
     window_s: float = Field(300.0, gt=0, description="ratios and quantiles are of so long")
