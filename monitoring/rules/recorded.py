@@ -10,6 +10,7 @@ from monitoring.rules.series import (
     CLIENT,
     ERRORS,
     FAILED,
+    FALLBACKS,
     LATE,
     MISSES,
     OK,
@@ -41,7 +42,8 @@ def _shares(series: Series) -> Iterator[Recording]:
         yield Recording(series.misses(seconds), share(MISSES, CALLS, CLIENT, duration(seconds)))
     for of, part in (
         ("stale", f'{CALLS}{{status="STALE"}}'),
-        ("fallback", f'{CALLS}{{status="FALLBACK"}}'),
+        # Flat because of drift is the desk's own rule, and has an alert of its own.
+        ("fallback", f'{FALLBACKS}{{fallback!="drift"}}'),
         ("client_error", f'{ERRORS}{{error!~"{LATE}|{REJECTED}"}}'),
         ("rejected_input", f'{ERRORS}{{error="{REJECTED}"}}'),
     ):
