@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from monitoring.rules.rule import Alert, Group, number
+from monitoring.rules.servers import in_session_only
 from tickserve.config import MonitoringSettings
 
 
@@ -51,12 +52,12 @@ def model_alerts(settings: MonitoringSettings) -> Group:
                 alert="TickserveJournalLag",
                 severity="warning",
                 expr="max by (namespace, job, instance) (tickserve_journal_lag_seconds)"
-                f" > {number(settings.journal_lag_s)}",
+                f" > {number(settings.journal_lag_s)}{in_session_only(settings)}",
                 after_s=settings.page_after_s,
                 summary="The journal of {{ $labels.instance }} is not read, or not written",
                 description="Its newest record is {{ $value | humanizeDuration }} old: so are drift and calibration.",
                 runbook_url=settings.runbook_url,
-                keys=("journal_lag_s", "page_after_s"),
+                keys=("journal_lag_s", "session_days", "session_open", "session_close", "page_after_s"),
             ),
             Alert(
                 alert="TickserveJournalDown",
