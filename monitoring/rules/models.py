@@ -42,11 +42,11 @@ def model_alerts(settings: MonitoringSettings) -> Group:
             ),
             alert(
                 alert="TickserveHitRatio",
-                expr=f"tickserve_trading_hit_ratio < {number(settings.hit_ratio)}\n"
-                f"and tickserve_trading_outcomes_total >= {settings.hit_outcomes}",
+                # The exporter has no ratio of fewer outcomes than drift.min_outcomes.
+                expr=f"tickserve_trading_hit_ratio < {number(settings.hit_ratio)}",
                 summary="{{ $labels.model }} is wrong too often",
                 description="Only {{ $value | humanizePercentage }} of its calls were right.",
-                keys=("hit_ratio", "hit_outcomes", "ticket_after_s"),
+                keys=("hit_ratio", "ticket_after_s"),
             ),
             Alert(
                 alert="TickserveJournalLag",

@@ -36,6 +36,7 @@ SHORT = MonitoringSettings(
     slo_objective=0.99,
     burn_long_s=(4.0, 6.0, 8.0),
     burn_short_s=(2.0, 3.0, 4.0),
+    burn_misses=3.0,
     pending_requests=4.0,
     queue_seconds=0.1,
     skew_s=1.0,
@@ -45,7 +46,6 @@ SHORT = MonitoringSettings(
     restart_window_s=15.0,
     restarts=0,
     calibration_error=0.25,
-    hit_outcomes=100,
     journal_lag_s=3.0,
 )
 ROOT = Path(__file__).resolve().parents[2]
