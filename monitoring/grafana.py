@@ -64,7 +64,7 @@ class Grafana:
             verify=verify,
             timeout=timeout_s,
         )
-        # A proxy or ~/.netrc of this machine's would be asked too, and the latter would replace the token.
+        # A proxy of this machine's would be asked too, and after a redirect ~/.netrc would replace the token.
         self._face.api.s.trust_env = False
 
     def push(self, pages: Sequence[Dashboard], folder: str = FOLDER) -> list[Pushed]:

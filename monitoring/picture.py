@@ -64,21 +64,25 @@ class _Source:
     end: float
     interval: str
 
-    def lines(self, query: Query) -> list[Line]:
+    def over_time(self, query: Query) -> list[Line]:
+        """Every series that was there at any time of the picture."""
         step = max((self.end - self.start) / POINTS, 0.5)
-        asked = {
-            "query": concrete(query.expr, self.interval),
-            "start": f"{self.start:.3f}",
-            "end": f"{self.end:.3f}",
-            "step": f"{step:.3f}",
-        }
+        asked = {"start": f"{self.start:.3f}", "end": f"{self.end:.3f}", "step": f"{step:.3f}"}
+        return self._lines("query_range", query, asked)
+
+    def now(self, query: Query) -> list[Line]:
+        """Every series that is there at the end: what has ended is not what a table shows."""
+        return self._lines("query", query, {"time": f"{self.end:.3f}"})
+
+    def _lines(self, path: str, query: Query, asked: dict[str, str]) -> list[Line]:
         try:
-            return [_line(query, series) for series in self._ask(asked)["data"]["result"]]
+            found = self._ask(path, {"query": concrete(query.expr, self.interval), **asked})
+            return [_line(query, series) for series in found["data"]["result"]]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ProtocolError("not the answer of a Prometheus", field="--url") from error
 
-    def _ask(self, asked: dict[str, str]) -> Any:
-        address = f"{self.url}/api/v1/query_range?{urllib.parse.urlencode(asked)}"
+    def _ask(self, path: str, asked: dict[str, str]) -> Any:
+        address = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(asked)}"
         try:
             with urllib.request.urlopen(address, timeout=TIMEOUT_S) as answer:  # noqa: S310 - the scheme is checked
                 return json.load(answer)
@@ -92,7 +96,8 @@ def _line(query: Query, series: Any) -> Line:
     label = query.legend
     for name, value in labels.items():
         label = label.replace(f"{{{{{name}}}}}", value)
-    points = [(float(when), float(value)) for when, value in series["values"]]
+    samples = series["values"] if "values" in series else [series["value"]]
+    points = [(float(when), float(value)) for when, value in samples]
     return Line(label or ", ".join(labels.values()), *(tuple(column) for column in zip(*points, strict=True)))
 
 
@@ -140,8 +145,11 @@ def _shelves(panels: Sequence[Panel]) -> list[list[Panel]]:
 
 
 def _panel(axis: Any, panel: Panel, source: _Source) -> None:
-    lines = [line for query in panel.queries for line in source.lines(query)]
+    ask = source.now if panel.kind in ("table", "bargauge") else source.over_time
+    lines = [line for query in panel.queries for line in ask(query)]
     axis.set_title(panel.title, fontsize=10, loc="left")
+    if panel.kind != "heatmap" and len(lines) > MAX_LINES:
+        axis.set_title(f"and {len(lines) - MAX_LINES} more", fontsize=8, loc="right", color="grey")
     axis.tick_params(labelsize=7)
     if not lines:
         axis.text(0.5, 0.5, "no data", ha="center", va="center", color="grey", transform=axis.transAxes)

@@ -78,10 +78,11 @@ def parse(text: str) -> dict[tuple[str, str], ModelCounts]:
                 key = (sample.labels.get("model", ""), sample.labels.get("version", ""))
                 # The parser takes `_total` off some names and leaves it on others.
                 name = sample.name.removesuffix("_total")
+                # On a GPU a model has two series of each counter, one of them with a gpu_uuid: their sum is the count.
                 if name == FAILURES:
-                    failures.setdefault(key, {})[sample.labels.get("reason", "OTHER")] = int(sample.value)
+                    _add(failures.setdefault(key, {}), sample.labels.get("reason", "OTHER"), sample.value)
                 elif name in COUNTERS:
-                    values.setdefault(key, {})[COUNTERS[name]] = int(sample.value)
+                    _add(values.setdefault(key, {}), COUNTERS[name], sample.value)
     except (ValueError, OverflowError, KeyError, IndexError) as error:
         raise ProtocolError(f"not Prometheus text: {str(error)[:100]}", field="metrics") from error
     make: Callable[..., ModelCounts] = ModelCounts
@@ -94,6 +95,10 @@ def parse(text: str) -> dict[tuple[str, str], ModelCounts]:
         )
         for key in sorted({*values, *failures})
     }
+
+
+def _add(counts: dict[str, int], name: str, value: float) -> None:
+    counts[name] = counts.get(name, 0) + int(value)
 
 
 def _fetch(url: str) -> str:

@@ -29,6 +29,7 @@ RESERVED_ENV = frozenset(
     {"TICKSERVE_DATA", "TICKSERVE_PROFILE", "TICKSERVE_CONFIG", "TICKSERVE_SIGNING_KEY", "TICKSERVE_CREDENTIAL"}
 )
 
+WEEKDAYS = ["monday", "tuesday", "wednesday", "thursday", "friday"]
 # Nets that take tens of microseconds a window and a step: all windows of a long recording would take days.
 LARGE_FIT = {"epochs": 20, "patience": 4, "max_train_windows": 200_000}
 PROFILES: dict[str, dict[str, dict[str, Any]]] = {
@@ -51,7 +52,15 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
             "train_s": 28_800.0,
             "train_memory_mb": 8_192,
         },
-        "monitoring": {"slo_objective": 0.999, "error_ratio": 0.01, "event_age_s": 1.0},
+        "monitoring": {
+            "slo_objective": 0.999,
+            "error_ratio": 0.01,
+            "event_age_s": 1.0,
+            # Open in New York in summer and in winter; another market, another session (24 hours: see the defaults).
+            "session_days": WEEKDAYS,
+            "session_open": "14:30",
+            "session_close": "20:00",
+        },
     },
 }
 

@@ -89,7 +89,7 @@ def _inputs(series: Series, settings: MonitoringSettings) -> list[Panel]:
         ),
         Panel(
             "Fallback",
-            "Share of calls that the fallback answered.",
+            "Share of calls that the fallback answered; without those that drift turned flat.",
             [Query(f"{series.share('fallback')}{{{HERE}}}", "{{model}}")],
             unit="percentunit",
             limit=settings.fallback_ratio,

@@ -9,6 +9,8 @@ from monitoring.rules.series import OK, QUANTILES, Series
 from tickserve.config import MonitoringSettings
 
 LABELS = {"p50": "p50", "p99": "p99", "p999": "p99.9"}
+# Recorded by the chart, from its values `slo`.
+PROMISED, BY_JOB = "tickserve:slo", 'namespace=~"$namespace", job=~"$job"'
 SERVER_STAGES = ("queue", "compute_input", "compute_infer", "compute_output")
 
 
@@ -41,17 +43,23 @@ def _calls(series: Series, settings: MonitoringSettings) -> list[Panel]:
         ),
         Panel(
             "Time of a call",
-            "From the call to its answer or its error, in the engine's process.",
+            "From the call to its answer or its error, in the engine's process; and what the chart promised.",
             [
-                Query(f"{series.quantile('client_call_seconds', name)}{{{HERE}}}", f"{{{{model}}}} {label}")
-                for name, label in LABELS.items()
+                *(
+                    Query(f"{series.quantile('client_call_seconds', name)}{{{HERE}}}", f"{{{{model}}}} {label}")
+                    for name, label in LABELS.items()
+                ),
+                Query(f"{PROMISED}:deadline_seconds{{{BY_JOB}}}", "promised by {{job}}"),
             ],
             unit="s",
         ),
         Panel(
             "Deadline misses",
-            "Share of calls that missed their deadline. The line is what the objective allows.",
-            [Query(f"{series.misses(settings.window_s)}{{{HERE}}}", "{{model}}")],
+            "Share of calls that missed their deadline. The line is what the objective of the alerts allows.",
+            [
+                Query(f"{series.misses(settings.window_s)}{{{HERE}}}", "{{model}}"),
+                Query(f"1 - {PROMISED}:objective{{{BY_JOB}}}", "promised by {{job}}"),
+            ],
             unit="percentunit",
             limit=round(budget, 12),
         ),
@@ -157,7 +165,12 @@ def _versions() -> list[Panel]:
         Panel(
             "Versions loaded",
             "How many replicas have each version.",
-            [Query(f"count by (model, version) ({OK}{{{SERVED}}})", "{{model}} {{version}}")],
+            [
+                Query(
+                    f"count by (model, version) (count by (model, version, instance) ({OK}{{{SERVED}}}))",
+                    "{{model}} {{version}}",
+                )
+            ],
             kind="table",
         ),
         Panel(

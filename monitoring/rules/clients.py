@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from monitoring.rules.rule import Alert, Group, number
-from monitoring.rules.series import Series
+from monitoring.rules.series import CALLS, OK, Series
 from tickserve.config import MonitoringSettings
 
 
 def client_alerts(settings: MonitoringSettings) -> Group:
     """Every alert on the clients."""
-    return Group("tickserve-clients", [*_shares(settings), _event_age(settings), _lost(settings)])
+    alerts = [*_shares(settings), _event_age(settings), _lost(settings), *_watched(settings)]
+    return Group("tickserve-clients", alerts)
 
 
 def _shares(settings: MonitoringSettings) -> list[Alert]:
@@ -87,3 +88,31 @@ def _lost(settings: MonitoringSettings) -> Alert:
         runbook_url=settings.runbook_url,
         keys=("window_s",),
     )
+
+
+def _watched(settings: MonitoringSettings) -> list[Alert]:
+    series = Series(settings)
+    return [
+        Alert(
+            alert="TickserveClientDown",
+            severity="critical",
+            expr=f'up{{job=~"{settings.client_jobs}"}} == 0',
+            after_s=settings.page_after_s,
+            summary="The metrics of the engine {{ $labels.instance }} are gone",
+            description="Prometheus could not scrape it: the engine has ended, hangs, or serves no metrics.",
+            runbook_url=settings.runbook_url,
+            keys=("client_jobs", "page_after_s"),
+        ),
+        Alert(
+            alert="TickserveClientsUnseen",
+            severity="warning",
+            # Nothing is scraped that could be down: no target, or another job's.
+            expr=f"sum(rate({series.served(OK)}[{series.window}])) > 0\nunless on () count({CALLS})",
+            after_s=settings.ticket_after_s,
+            summary="Servers answer requests, and no engine's metrics say so",
+            description="{{ $value | humanize }} requests a second, and no target reports a call:"
+            " deadlines, errors and fallbacks are seen by nobody.",
+            runbook_url=settings.runbook_url,
+            keys=("server_jobs", "window_s", "ticket_after_s"),
+        ),
+    ]

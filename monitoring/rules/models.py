@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 
 from monitoring.rules.rule import Alert, Group, number
+from monitoring.rules.servers import in_session_only
 from tickserve.config import MonitoringSettings
 
 
@@ -41,22 +42,32 @@ def model_alerts(settings: MonitoringSettings) -> Group:
             ),
             alert(
                 alert="TickserveHitRatio",
-                expr=f"tickserve_trading_hit_ratio < {number(settings.hit_ratio)}\n"
-                f"and tickserve_trading_outcomes_total >= {settings.hit_outcomes}",
+                # The exporter has no ratio of fewer outcomes than drift.min_outcomes.
+                expr=f"tickserve_trading_hit_ratio < {number(settings.hit_ratio)}",
                 summary="{{ $labels.model }} is wrong too often",
                 description="Only {{ $value | humanizePercentage }} of its calls were right.",
-                keys=("hit_ratio", "hit_outcomes", "ticket_after_s"),
+                keys=("hit_ratio", "ticket_after_s"),
             ),
             Alert(
                 alert="TickserveJournalLag",
                 severity="warning",
                 expr="max by (namespace, job, instance) (tickserve_journal_lag_seconds)"
-                f" > {number(settings.journal_lag_s)}",
+                f" > {number(settings.journal_lag_s)}{in_session_only(settings)}",
                 after_s=settings.page_after_s,
                 summary="The journal of {{ $labels.instance }} is not read, or not written",
                 description="Its newest record is {{ $value | humanizeDuration }} old: so are drift and calibration.",
                 runbook_url=settings.runbook_url,
-                keys=("journal_lag_s", "page_after_s"),
+                keys=("journal_lag_s", "session_days", "session_open", "session_close", "page_after_s"),
+            ),
+            Alert(
+                alert="TickserveJournalDown",
+                severity="warning",
+                expr=f'up{{job=~"{settings.journal_jobs}"}} == 0',
+                after_s=settings.page_after_s,
+                summary="Nobody follows the journal at {{ $labels.instance }}",
+                description="Prometheus could not scrape it: drift, calibration and hit rate are not measured.",
+                runbook_url=settings.runbook_url,
+                keys=("journal_jobs", "page_after_s"),
             ),
         ],
     )

@@ -10,6 +10,7 @@ from monitoring.rules.series import (
     CLIENT,
     ERRORS,
     FAILED,
+    FALLBACKS,
     LATE,
     MISSES,
     OK,
@@ -41,25 +42,27 @@ def _shares(series: Series) -> Iterator[Recording]:
         yield Recording(series.misses(seconds), share(MISSES, CALLS, CLIENT, duration(seconds)))
     for of, part in (
         ("stale", f'{CALLS}{{status="STALE"}}'),
-        ("fallback", f'{CALLS}{{status="FALLBACK"}}'),
+        # Flat because of drift is the desk's own rule, and has an alert of its own.
+        ("fallback", f'{FALLBACKS}{{fallback!="drift"}}'),
         ("client_error", f'{ERRORS}{{error!~"{LATE}|{REJECTED}"}}'),
         ("rejected_input", f'{ERRORS}{{error="{REJECTED}"}}'),
     ):
         yield Recording(series.share(of), share(part, CALLS, CLIENT, series.window))
     # A cancelled request is its caller's doing.
-    failed = f'sum by ({SERVER}) (rate({FAILED}{{reason!="CANCELED"}}[{series.window}]))'
+    counted = series.served(FAILED, 'reason!="CANCELED"')
+    failed = f"sum by ({SERVER}) (rate({counted}[{series.window}]))"
     yield Recording(
         series.share("server_error"),
-        f"{failed}\n/ (sum by ({SERVER}) (rate({OK}[{series.window}])) + {failed})",
+        f"{failed}\n/ (sum by ({SERVER}) (rate({series.served(OK)}[{series.window}])) + {failed})",
     )
 
 
 def _rates(series: Series) -> Iterator[Recording]:
     for of, metric, by in (
         ("calls", CALLS, CLIENT),
-        ("requests", OK, SERVER),
-        ("rows", "nv_inference_count", SERVER),
-        ("executions", "nv_inference_exec_count", SERVER),
+        ("requests", series.served(OK), SERVER),
+        ("rows", series.served("nv_inference_count"), SERVER),
+        ("executions", series.served("nv_inference_exec_count"), SERVER),
     ):
         yield Recording(series.rate(of), f"sum by ({by}) (rate({metric}[{series.window}]))")
 
@@ -75,10 +78,10 @@ def _servers(series: Series, settings: MonitoringSettings) -> Iterator[Recording
     window = series.queue_window
     yield Recording(
         series.queue_seconds,
-        f"sum by ({SERVER}) (rate(nv_inference_queue_duration_us[{window}])) / 1e6\n"
-        f"/ (sum by ({SERVER}) (rate({OK}[{window}])) > 0)",
+        f"sum by ({SERVER}) (rate({series.served('nv_inference_queue_duration_us')}[{window}])) / 1e6\n"
+        f"/ (sum by ({SERVER}) (rate({series.served(OK)}[{window}])) > 0)",
     )
-    yield Recording(series.pending, f"sum by ({SERVER}) ({PENDING})")
+    yield Recording(series.pending, f"sum by ({SERVER}) ({series.served(PENDING)})")
     jobs, pods = settings.server_jobs, settings.server_pods
     yield Recording(
         series.memory,

@@ -61,10 +61,11 @@ class Alert:
 
 @dataclass(frozen=True)
 class Group:
-    """Rules that are evaluated one after the other."""
+    """Rules that are evaluated one after the other. `note` is a line of comment that the chart reads."""
 
     name: str
     rules: Sequence[Recording | Alert]
+    note: str = ""
 
     @property
     def file(self) -> str:
@@ -74,7 +75,8 @@ class Group:
     def yaml(self) -> str:
         """The text of its file."""
         tree = {"groups": [{"name": self.name, "rules": [rule.lines() for rule in self.rules]}]}
-        return HEADER + yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=200, allow_unicode=True)
+        note = f"# {self.note}\n" if self.note else ""
+        return HEADER + note + yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=200, allow_unicode=True)
 
 
 class Expression(str):

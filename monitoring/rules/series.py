@@ -40,6 +40,15 @@ class Series:
         """The window of queue times."""
         return duration(self.settings.queue_window_s)
 
+    def served(self, metric: str, *more: str) -> str:
+        """A metric of our own servers; another team's Triton reports the same names."""
+        return f"{metric}{{{', '.join((self.jobs, *more))}}}"
+
+    @property
+    def jobs(self) -> str:
+        """The matcher of the servers' jobs."""
+        return f'job=~"{self.settings.server_jobs}"'
+
     @property
     def windows(self) -> tuple[float, ...]:
         """Every window of deadline misses, in seconds, shortest first."""

@@ -41,10 +41,10 @@ def _reachable(settings: MonitoringSettings) -> list[Alert]:
         ),
         alert(
             alert="TickserveServerAbsent",
-            expr=f"absent({OK})",
+            expr=f"absent({Series(settings).served(OK)})",
             summary="No server reports a model",
             description="No target reports a served model: nothing is deployed, loaded or scraped.",
-            keys=("page_after_s",),
+            keys=("server_jobs", "page_after_s"),
         ),
     ]
 
@@ -55,6 +55,12 @@ def in_session(settings: MonitoringSettings) -> str:
     days = " or ".join(f"day_of_week() == {WEEK.index(day)}" for day in settings.session_days)
     hours = "" if (opens, closes) == (0, 1_440) else _hours(opens, closes)
     return f"({days}){hours}" if len(set(settings.session_days)) < len(WEEK) else hours.removeprefix(" and ")
+
+
+def in_session_only(settings: MonitoringSettings) -> str:
+    """What makes an expression silent outside the session."""
+    session = in_session(settings)
+    return f"\nand on () ({session})" if session else ""
 
 
 def _hours(opens: int, closes: int) -> str:
@@ -68,11 +74,11 @@ def _minutes(text: str) -> int:
 
 
 def _no_traffic(settings: MonitoringSettings) -> Alert:
-    window, session = duration(settings.no_traffic_s), in_session(settings)
+    window = duration(settings.no_traffic_s)
     return Alert(
         alert="TickserveNoTraffic",
         severity="critical",
-        expr=f"sum by ({SERVER}) (increase({OK}[{window}])) == 0" + (f"\nand on () ({session})" if session else ""),
+        expr=f"sum by ({SERVER}) (increase({Series(settings).served(OK)}[{window}])) == 0{in_session_only(settings)}",
         after_s=settings.page_after_s,
         summary="Nobody asks {{ $labels.model }} in session",
         description=f"No request was answered for {window}: the engines or their feed stand still.",
@@ -88,7 +94,7 @@ def _queue(settings: MonitoringSettings) -> list[Alert]:
             alert="TickserveQueueGrows",
             severity="critical",
             # The least of the window: a burst that is worked off is no queue that grows.
-            expr=f"sum by ({SERVER}) (min_over_time({PENDING}[{series.queue_window}]))"
+            expr=f"sum by ({SERVER}) (min_over_time({series.served(PENDING)}[{series.queue_window}]))"
             f" > {number(settings.pending_requests)}",
             after_s=settings.page_after_s,
             summary="Requests for {{ $labels.model }} pile up",
@@ -124,11 +130,14 @@ def _errors(settings: MonitoringSettings) -> Alert:
 
 
 def _skew(settings: MonitoringSettings) -> Alert:
-    replicas = f"count by ({SERVER}) (count by ({SERVER}, instance) ({OK}))"
+    # By instance first: on a GPU each model has two series, one of them with a gpu_uuid.
+    served = Series(settings).served(OK)
+    loaded = f"count by ({SERVER}, version) (count by ({SERVER}, version, instance) ({served}))"
+    replicas = f"count by ({SERVER}) (count by ({SERVER}, instance) ({served}))"
     return Alert(
         alert="TickserveVersionSkew",
         severity="warning",
-        expr=f"count by ({SERVER}, version) ({OK})\n!= on ({SERVER}) group_left () {replicas}",
+        expr=f"{loaded}\n!= on ({SERVER}) group_left () {replicas}",
         after_s=settings.skew_s,
         summary="Replicas serve different versions of {{ $labels.model }}",
         description="Version {{ $labels.version }} is loaded by {{ $value }} of the replicas and not by all.",
@@ -155,12 +164,12 @@ def _memory(settings: MonitoringSettings) -> Alert:
 
 
 def _restarts(settings: MonitoringSettings) -> Alert:
-    window = duration(settings.restart_window_s)
+    window, served = duration(settings.restart_window_s), Series(settings).served(OK)
     return Alert(
         alert="TickserveRestarts",
         severity="warning",
         # Counters that begin anew tell of a restart where kube-state-metrics is not there to count it.
-        expr=f"max by (namespace, job, instance) (resets({OK}[{window}])) > {settings.restarts}\n"
+        expr=f"max by (namespace, job, instance) (resets({served}[{window}])) > {settings.restarts}\n"
         "or max by (namespace, pod, container)"
         f' (increase(kube_pod_container_status_restarts_total{{pod=~"{settings.server_pods}"}}[{window}]))'
         f" > {settings.restarts}",

@@ -29,8 +29,9 @@ class GrafanaStandIn:
     folder_of: dict[str, str] = field(default_factory=dict)
     folders: dict[str, str] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
-    # In place of the next answers: a status and a body (bytes are sent as they are), or seconds to wait.
-    instead: list[Answer | float] = field(default_factory=list)
+    # In place of the next answers: a status and a body (bytes are sent as they are), seconds to wait, or an address
+    # to go to.
+    instead: list[Answer | float | str] = field(default_factory=list)
 
     def answer(self, method: str, path: str, token: str | None, body: Any) -> Answer:
         self.requests.append((method, path))
@@ -81,11 +82,13 @@ def standing_in() -> Iterator[GrafanaStandIn]:
             self._answer(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
         def _answer(self, body: Any) -> None:
-            told = grafana.answer(self.command, self.path, self.headers.get("Authorization"), body)
+            told, elsewhere = grafana.answer(self.command, self.path, self.headers.get("Authorization"), body), ""
             if grafana.instead:
                 instead = grafana.instead.pop(0)
                 if isinstance(instead, float):
                     time.sleep(instead)
+                elif isinstance(instead, str):
+                    told, elsewhere = (308, b""), instead
                 else:
                     told = instead
             status, content = told
@@ -93,6 +96,8 @@ def standing_in() -> Iterator[GrafanaStandIn]:
             try:
                 self.send_response(status)
                 self.send_header("Content-Length", str(len(data)))
+                if elsewhere:
+                    self.send_header("Location", elsewhere)
                 self.end_headers()
                 self.wfile.write(data)
             except ConnectionError:  # who timed out has gone

@@ -36,6 +36,14 @@ BINARIES = {
     "blackbox": "/usr/bin/prometheus-blackbox-exporter",
 }
 SCRAPE_S = 0.5
+# As the chart records it, from its values.
+PROMISE = {
+    "name": "tickserve-slo",
+    "rules": [
+        {"record": f"tickserve:slo:{name}", "expr": f"vector({value})", "labels": {"job": "triton-tickserve"}}
+        for name, value in (("deadline_seconds", 5.0), ("objective", 0.99))
+    ],
+}
 START_S = 20.0
 
 
@@ -229,6 +237,7 @@ def _watched(
     folder: Path, settings: MonitoringSettings, jobs: Mapping[str, Sequence[str]], probes: dict[str, Any]
 ) -> Iterator[tuple[Prometheus, Inbox]]:
     render.write(settings, folder)
+    (folder / "rules" / "promise.yaml").write_text(yaml.safe_dump({"groups": [PROMISE]}))
     prometheus, alertmanager = f"127.0.0.1:{free_port()}", f"127.0.0.1:{free_port()}"
     config = {
         "global": {"scrape_interval": "500ms", "scrape_timeout": "500ms", "evaluation_interval": "500ms"},

@@ -36,6 +36,7 @@ SHORT = MonitoringSettings(
     slo_objective=0.99,
     burn_long_s=(4.0, 6.0, 8.0),
     burn_short_s=(2.0, 3.0, 4.0),
+    burn_misses=3.0,
     pending_requests=4.0,
     queue_seconds=0.1,
     skew_s=1.0,
@@ -45,7 +46,6 @@ SHORT = MonitoringSettings(
     restart_window_s=15.0,
     restarts=0,
     calibration_error=0.25,
-    hit_outcomes=100,
     journal_lag_s=3.0,
 )
 ROOT = Path(__file__).resolve().parents[2]
@@ -109,6 +109,26 @@ class Callers:
             thread.join(10)
 
 
+class Spare:
+    """Two more targets, which can be gone: of the engines' job and of the journals'."""
+
+    def __init__(self) -> None:
+        self.ports = (free_port(), free_port())
+        self._running: list[MetricsExporter] = []
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        return tuple(f"127.0.0.1:{port}" for port in self.ports)
+
+    def start(self) -> None:
+        self._running = [MetricsExporter(port=port) for port in self.ports]
+
+    def stop(self) -> None:
+        for each in self._running:
+            each.close()
+        self._running = []
+
+
 @dataclass(frozen=True)
 class Stage:
     """Everything that runs."""
@@ -120,6 +140,8 @@ class Stage:
     prometheus: Prometheus
     inbox: Inbox
     started: float
+
+    watched: Spare
 
     @property
     def repository(self) -> Path:
@@ -173,11 +195,17 @@ def opened(folder: Path, settings: MonitoringSettings = SHORT) -> Iterator[Stage
         metrics = stack.enter_context(MetricsExporter(port=0))
         # So small a buffer loses what a burst brings.
         narrow = stack.enter_context(MetricsExporter(MetricsSettings(buffer_records=1, flush_ms=1_000.0), port=0))
+        spare = Spare()
+        stack.callback(spare.stop)
+        spare.start()
         outcomes, quiet = (stack.enter_context(Journal(folder / name, JOURNAL)) for name in ("outcomes", "quiet"))
         jobs = {
             "triton-tickserve": (one.target, two.target),
-            "engine": tuple(str(each.url).split("/")[2] for each in (metrics, narrow)),
-            "journal": tuple(stack.enter_context(_followed(folder, name)) for name in ("outcomes", "quiet")),
+            "engine": (*(str(each.url).split("/")[2] for each in (metrics, narrow)), spare.targets[0]),
+            "journal": (
+                *(stack.enter_context(_followed(folder, name)) for name in ("outcomes", "quiet")),
+                spare.targets[1],
+            ),
             "tickserve-worker": (stack.enter_context(_grower(folder)),),
         }
         callers = Callers()
@@ -187,7 +215,7 @@ def opened(folder: Path, settings: MonitoringSettings = SHORT) -> Iterator[Stage
         started = time.time()
         for thread in callers.threads:
             thread.start()
-        yield Stage(folder, one, two, callers, prometheus, inbox, started)
+        yield Stage(folder, one, two, callers, prometheus, inbox, started, spare)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import json
+import re
 import types
 import typing
 from collections.abc import Iterator
@@ -123,6 +124,13 @@ def test_every_variable_of_a_query_is_there_to_choose(page: Dashboard) -> None:
             for name in page.variables:
                 rest = rest.replace(f"${name}", "")
             assert "$" not in rest, query.expr
+
+
+def test_what_the_chart_promises_is_drawn(root: Path) -> None:
+    recorded = set(re.findall(r"tickserve:slo:\w+", (root / "k8s/chart/templates/prometheusrule.yaml").read_text()))
+    assert len(recorded) == 2
+    drawn = " ".join(query.expr for page in PAGES for panel in page.panels for query in panel.queries)
+    assert all(name in drawn for name in recorded)
 
 
 def test_a_dashboard_is_drawn_in_the_docs(root: Path) -> None:

@@ -147,6 +147,25 @@ def test_nobody_there() -> None:
         Grafana("http://127.0.0.1:1", TOKEN).diff(PAGES)
 
 
+@pytest.mark.parametrize("how", ["netrc", "proxy"])
+def test_neither_a_netrc_nor_a_proxy_of_the_machine_is_used(
+    stand_in: GrafanaStandIn, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    if how == "netrc":
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login somebody password else\n")
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    else:
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+            monkeypatch.setenv(name, "http://127.0.0.1:1")
+        monkeypatch.delenv("no_proxy", raising=False)
+        monkeypatch.delenv("NO_PROXY", raising=False)
+    grafana = Grafana(stand_in.url, TOKEN, timeout_s=5)
+    # Only after a redirect is a netrc read.
+    stand_in.instead.append(f"{stand_in.url}/api/folders/tickserve")
+    assert {each.done for each in grafana.push(PAGES)} == {"created"}
+    assert grafana.diff(PAGES) == []
+
+
 # The command.
 
 

@@ -45,6 +45,8 @@ FAULTS: dict[str, dict[str, str]] = {
     "TickserveCalibration": {"model": "drifting"},
     "TickserveHitRatio": {"model": "drifting"},
     "TickserveJournalLag": {"job": "journal"},
+    "TickserveClientDown": {"job": "engine"},
+    "TickserveJournalDown": {"job": "journal"},
 }
 RESTARTED = {
     "TickserveVersionSkew": {"job": "triton-tickserve", "model": "tiny"},
@@ -58,6 +60,7 @@ NOT_LIVE = {
     "TickserveGpuHot": NO_GPU,
     "TickserveGpuMemory": NO_GPU,
     "TickserveGpuBusy": NO_GPU,
+    "TickserveClientsUnseen": "it needs a Prometheus without any client's metrics, which every other alert needs",
 }
 EMPTY_PANELS = {
     ("tickserve-gpu", "Busy"): NO_GPU,
@@ -124,10 +127,12 @@ def perform(stage: Stage) -> Play:
     stage.callers.wrong.set()
     stage.grow(True)
     stage.two.kill()
+    stage.watched.stop()
     marks["fired"] = fired(stage, FAULTS, marks["faults"])
 
     stage.callers.wrong.clear()
     stage.grow(False)
+    stage.watched.start()
     certify(stage.folder, days=5)
     stage.two.start(stage.newer)
     fired(stage, RESTARTED, marks["fired"])
@@ -144,7 +149,7 @@ def perform(stage: Stage) -> Play:
     stage.one.start(stage.repository)
     stage.two.start(stage.repository)
     resolved(stage, GONE)
-    return Play(stage.inbox, well, marks, panels(stage), expressions(stage), pictures(stage))
+    return Play(stage.inbox, well, marks, panels(stage), expressions(stage, marks["faults"]), pictures(stage))
 
 
 def panels(stage: Stage) -> dict[tuple[str, str, str], bool]:
@@ -157,8 +162,9 @@ def panels(stage: Stage) -> dict[tuple[str, str, str], bool]:
     }
 
 
-def expressions(stage: Stage) -> dict[str, bool]:
-    return {name: stage.prometheus.has_data(alert.expr, stage.started) for name, alert in alerts(SHORT).items()}
+def expressions(stage: Stage, since: float) -> dict[str, bool]:
+    """Not of the start: a server is scraped before the first client has reported a call."""
+    return {name: stage.prometheus.has_data(alert.expr, since) for name, alert in alerts(SHORT).items()}
 
 
 def pictures(stage: Stage) -> list[Path]:

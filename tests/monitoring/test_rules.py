@@ -139,6 +139,13 @@ def test_the_days_are_prometheus_days() -> None:
         assert [holds(only, sunday + timedelta(days=n)) for n in range(7)] == [n == index for n in range(7)]
 
 
+def test_what_triton_reports_is_looked_at_under_the_jobs_of_our_servers() -> None:
+    text = "".join(group.yaml() for group in groups(settings(server_jobs="ours")))
+    selectors = re.findall(r"\bnv_\w+(.{0,13})", text)
+    assert len(selectors) > 10
+    assert all(each.startswith('{job=~"ours"') for each in selectors)
+
+
 # Unit tests of promtool, by what they hold: run by test_promtool.py.
 
 

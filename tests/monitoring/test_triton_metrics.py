@@ -40,6 +40,19 @@ def test_counts_stay_with_their_model_and_version() -> None:
     assert first.requests_failed == 3
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_two_series_of_a_model_on_a_gpu_are_added(order: int) -> None:
+    of_gpu = 'model="a",version="1",gpu_uuid="GPU-1"'
+    lines = [
+        f"nv_inference_count{{{of_gpu}}} 500",
+        'nv_inference_count{model="a",version="1"} 0',
+        f'nv_inference_request_failure{{{of_gpu},reason="BACKEND"}} 2',
+        'nv_inference_request_failure{model="a",reason="BACKEND",version="1"} 1',
+    ]
+    counts = parse("\n".join(lines[::order]) + "\n")["a", "1"]
+    assert (counts.rows, counts.failures, counts.requests_failed) == (500, {"BACKEND": 3}, 3)
+
+
 @pytest.mark.parametrize("text", ["nv_inference_count{model=", "nv_inference_count NaN\n", "<html>no</html>\n"])
 def test_other_text_is_refused(text: str) -> None:
     with pytest.raises(ProtocolError, match="Prometheus"):

@@ -18,6 +18,8 @@ class MonitoringSettings(Section):
 
     runbook_url: str = Field("docs/runbooks", min_length=1, description="where the runbook pages are to be read")
     server_jobs: str = Field(".*tickserve.*", min_length=1, description="job labels of the servers, as a pattern")
+    client_jobs: str = Field("engine", min_length=1, description="job labels of the engines' clients, as a pattern")
+    journal_jobs: str = Field("journal", min_length=1, description="those of 'monitor export', as a pattern")
     server_pods: str = Field(".*tickserve.*", min_length=1, description="names of their pods, as a pattern")
     gpu_pods: str = Field(".*", description="pods whose GPUs are looked at, as a pattern; DCGM's label pod")
     window_s: float = Field(300.0, gt=0, description="ratios and quantiles are of so long")
@@ -32,6 +34,9 @@ class MonitoringSettings(Section):
     burn_short_s: tuple[float, float, float] = Field(
         (300.0, 1_800.0, 21_600.0), description="and still going on: seen over so long too"
     )
+    burn_misses: float = Field(
+        5.0, ge=0, description="deadlines missed in the shorter time; so few or fewer are no alert"
+    )
     pending_requests: float = Field(64.0, ge=1, description="of a model, waiting in all its servers together")
     queue_seconds: float = Field(0.02, gt=0, description="mean wait of a request in the server's queue")
     error_ratio: float = Field(0.05, gt=0, le=1, description="share of calls that end with an error")
@@ -45,8 +50,7 @@ class MonitoringSettings(Section):
     event_age_s: float = Field(5.0, gt=0, description="age of the newest event, 99 of 100 calls")
     psi: float = Field(0.25, gt=0, description="population stability index of the feature that drifts most")
     calibration_error: float = Field(0.1, gt=0, le=1, description="expected calibration error")
-    hit_ratio: float = Field(0.5, ge=0, le=1, description="share of right calls, once hit_outcomes are known")
-    hit_outcomes: int = Field(500, ge=1, description="outcomes that make a hit ratio worth looking at")
+    hit_ratio: float = Field(0.5, ge=0, le=1, description="share of right calls among those with an outcome")
     journal_lag_s: float = Field(300.0, gt=0, description="the newest record that was read may be so old")
     memory_window_s: float = Field(3_600.0, gt=0, description="memory is watched over so long")
     memory_growth_mb: float = Field(200.0, gt=0, description="growth over that time that is a leak")

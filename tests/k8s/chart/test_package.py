@@ -21,6 +21,7 @@ from tests.k8s.chart.rendering import (
     of_kind,
     parse,
     render,
+    template,
     the,
     values_of,
 )
@@ -62,6 +63,37 @@ def test_rules_of_the_values_replace_those_of_the_package(chart: Path, tmp_path:
     arguments = ("--values", values_of("monitoring"), "--values", own)
     made = the(render(*arguments, chart=chart), "PrometheusRule")["spec"]["groups"]
     assert [group["name"] for group in made] == ["tickserve-slo", "own"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pattern"),
+    [
+        ("", ".*tickserve.*"),
+        ("my-tickserve", ".*tickserve.*"),
+        ("scores", ".*(tickserve|scores).*"),
+    ],
+)
+def test_alerts_look_at_the_jobs_and_pods_of_this_release(name: str, pattern: str) -> None:
+    made = render("--values", values_of("monitoring"), *(("--set", f"fullnameOverride={name}") if name else ()))
+    rules = json.dumps(the(made, "PrometheusRule")["spec"]["groups"][1:])
+    patterns = set(re.findall(r'(?:job|pod|name)=~\\"(.*?)\\"', rules))
+    assert patterns - {".*", "engine", "journal"} == {pattern}
+    jobs = [service["metadata"]["name"] for service in of_kind(made, "Service")]
+    assert jobs
+    assert all(re.fullmatch(pattern, job) for job in jobs)
+
+
+def test_another_objective_than_that_of_the_rules_is_refused(tmp_path: Path) -> None:
+    stricter, own = tmp_path / "stricter.yaml", tmp_path / "own.yaml"
+    stricter.write_text("slo: {objective: 0.9999}\n")
+    arguments = ("--values", values_of("monitoring"), "--values", stricter)
+    refused = template(*arguments)
+    assert refused.returncode == 1
+    assert "slo.objective: expected 0.999" in refused.stderr
+    assert "monitoring.slo_objective = 0.9999" in refused.stderr
+    own.write_text(yaml.safe_dump({"prometheusRule": yaml.safe_load(RULES)}))
+    said = the(render(*arguments, "--values", own), "PrometheusRule")["spec"]["groups"][0]["rules"]
+    assert said[1]["expr"] == "vector(0.9999)"
 
 
 def test_the_promise_is_recorded_beside_what_is_measured(chart: Path) -> None:
