@@ -1,6 +1,9 @@
 {{/* The container that serves: arguments, probes, and what ends it. */}}
 
-{{/* Added to the image's own arguments, of which the last value wins. */}}
+{{/*
+Added to the image's own arguments, of which the last value wins; but a second --model-repository is a repository more, so there is
+none here.
+*/}}
 {{- define "tickserve.serverArguments" -}}
 {{- $apis := "shared-memory,model-config,model-repository,statistics,trace,logging" -}}
 {{- $httpApis := eq .Values.server.http "probes" | ternary (printf "%s,metadata,inference" $apis) $apis -}}

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from serving import arguments
 from tests.k8s.chart.conditions import argument, mount, servers
 from tests.k8s.chart.rendering import (
+    SCENARIOS,
     Object,
     Pod,
     container,
@@ -54,6 +55,15 @@ def test_the_image_and_the_chart_together_say_what_production_says(scenario: str
     mine = dict(text.partition("=")[::2] for text in [*arguments.image_arguments(), *chosen])
     production = dict(text.partition("=")[::2] for text in arguments.container_arguments(settings(**keys)))
     assert mine == production
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "sidecar-embedded"])
+def test_the_server_is_given_one_repository(scenario: str) -> None:
+    """Triton adds up every --model-repository: the image names it, so the chart does not."""
+    told = [*arguments.image_arguments(), *server(scenario)["args"]]
+    assert [text for text in told if "--model-repository" in text or "--model-store" in text] == [
+        f"--model-repository={mount(server(scenario), '/models')['mountPath']}"
+    ]
 
 
 def test_one_way_tls_asks_no_client_for_a_certificate() -> None:
