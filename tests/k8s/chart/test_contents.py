@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from typer.testing import CliRunner
 from serving import arguments
 from tests.k8s.chart.conditions import argument, mount, servers
 from tests.k8s.chart.rendering import (
+    CHART,
     SCENARIOS,
     Object,
     Pod,
@@ -255,9 +258,48 @@ def test_the_command_knows_every_option_of_a_pod(name: str) -> None:
     assert CliRunner().invoke(app, [*commands()[name], "--unheard-of", "--help"]).exit_code == 2
 
 
-def test_other_values_make_another_job_and_the_same_values_the_same() -> None:
-    def name(*arguments: str) -> str:
-        made = render("--values", values_of("jobs"), *arguments)
-        return next(each["metadata"]["name"] for each in of_kind(made, "Job") if "-train-" in each["metadata"]["name"])
+def jobs_of(*arguments: str | Path, chart: Path = CHART) -> dict[str, Object]:
+    """The spec of each Job that is no hook, and of the RayJob, by name."""
+    made = render("--values", values_of("jobs"), *arguments, chart=chart)
+    return {each["metadata"]["name"]: each["spec"] for kind in ("Job", "RayJob") for each in of_kind(made, kind)}
 
-    assert name() == name("--set", "replicaCount=4") != name("--set", "jobs.training.parallelism=1")
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "replicaCount=4",
+        "jobs.training.parallelism=1",
+        "podLabels.team=desk",
+        "image.registry=registry.example.com",
+        "imagePullSecrets={mine}",
+        "serviceAccount.name=other",
+        "jobs.training.gpu=true",
+        "jobs.loadtest.workers=3",
+    ],
+)
+def test_a_job_keeps_its_name_exactly_as_long_as_its_spec(change: str) -> None:
+    """Kubernetes refuses another spec under the name of a Job, and `helm upgrade` with it."""
+    before, after = jobs_of(), jobs_of("--set", change)
+    assert len(before) == len(after) == 6
+    master = {name for name in after if "-load-" in name and not name.endswith("-workers")}
+    assert {f"{name}-workers" for name in master} < set(after), "they run anew together"
+    for name in before.keys() & after.keys():
+        assert before[name] == after[name], name
+    if change in ("podLabels.team=desk", "image.registry=registry.example.com", "imagePullSecrets={mine}"):
+        assert not before.keys() & after.keys()
+    if change == "replicaCount=4":
+        assert before == after
+    if change == "jobs.training.parallelism=1":
+        assert len(before.keys() - after.keys()) == 1
+
+
+def test_a_script_of_a_new_chart_makes_another_job(tmp_path: Path) -> None:
+    chart = tmp_path / "chart"
+    shutil.copytree(CHART, chart)
+    for name in ("train_symbol", "loadtest_plan"):
+        script = chart / "files" / "scripts" / f"{name}.py"
+        script.write_text(script.read_text() + "\n# Another version.\n")
+    before, after = jobs_of(), jobs_of(chart=chart)
+    moved = {name.rpartition("-")[0] for name in before.keys() - after.keys() if not name.endswith("-workers")}
+    assert moved == {"triton-tickserve-train", "triton-tickserve-load"}
+    assert all(before[name] == after[name] for name in before.keys() & after.keys())
