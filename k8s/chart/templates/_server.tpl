@@ -25,6 +25,8 @@ none here.
 {{- if .Values.sidecar.enabled }}
 - --http-address=127.0.0.1
 - --grpc-address=127.0.0.1
+# Or it would be that of HTTP, where Prometheus does not reach it.
+- --metrics-address=0.0.0.0
 - --allow-client-shm=true
 {{- end }}
 - --http-restricted-api={{ $httpApis }}:triton-restricted=$(TRITON_RESTRICTED_VALUE)

@@ -110,7 +110,7 @@ resources.limits.ephemeral-storage: expected at least {{ $needs }}Mi (model.size
 {{- end -}}
 
 {{- define "tickserve.validate.server" -}}
-{{- $owned := list "model-repository" "model-control-mode" "load-model" "strict-readiness" "disable-auto-complete-config" "exit-on-error" "exit-timeout-secs" "http-max-input-size" "http-thread-count" "http-port" "grpc-port" "metrics-port" "http-address" "grpc-address" "allow-http" "allow-grpc" "allow-metrics" "allow-client-shm" "log-verbose" "grpc-use-ssl" "grpc-use-ssl-mutual" "grpc-server-cert" "grpc-server-key" "grpc-root-cert" "http-restricted-api" "grpc-restricted-protocol" -}}
+{{- $owned := list "model-repository" "model-control-mode" "load-model" "strict-readiness" "disable-auto-complete-config" "exit-on-error" "exit-timeout-secs" "http-max-input-size" "http-thread-count" "http-port" "grpc-port" "metrics-port" "http-address" "grpc-address" "metrics-address" "allow-http" "allow-grpc" "allow-metrics" "allow-client-shm" "log-verbose" "grpc-use-ssl" "grpc-use-ssl-mutual" "grpc-server-cert" "grpc-server-key" "grpc-root-cert" "http-restricted-api" "grpc-restricted-protocol" -}}
 {{- range .Values.server.extraArgs }}
 {{- $option := trimPrefix "--" . | splitList "=" | first }}
 {{- if has $option $owned }}

@@ -212,6 +212,22 @@ def test_the_engine_and_its_server_share_memory(scenario: str) -> None:
     assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "256Mi"}
 
 
+def test_prometheus_reaches_the_metrics_of_a_sidecar_that_has_any() -> None:
+    """Triton's metrics are where its HTTP is unless told otherwise; the embedded server's are on loopback."""
+    prometheus = ("--set", "networkPolicy.prometheus.podLabels.app=prometheus")
+    made = render("--values", values_of("sidecar"), *prometheus)
+    ((_, _, triton),) = servers(made)
+    assert argument(triton, "metrics-address") == "0.0.0.0"
+    assert argument(triton, "http-address") == argument(triton, "grpc-address") == "127.0.0.1"
+    assert [port["containerPort"] for port in triton["ports"]] == [8002]
+    (rule,) = the(made, "NetworkPolicy", "triton-tickserve")["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 8002, "protocol": "TCP"}]
+    embedded = render("--values", values_of("sidecar-embedded"), *prometheus)
+    ((_, _, triton),) = servers(embedded)
+    assert "ports" not in triton
+    assert "ingress" not in the(embedded, "NetworkPolicy", "triton-tickserve")["spec"]
+
+
 def test_a_job_of_training_has_one_pod_for_each_symbol() -> None:
     job = next(each for each in of_kind(objects("jobs"), "Job") if "-train-" in each["metadata"]["name"])["spec"]
     assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 2, 2)

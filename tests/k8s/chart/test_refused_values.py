@@ -107,6 +107,7 @@ TOGETHER: dict[str, str] = {
     ),
     "server.extraArgs={--model-control-mode=explicit}": "was --model-control-mode",
     "server.extraArgs={--http-restricted-api=}": "was --http-restricted-api",
+    "server.extraArgs={--metrics-address=127.0.0.1}": "was --metrics-address",
     "gpu.productSelector=NVIDIA-L4": "gpu.productSelector: expected gpu.enabled with it, was false",
     "fullnameOverride=tickserve": "expected a name that does not begin with",
     "sidecar.enabled=true": "sidecar.engine.image: expected a repository, and a tag or a digest",
