@@ -160,6 +160,13 @@ def test_keda_reads_the_contracts_queries_and_scales_before_the_open() -> None:
     assert [cron["metadata"]["timezone"] for cron in crons] == ["Europe/London", "America/New_York"]
 
 
+def test_the_autoscalers_scale_what_serves() -> None:
+    for scenario, kind in (("hpa", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")):
+        name = the(objects(scenario), "Deployment")["metadata"]["name"]
+        wanted = {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+        assert the(objects(scenario), kind)["spec"]["scaleTargetRef"] == wanted
+
+
 def test_callers_are_named_by_namespace_and_pod_and_get_their_ports_alone() -> None:
     rules = the(objects("cpu"), "NetworkPolicy", "tickserve")["spec"]["ingress"]
     engines, research = rules[0], rules[1]
@@ -251,6 +258,69 @@ def test_there_is_an_engine_build_for_each_node_pool() -> None:
     command = [*builds[0].spec["containers"][0]["command"], *builds[0].spec["containers"][0]["args"]]
     wanted = ["-m", "tickserve.cli", "tensorrt", "build", "btcusdt-l5-mlp", "--version", "3", "--repository", "/models"]
     assert command[1:] == wanted
+
+
+def claims(pod: Pod, name: str) -> dict[str, tuple[str, bool]]:
+    """Of a container: where each claim is mounted -> its name, and whether it can be written to."""
+    known = {volume["name"]: volume.get("persistentVolumeClaim") for volume in pod.spec["volumes"]}
+    return {
+        item["mountPath"]: (claim["claimName"], not (item.get("readOnly") or claim.get("readOnly")))
+        for item in container(pod, name)["volumeMounts"]
+        if (claim := known[item["name"]])
+    }
+
+
+DATA_AND_WORK = {"/data": ("my-data", False), "/work": ("my-runs", True)}
+CLAIMS: dict[str, dict[str, tuple[str, bool]]] = {
+    "train": DATA_AND_WORK,
+    "ray-submitter": DATA_AND_WORK,
+    "ray-head": DATA_AND_WORK,
+    "ray-worker": DATA_AND_WORK,
+    "build": {"/models": ("my-models", True)},
+    "locust-master": {"/models": ("my-models", False)},
+    "locust-worker": {"/models": ("my-models", False)},
+}
+
+
+def test_jobs_mount_the_claims_of_the_values_and_write_where_they_have_to() -> None:
+    sets = [
+        f"jobs.{job}.{key}" for job in ("training", "rayJob") for key in ("dataClaim=my-data", "outputClaim=my-runs")
+    ]
+    sets += [f"jobs.{job}.repositoryClaim=my-models" for job in ("engineBuild", "loadtest")]
+    found = {
+        each["name"]: claims(pod, each["name"])
+        for pod in pods(render("--values", values_of("jobs"), "--set", ",".join(sets)))
+        for each in pod.spec["containers"]
+        if each["name"] in CLAIMS
+    }
+    assert found == CLAIMS
+
+
+def test_workers_find_the_master_and_nobody_else() -> None:
+    service = the(objects("jobs"), "Service", "-loadtest")
+    assert [(port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [(5557, 5557)]
+    assert service["spec"]["publishNotReadyAddresses"] is True, "the master is waited for while it waits"
+    chosen = service["spec"]["selector"]
+    assert chosen["tickserve.io/role"] == "master"
+    found = [pod for pod in pods(objects("jobs")) if chosen.items() <= pod.metadata["labels"].items()]
+    assert [each["name"] for pod in found for each in pod.containers] == ["locust-master"]
+    (worker,) = [pod for pod in pods(objects("jobs")) if pod.spec["containers"][0]["name"] == "locust-worker"]
+    told = worker.spec["containers"][0]["args"]
+    assert told[told.index("--master-host") + 1] == service["metadata"]["name"]
+
+
+def test_every_job_ends_at_its_deadline() -> None:
+    sets = ",".join(f"jobs.{job}.deadlineSeconds={60 + index}" for index, job in enumerate(DEADLINES))
+    found = {
+        name: spec["activeDeadlineSeconds"]
+        for full, spec in jobs_of("--set", sets).items()
+        for name in DEADLINES.values()
+        if f"-{name}-" in full
+    }
+    assert found == {name: 60 + index for index, name in enumerate(DEADLINES.values())}
+
+
+DEADLINES = {"training": "train", "rayJob": "ray", "engineBuild": "engine", "loadtest": "load"}
 
 
 def commands() -> dict[str, list[str]]:
