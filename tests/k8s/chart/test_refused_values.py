@@ -112,7 +112,9 @@ TOGETHER: dict[str, str] = {
     "fullnameOverride=tickserve": "expected a name that does not begin with",
     "sidecar.enabled=true": "sidecar.engine.image: expected a repository, and a tag or a digest",
     "jobs.training.enabled=true": "jobs.training.symbols: expected at least one, was none",
-    "jobs.rayJob.enabled=true": "jobs.rayJob.rayVersion: expected the version of Ray in jobs.rayJob.image, was empty",
+    "jobs.rayJob.enabled=true,jobs.rayJob.rayVersion=": (
+        "jobs.rayJob.rayVersion: expected the version of Ray in jobs.rayJob.image, was empty"
+    ),
     "jobs.engineBuild.enabled=true": "jobs.engineBuild.nodePools: expected at least one, was none",
     "jobs.loadtest.enabled=true": "model.names: expected at least one with jobs.loadtest.enabled, was none",
     r"podLabels.app\.kubernetes\.io/name=x": "podLabels: expected none of the labels that the chart sets",
