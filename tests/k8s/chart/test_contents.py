@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from serving import arguments
 from tests.k8s.chart.conditions import argument, mount, servers
 from tests.k8s.chart.rendering import (
     CHART,
+    ROOT,
     SCENARIOS,
     Object,
     Pod,
@@ -158,6 +161,30 @@ def test_keda_reads_the_contracts_queries_and_scales_before_the_open() -> None:
     assert {queue["metricType"], misses["metricType"]} == {"Value"}
     assert [cron["metadata"]["desiredReplicas"] for cron in crons] == ["4", "6"]
     assert [cron["metadata"]["timezone"] for cron in crons] == ["Europe/London", "America/New_York"]
+
+
+def adapter_rules() -> dict[str, Any]:
+    """What docs/deploy.md gives the Prometheus adapter."""
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    (block,) = [each for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if each.startswith("rules:")]
+    return dict(yaml.safe_load(block)["rules"])
+
+
+def test_the_adapters_rules_serve_what_the_autoscaler_asks_for() -> None:
+    ((waiting,), (misses,)) = (adapter_rules()[kind] for kind in ("custom", "external"))
+    pods_metric, external = the(objects("hpa"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert waiting["name"]["as"] == pods_metric["pods"]["metric"]["name"]
+    assert set(waiting["resources"]["overrides"]) == {"namespace", "pod"}
+    assert misses["name"]["as"] == external["external"]["metric"]["name"]
+    assert misses["resources"] == {"namespaced": False}, "engines are in namespaces of their own"
+    queue, missed, *_ = the(objects("keda"), "ScaledObject")["spec"]["triggers"]
+    series = re.compile(r"\b(?:nv|tickserve)_\w+(?=\{)")
+    assert series.findall(waiting["metricsQuery"]) == series.findall(queue["metadata"]["query"])
+    assert series.findall(misses["metricsQuery"]) == series.findall(missed["metadata"]["query"])
+    for rule in (waiting, misses):
+        assert rule["seriesQuery"].partition("{")[0] in series.findall(rule["metricsQuery"])
+    assert misses["metricsQuery"].endswith(" or vector(0)"), "nothing is counted before the first"
+    assert missed["metadata"]["query"].endswith(" or vector(0)")
 
 
 def test_the_autoscalers_scale_what_serves() -> None:
