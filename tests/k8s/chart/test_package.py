@@ -126,6 +126,15 @@ def test_notes_name_the_secrets_and_claims_that_have_to_be_there(chart: Path) ->
         assert name in said
 
 
+def test_a_claim_that_several_nodes_mount_is_said_to_need_many(chart: Path) -> None:
+    assert "PersistentVolumeClaim triton-tickserve-models, ReadOnlyMany or ReadWriteMany" in notes(chart)
+    assert "Many" not in notes(chart, "--values", values_of("sidecar"))
+    assert "Many" not in notes(chart, "--values", values_of("oci"))
+    for page in ("docs/deploy.md", "k8s/overlays/README.md", "k8s/chart/values.yaml"):
+        text = " ".join((ROOT / page).read_text().replace("#", " ").replace("`", "").split())
+        assert "ReadOnlyMany or ReadWriteMany" in text, page
+
+
 @pytest.mark.parametrize(
     ("release", "name"),
     [
