@@ -86,6 +86,16 @@ model.oci.reference: expected an image with a tag or a digest with model.source 
 {{- if and $v.networkPolicy.enabled (has $v.model.source (list "s3" "gcs")) (not $v.networkPolicy.egress.objectStore) }}
 networkPolicy.egress.objectStore: expected the addresses of the object store (the model sync could not reach it), was empty
 {{- end }}
+{{- with $v.networkPolicy.egress.dns }}
+{{- if not (or .namespaceLabels .podLabels .cidrs) }}
+networkPolicy.egress.dns: expected labels or cidrs (no peer at all is everybody), was neither
+{{- end }}
+{{- end }}
+{{- range $v.networkPolicy.callers }}
+{{- if and .cidr (or .namespaceLabels .podLabels) }}
+networkPolicy.callers {{ .name }}: expected labels or a cidr (two entries for both), was both
+{{- end }}
+{{- end }}
 {{- if $v.tls.enabled }}
 {{- if not $v.tls.secretName }}
 tls.secretName: expected a Secret of type kubernetes.io/tls, was empty

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_address, ip_network
 from typing import Any, NamedTuple
 
 from tests.k8s.chart.conditions import Objects
@@ -11,10 +12,11 @@ SPACE = "kubernetes.io/metadata.name"
 
 
 class Party(NamedTuple):
-    """A pod: the labels of its namespace, and its own."""
+    """A pod: the labels of its namespace, and its own; or an address outside the cluster."""
 
     namespace: dict[str, str]
     labels: dict[str, str]
+    address: str = ""
 
     @property
     def of_the_release(self) -> bool:
@@ -35,8 +37,12 @@ def _matches(selector: Object, labels: dict[str, str]) -> bool:
 
 
 def _is_peer(peer: Object, other: Party) -> bool:
-    if "ipBlock" in peer:
-        return False
+    if "ipBlock" in peer or other.address:
+        return (
+            "ipBlock" in peer
+            and bool(other.address)
+            and ip_address(other.address) in ip_network(peer["ipBlock"]["cidr"])
+        )
     in_space = _matches(peer["namespaceSelector"], other.namespace) if "namespaceSelector" in peer else None
     if in_space is None:
         in_space = other.of_the_release

@@ -55,6 +55,14 @@ BY_SCHEMA: dict[str, str] = {
     "networkPolicy.egress.objectStore[0].cidr=10.0.0.1,networkPolicy.egress.objectStore[0].port=443": (
         "networkPolicy.egress.objectStore.0.cidr: Does not match pattern"
     ),
+    "networkPolicy.egress.objectStore[0].cidr=0.0.0.0/0,networkPolicy.egress.objectStore[0].port=443": (
+        "networkPolicy.egress.objectStore.0.cidr: Does not match pattern"
+    ),
+    "networkPolicy.egress.dns.cidrs={10.0.0.1}": "networkPolicy.egress.dns.cidrs.0: Does not match pattern",
+    "networkPolicy.egress.dns.port=0": "networkPolicy.egress.dns.port: Must be greater than or equal to 1",
+    "networkPolicy.callers[0].name=x,networkPolicy.callers[0].ports={grpc},networkPolicy.callers[0].cidr=::/0": (
+        "networkPolicy.callers.0.cidr: Does not match pattern"
+    ),
     "service.type=LoadBalancer": "service: Additional property type is not allowed",
     "autoscaling.queueSecondsPerRequest=0": "autoscaling.queueSecondsPerRequest: Must be greater than 0",
     "keda.preScale[0].name=x": "keda.preScale.0: timezone is required",
@@ -96,6 +104,13 @@ TOGETHER: dict[str, str] = {
     "model.source=oci,model.oci.reference=r/m:1,model.verify.publicKeySecret=": (
         "model.verify.publicKeySecret: expected the Secret of the public keys"
     ),
+    "networkPolicy.egress.dns.namespaceLabels=null,networkPolicy.egress.dns.podLabels=null": (
+        "networkPolicy.egress.dns: expected labels or cidrs (no peer at all is everybody), was neither"
+    ),
+    (
+        "networkPolicy.callers[0].name=x,networkPolicy.callers[0].ports={grpc},"
+        "networkPolicy.callers[0].cidr=10.0.0.0/8,networkPolicy.callers[0].podLabels.a=b"
+    ): "networkPolicy.callers x: expected labels or a cidr (two entries for both), was both",
     "tls.enabled=true": "tls.secretName: expected a Secret of type kubernetes.io/tls, was empty",
     "tls.enabled=true,tls.secretName=x": "server.http: expected probes with tls.enabled",
     "serviceAccount.create=false": "serviceAccount.name: expected a name with serviceAccount.create false",
