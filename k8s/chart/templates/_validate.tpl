@@ -98,7 +98,7 @@ networkPolicy.callers {{ .name }}: expected labels or a cidr (two entries for bo
 {{- end }}
 {{- if $v.tls.enabled }}
 {{- if not $v.tls.secretName }}
-tls.secretName: expected a Secret of type kubernetes.io/tls, was empty
+tls.secretName: expected the Secret of tls.crt and tls.key, was empty
 {{- end }}
 {{- if ne $v.server.http "probes" }}
 server.http: expected probes with tls.enabled (Triton's HTTP has no TLS and would answer in plaintext), was {{ $v.server.http }}
@@ -141,7 +141,7 @@ sidecar.engine.image: expected a repository, and a tag or a digest, was {{ print
 {{- end }}
 {{- end }}
 {{- range $v.sidecar.engine.env }}
-{{- if and (hasKey . "value") (regexMatch "SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_KEY|ACCESS_KEY|PRIVATE_KEY" .name) }}
+{{- if and (hasKey . "value") (regexMatch "(?i)SECRET|TOKEN|CREDENTIAL|PASS(WORD|WD|PHRASE)?(_|$)|PWD(_|$)|KEY(_|$)" .name) (not (hasPrefix "/" (toString .value))) }}
 sidecar.engine.env {{ .name }}: expected valueFrom (no secret belongs in values), was a value
 {{- end }}
 {{- end }}

@@ -195,5 +195,15 @@ def test_the_page_names_keys_that_are_there_and_its_values_render(tmp_path: Path
     assert the(render("--values", example), "Deployment")
 
 
+def test_pages_that_only_render_name_the_version_of_the_cluster() -> None:
+    """Helm 3.6 takes every cluster for 1.20 then, which the chart refuses."""
+    pages = [ROOT / "docs" / "deploy.md", ROOT / "k8s" / "chart" / "UPGRADING.md"]
+    lines = [
+        line for page in pages for line in page.read_text().splitlines() if re.match(r" *helm .*\btemplate ", line)
+    ]
+    assert len(lines) == 2
+    assert all("--kube-version 1." in line for line in lines)
+
+
 # Keys that the page does not need to name: names, labels, the test's own size.
 UNNAMED = {"nameOverride", "fullnameOverride", "podLabels", "podAnnotations", "serviceAccount", "test"}

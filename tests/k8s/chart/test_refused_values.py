@@ -111,7 +111,7 @@ TOGETHER: dict[str, str] = {
         "networkPolicy.callers[0].name=x,networkPolicy.callers[0].ports={grpc},"
         "networkPolicy.callers[0].cidr=10.0.0.0/8,networkPolicy.callers[0].podLabels.a=b"
     ): "networkPolicy.callers x: expected labels or a cidr (two entries for both), was both",
-    "tls.enabled=true": "tls.secretName: expected a Secret of type kubernetes.io/tls, was empty",
+    "tls.enabled=true": "tls.secretName: expected the Secret of tls.crt and tls.key, was empty",
     "tls.enabled=true,tls.secretName=x": "server.http: expected probes with tls.enabled",
     "serviceAccount.create=false": "serviceAccount.name: expected a name with serviceAccount.create false",
     "model.sizeLimit=2Gi": (
@@ -183,6 +183,24 @@ def test_values_that_do_not_go_together_are_refused(value: str) -> None:
 @pytest.mark.parametrize(("scenario", "value"), ON_TOP)
 def test_what_does_not_go_with_a_scenario_is_refused(scenario: str, value: str) -> None:
     assert ON_TOP[scenario, value] in refused("--values", str(values_of(scenario)), "--set", value)
+
+
+@pytest.mark.parametrize(
+    "name", ["DB_PASS", "DB_PWD", "SIGNING_KEY", "KEY", "dbpassword", "VENUE_KEY_2", "PASSPHRASE", "AUTH_TOKEN"]
+)
+def test_a_secret_in_the_open_is_known_by_its_name(name: str) -> None:
+    said = refused("--values", str(values_of("sidecar")), "--set", f"{ENV}.name={name},{ENV}.value=x")
+    assert f"sidecar.engine.env {name}: expected valueFrom (no secret belongs in values)" in said
+
+
+@pytest.mark.parametrize("name", ["VENUE=binance", "KEYBOARD=us", "PASSIVE=on", "TLS_KEY=/etc/engine/tls.key"])
+def test_a_variable_that_is_no_secret_is_let_through(name: str) -> None:
+    variable, _, value = name.partition("=")
+    done = template("--values", values_of("sidecar"), "--set", f"{ENV}.name={variable},{ENV}.value={value}")
+    assert done.returncode == 0, done.stderr
+
+
+ENV = "sidecar.engine.env[1]"
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
