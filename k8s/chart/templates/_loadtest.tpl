@@ -47,8 +47,10 @@ volumes:
   {{- include "tickserve.scratch" $job.resources | nindent 2 }}
 {{- end -}}
 
+{{/* Of master and workers together: they run anew together. */}}
 {{- define "tickserve.loadtestName" -}}
-{{- include "tickserve.jobName" (list . "load" (list .Values.jobs.loadtest .Values.jobs.loadtestImage .Values.model.names)) -}}
+{{- $both := printf "master:\n%s\nworkers:\n%s" (include "tickserve.loadtestMasterSpec" . | indent 2) (include "tickserve.loadtestWorkersSpec" . | indent 2) -}}
+{{- include "tickserve.jobName" (list . "load" $both) -}}
 {{- end -}}
 
 {{- define "tickserve.loadtestService" -}}

@@ -1,12 +1,13 @@
 {{/* Peers and ports of network policies. */}}
 
-{{/* One peer of labels: (dict namespaceLabels podLabels). Without namespaceLabels: of this namespace. */}}
+{{/* One peer: (dict namespaceLabels podLabels), or (dict cidr). Without namespaceLabels: of this namespace. */}}
 {{- define "tickserve.peer" -}}
 {{- $pods := .podLabels -}}
 {{- $spaces := .namespaceLabels -}}
 {{- $parts := list -}}
 {{- if $spaces }}{{ $parts = append $parts (dict "namespaceSelector" (dict "matchLabels" $spaces)) }}{{ end -}}
 {{- if $pods }}{{ $parts = append $parts (dict "podSelector" (dict "matchLabels" $pods)) }}{{ end -}}
+{{- if .cidr }}{{ $parts = append $parts (dict "ipBlock" (dict "cidr" .cidr)) }}{{ end -}}
 {{- $peer := dict -}}
 {{- range $parts }}{{ $peer = merge $peer . }}{{ end -}}
 - {{ toYaml $peer | nindent 2 | trim }}
@@ -18,11 +19,18 @@
 
 {{/* Names are looked up here. */}}
 {{- define "tickserve.dnsEgress" -}}
+{{- with .Values.networkPolicy.egress.dns -}}
 - to:
-    {{- include "tickserve.peer" .Values.networkPolicy.egress.dns | nindent 4 }}
+    {{- if or .namespaceLabels .podLabels }}
+    {{- include "tickserve.peer" . | nindent 4 }}
+    {{- end }}
+    {{- range .cidrs }}
+    {{- include "tickserve.peer" (dict "cidr" .) | nindent 4 }}
+    {{- end }}
   ports:
-    - {port: 53, protocol: UDP}
-    - {port: 53, protocol: TCP}
+    - {port: {{ .port }}, protocol: UDP}
+    - {port: {{ .port }}, protocol: TCP}
+{{- end -}}
 {{- end -}}
 
 {{/* The model sync's way to its source; nothing where that is a volume. */}}

@@ -2,6 +2,8 @@
 {{- define "tickserve.rayPod" -}}
 {{- $root := index . 0 -}}
 {{- $job := $root.Values.jobs.rayJob -}}
+{{- $key := eq (index . 1) "submitter" | ternary "submitterResources" "resources" -}}
+{{- $resources := get $job $key -}}
 {{- include "tickserve.podSecurity" $root }}
 {{- with include "tickserve.batchPlacement" (dict "nodeSelector" $job.nodeSelector "tolerations" $job.tolerations) | trim }}
 {{- . | nindent 0 }}
@@ -17,7 +19,7 @@ containers:
       - name: RAY_USAGE_STATS_ENABLED
         value: "0"
       {{- include "tickserve.trainEnvironment" $root | nindent 6 }}
-    {{- include "tickserve.resources" (list "jobs.rayJob.resources" $job.resources (dict)) | nindent 4 }}
+    {{- include "tickserve.resources" (list (printf "jobs.rayJob.%s" $key) $resources (dict)) | nindent 4 }}
     {{- include "tickserve.containerSecurity" $root | nindent 4 }}
     volumeMounts:
       - name: data
@@ -41,6 +43,6 @@ volumes:
   - name: shared-memory
     emptyDir:
       medium: Memory
-      sizeLimit: {{ div (include "tickserve.mebibytes" $job.resources.limits.memory | int64) 3 }}Mi
-  {{- include "tickserve.scratch" $job.resources | nindent 2 }}
+      sizeLimit: {{ div (include "tickserve.mebibytes" $resources.limits.memory | int64) 3 }}Mi
+  {{- include "tickserve.scratch" $resources | nindent 2 }}
 {{- end -}}

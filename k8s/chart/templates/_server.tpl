@@ -1,6 +1,9 @@
 {{/* The container that serves: arguments, probes, and what ends it. */}}
 
-{{/* Added to the image's own arguments, of which the last value wins. */}}
+{{/*
+Added to the image's own arguments, of which the last value wins; but a second --model-repository is a repository more, so there is
+none here.
+*/}}
 {{- define "tickserve.serverArguments" -}}
 {{- $apis := "shared-memory,model-config,model-repository,statistics,trace,logging" -}}
 {{- $httpApis := eq .Values.server.http "probes" | ternary (printf "%s,metadata,inference" $apis) $apis -}}
@@ -22,6 +25,8 @@
 {{- if .Values.sidecar.enabled }}
 - --http-address=127.0.0.1
 - --grpc-address=127.0.0.1
+# Or it would be that of HTTP, where Prometheus does not reach it.
+- --metrics-address=0.0.0.0
 - --allow-client-shm=true
 {{- end }}
 - --http-restricted-api={{ $httpApis }}:triton-restricted=$(TRITON_RESTRICTED_VALUE)

@@ -86,9 +86,19 @@ model.oci.reference: expected an image with a tag or a digest with model.source 
 {{- if and $v.networkPolicy.enabled (has $v.model.source (list "s3" "gcs")) (not $v.networkPolicy.egress.objectStore) }}
 networkPolicy.egress.objectStore: expected the addresses of the object store (the model sync could not reach it), was empty
 {{- end }}
+{{- with $v.networkPolicy.egress.dns }}
+{{- if not (or .namespaceLabels .podLabels .cidrs) }}
+networkPolicy.egress.dns: expected labels or cidrs (no peer at all is everybody), was neither
+{{- end }}
+{{- end }}
+{{- range $v.networkPolicy.callers }}
+{{- if and .cidr (or .namespaceLabels .podLabels) }}
+networkPolicy.callers {{ .name }}: expected labels or a cidr (two entries for both), was both
+{{- end }}
+{{- end }}
 {{- if $v.tls.enabled }}
 {{- if not $v.tls.secretName }}
-tls.secretName: expected a Secret of type kubernetes.io/tls, was empty
+tls.secretName: expected the Secret of tls.crt and tls.key, was empty
 {{- end }}
 {{- if ne $v.server.http "probes" }}
 server.http: expected probes with tls.enabled (Triton's HTTP has no TLS and would answer in plaintext), was {{ $v.server.http }}
@@ -110,7 +120,7 @@ resources.limits.ephemeral-storage: expected at least {{ $needs }}Mi (model.size
 {{- end -}}
 
 {{- define "tickserve.validate.server" -}}
-{{- $owned := list "model-repository" "model-control-mode" "load-model" "strict-readiness" "disable-auto-complete-config" "exit-on-error" "exit-timeout-secs" "http-max-input-size" "http-thread-count" "http-port" "grpc-port" "metrics-port" "http-address" "grpc-address" "allow-http" "allow-grpc" "allow-metrics" "allow-client-shm" "log-verbose" "grpc-use-ssl" "grpc-use-ssl-mutual" "grpc-server-cert" "grpc-server-key" "grpc-root-cert" "http-restricted-api" "grpc-restricted-protocol" -}}
+{{- $owned := list "model-repository" "model-control-mode" "load-model" "strict-readiness" "disable-auto-complete-config" "exit-on-error" "exit-timeout-secs" "http-max-input-size" "http-thread-count" "http-port" "grpc-port" "metrics-port" "http-address" "grpc-address" "metrics-address" "allow-http" "allow-grpc" "allow-metrics" "allow-client-shm" "log-verbose" "grpc-use-ssl" "grpc-use-ssl-mutual" "grpc-server-cert" "grpc-server-key" "grpc-root-cert" "http-restricted-api" "grpc-restricted-protocol" -}}
 {{- range .Values.server.extraArgs }}
 {{- $option := trimPrefix "--" . | splitList "=" | first }}
 {{- if has $option $owned }}
@@ -131,7 +141,7 @@ sidecar.engine.image: expected a repository, and a tag or a digest, was {{ print
 {{- end }}
 {{- end }}
 {{- range $v.sidecar.engine.env }}
-{{- if and (hasKey . "value") (regexMatch "SECRET|TOKEN|PASSWORD|PASSWD|CREDENTIAL|API_KEY|ACCESS_KEY|PRIVATE_KEY" .name) }}
+{{- if and (hasKey . "value") (regexMatch "(?i)SECRET|TOKEN|CREDENTIAL|PASS(WORD|WD|PHRASE)?(_|$)|PWD(_|$)|KEY(_|$)" .name) (not (hasPrefix "/" (toString .value))) }}
 sidecar.engine.env {{ .name }}: expected valueFrom (no secret belongs in values), was a value
 {{- end }}
 {{- end }}

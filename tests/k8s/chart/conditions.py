@@ -111,9 +111,14 @@ def bounded_scratch(pod: Pod) -> bool:
 def secrets_read_only(pod: Pod) -> bool:
     volumes = {volume["name"]: volume["secret"] for volume in pod.spec.get("volumes", []) if "secret" in volume}
     mounts = [item for each in pod.containers for item in each.get("volumeMounts", []) if item["name"] in volumes]
-    return all(item["readOnly"] is True for item in mounts) and all(
-        volume["defaultMode"] == 0o440 for volume in volumes.values()
-    )
+    modes = all(volume["defaultMode"] == 0o440 for volume in volumes.values())
+    return modes and all(item["readOnly"] is True for item in mounts)
+
+
+def readable_to_its_group(pod: Pod) -> bool:
+    """A Secret's files belong to root and fsGroup: the user reads them only as a member of that group."""
+    chosen = pod.spec["securityContext"]
+    return bool(chosen["fsGroup"] == chosen["runAsGroup"] and chosen["fsGroup"] >= 1000)
 
 
 def no_secret_variable(each: Object) -> bool:

@@ -28,6 +28,7 @@ from tests.k8s.chart.conditions import (
     no_secret_variable,
     own_account,
     probes,
+    readable_to_its_group,
     replicas,
     rollout,
     secrets_read_only,
@@ -154,10 +155,13 @@ RULES: dict[str, Rule] = {
         each_object(lambda item: item["kind"] != "Secret"),
         lambda items: items.append({"kind": "Secret", "metadata": {"name": "x"}}),
     ),
-    "secrets mounted read-only, for the pod's group": Rule(
+    "secrets mounted read-only, for nobody else": Rule(
         each_pod(secrets_read_only),
         lambda items: mount(container(first(items), "triton"), "/etc/tickserve/tls").update(readOnly=False),
         "mtls",
+    ),
+    "mounted secrets are the pod's group's": Rule(
+        each_pod(readable_to_its_group), lambda items: first(items).spec["securityContext"].pop("fsGroup"), "mtls"
     ),
     "labels on pods": Rule(
         each_pod(lambda p: labelled(p.metadata["labels"])),

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from serving import arguments
 from tests.k8s.chart.conditions import argument, mount, servers
 from tests.k8s.chart.rendering import (
+    CHART,
+    ROOT,
+    SCENARIOS,
     Object,
     Pod,
     container,
@@ -54,6 +61,15 @@ def test_the_image_and_the_chart_together_say_what_production_says(scenario: str
     mine = dict(text.partition("=")[::2] for text in [*arguments.image_arguments(), *chosen])
     production = dict(text.partition("=")[::2] for text in arguments.container_arguments(settings(**keys)))
     assert mine == production
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "sidecar-embedded"])
+def test_the_server_is_given_one_repository(scenario: str) -> None:
+    """Triton adds up every --model-repository: the image names it, so the chart does not."""
+    told = [*arguments.image_arguments(), *server(scenario)["args"]]
+    assert [text for text in told if "--model-repository" in text or "--model-store" in text] == [
+        f"--model-repository={mount(server(scenario), '/models')['mountPath']}"
+    ]
 
 
 def test_one_way_tls_asks_no_client_for_a_certificate() -> None:
@@ -147,6 +163,37 @@ def test_keda_reads_the_contracts_queries_and_scales_before_the_open() -> None:
     assert [cron["metadata"]["timezone"] for cron in crons] == ["Europe/London", "America/New_York"]
 
 
+def adapter_rules() -> dict[str, Any]:
+    """What docs/deploy.md gives the Prometheus adapter."""
+    text = (ROOT / "docs" / "deploy.md").read_text()
+    (block,) = [each for each in re.findall(r"```yaml\n(.*?)```", text, re.DOTALL) if each.startswith("rules:")]
+    return dict(yaml.safe_load(block)["rules"])
+
+
+def test_the_adapters_rules_serve_what_the_autoscaler_asks_for() -> None:
+    ((waiting,), (misses,)) = (adapter_rules()[kind] for kind in ("custom", "external"))
+    pods_metric, external = the(objects("hpa"), "HorizontalPodAutoscaler")["spec"]["metrics"]
+    assert waiting["name"]["as"] == pods_metric["pods"]["metric"]["name"]
+    assert set(waiting["resources"]["overrides"]) == {"namespace", "pod"}
+    assert misses["name"]["as"] == external["external"]["metric"]["name"]
+    assert misses["resources"] == {"namespaced": False}, "engines are in namespaces of their own"
+    queue, missed, *_ = the(objects("keda"), "ScaledObject")["spec"]["triggers"]
+    series = re.compile(r"\b(?:nv|tickserve)_\w+(?=\{)")
+    assert series.findall(waiting["metricsQuery"]) == series.findall(queue["metadata"]["query"])
+    assert series.findall(misses["metricsQuery"]) == series.findall(missed["metadata"]["query"])
+    for rule in (waiting, misses):
+        assert rule["seriesQuery"].partition("{")[0] in series.findall(rule["metricsQuery"])
+    assert misses["metricsQuery"].endswith(" or vector(0)"), "nothing is counted before the first"
+    assert missed["metadata"]["query"].endswith(" or vector(0)")
+
+
+def test_the_autoscalers_scale_what_serves() -> None:
+    for scenario, kind in (("hpa", "HorizontalPodAutoscaler"), ("keda", "ScaledObject")):
+        name = the(objects(scenario), "Deployment")["metadata"]["name"]
+        wanted = {"apiVersion": "apps/v1", "kind": "Deployment", "name": name}
+        assert the(objects(scenario), kind)["spec"]["scaleTargetRef"] == wanted
+
+
 def test_callers_are_named_by_namespace_and_pod_and_get_their_ports_alone() -> None:
     rules = the(objects("cpu"), "NetworkPolicy", "tickserve")["spec"]["ingress"]
     engines, research = rules[0], rules[1]
@@ -199,6 +246,22 @@ def test_the_engine_and_its_server_share_memory(scenario: str) -> None:
     assert volume["emptyDir"] == {"medium": "Memory", "sizeLimit": "256Mi"}
 
 
+def test_prometheus_reaches_the_metrics_of_a_sidecar_that_has_any() -> None:
+    """Triton's metrics are where its HTTP is unless told otherwise; the embedded server's are on loopback."""
+    prometheus = ("--set", "networkPolicy.prometheus.podLabels.app=prometheus")
+    made = render("--values", values_of("sidecar"), *prometheus)
+    ((_, _, triton),) = servers(made)
+    assert argument(triton, "metrics-address") == "0.0.0.0"
+    assert argument(triton, "http-address") == argument(triton, "grpc-address") == "127.0.0.1"
+    assert [port["containerPort"] for port in triton["ports"]] == [8002]
+    (rule,) = the(made, "NetworkPolicy", "triton-tickserve")["spec"]["ingress"]
+    assert rule["ports"] == [{"port": 8002, "protocol": "TCP"}]
+    embedded = render("--values", values_of("sidecar-embedded"), *prometheus)
+    ((_, _, triton),) = servers(embedded)
+    assert "ports" not in triton
+    assert "ingress" not in the(embedded, "NetworkPolicy", "triton-tickserve")["spec"]
+
+
 def test_a_job_of_training_has_one_pod_for_each_symbol() -> None:
     job = next(each for each in of_kind(objects("jobs"), "Job") if "-train-" in each["metadata"]["name"])["spec"]
     assert (job["completionMode"], job["completions"], job["parallelism"]) == ("Indexed", 2, 2)
@@ -224,6 +287,69 @@ def test_there_is_an_engine_build_for_each_node_pool() -> None:
     assert command[1:] == wanted
 
 
+def claims(pod: Pod, name: str) -> dict[str, tuple[str, bool]]:
+    """Of a container: where each claim is mounted -> its name, and whether it can be written to."""
+    known = {volume["name"]: volume.get("persistentVolumeClaim") for volume in pod.spec["volumes"]}
+    return {
+        item["mountPath"]: (claim["claimName"], not (item.get("readOnly") or claim.get("readOnly")))
+        for item in container(pod, name)["volumeMounts"]
+        if (claim := known[item["name"]])
+    }
+
+
+DATA_AND_WORK = {"/data": ("my-data", False), "/work": ("my-runs", True)}
+CLAIMS: dict[str, dict[str, tuple[str, bool]]] = {
+    "train": DATA_AND_WORK,
+    "ray-submitter": DATA_AND_WORK,
+    "ray-head": DATA_AND_WORK,
+    "ray-worker": DATA_AND_WORK,
+    "build": {"/models": ("my-models", True)},
+    "locust-master": {"/models": ("my-models", False)},
+    "locust-worker": {"/models": ("my-models", False)},
+}
+
+
+def test_jobs_mount_the_claims_of_the_values_and_write_where_they_have_to() -> None:
+    sets = [
+        f"jobs.{job}.{key}" for job in ("training", "rayJob") for key in ("dataClaim=my-data", "outputClaim=my-runs")
+    ]
+    sets += [f"jobs.{job}.repositoryClaim=my-models" for job in ("engineBuild", "loadtest")]
+    found = {
+        each["name"]: claims(pod, each["name"])
+        for pod in pods(render("--values", values_of("jobs"), "--set", ",".join(sets)))
+        for each in pod.spec["containers"]
+        if each["name"] in CLAIMS
+    }
+    assert found == CLAIMS
+
+
+def test_workers_find_the_master_and_nobody_else() -> None:
+    service = the(objects("jobs"), "Service", "-loadtest")
+    assert [(port["port"], port["targetPort"]) for port in service["spec"]["ports"]] == [(5557, 5557)]
+    assert service["spec"]["publishNotReadyAddresses"] is True, "the master is waited for while it waits"
+    chosen = service["spec"]["selector"]
+    assert chosen["tickserve.io/role"] == "master"
+    found = [pod for pod in pods(objects("jobs")) if chosen.items() <= pod.metadata["labels"].items()]
+    assert [each["name"] for pod in found for each in pod.containers] == ["locust-master"]
+    (worker,) = [pod for pod in pods(objects("jobs")) if pod.spec["containers"][0]["name"] == "locust-worker"]
+    told = worker.spec["containers"][0]["args"]
+    assert told[told.index("--master-host") + 1] == service["metadata"]["name"]
+
+
+def test_every_job_ends_at_its_deadline() -> None:
+    sets = ",".join(f"jobs.{job}.deadlineSeconds={60 + index}" for index, job in enumerate(DEADLINES))
+    found = {
+        name: spec["activeDeadlineSeconds"]
+        for full, spec in jobs_of("--set", sets).items()
+        for name in DEADLINES.values()
+        if f"-{name}-" in full
+    }
+    assert found == {name: 60 + index for index, name in enumerate(DEADLINES.values())}
+
+
+DEADLINES = {"training": "train", "rayJob": "ray", "engineBuild": "engine", "loadtest": "load"}
+
+
 def commands() -> dict[str, list[str]]:
     """What the jobs run of the `tickserve` command, without the Python before it."""
     (build, *_) = [each for each in pods(objects("jobs")) if "-engine-" in each.where]
@@ -245,9 +371,48 @@ def test_the_command_knows_every_option_of_a_pod(name: str) -> None:
     assert CliRunner().invoke(app, [*commands()[name], "--unheard-of", "--help"]).exit_code == 2
 
 
-def test_other_values_make_another_job_and_the_same_values_the_same() -> None:
-    def name(*arguments: str) -> str:
-        made = render("--values", values_of("jobs"), *arguments)
-        return next(each["metadata"]["name"] for each in of_kind(made, "Job") if "-train-" in each["metadata"]["name"])
+def jobs_of(*arguments: str | Path, chart: Path = CHART) -> dict[str, Object]:
+    """The spec of each Job that is no hook, and of the RayJob, by name."""
+    made = render("--values", values_of("jobs"), *arguments, chart=chart)
+    return {each["metadata"]["name"]: each["spec"] for kind in ("Job", "RayJob") for each in of_kind(made, kind)}
 
-    assert name() == name("--set", "replicaCount=4") != name("--set", "jobs.training.parallelism=1")
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "replicaCount=4",
+        "jobs.training.parallelism=1",
+        "podLabels.team=desk",
+        "image.registry=registry.example.com",
+        "imagePullSecrets={mine}",
+        "serviceAccount.name=other",
+        "jobs.training.gpu=true",
+        "jobs.loadtest.workers=3",
+    ],
+)
+def test_a_job_keeps_its_name_exactly_as_long_as_its_spec(change: str) -> None:
+    """Kubernetes refuses another spec under the name of a Job, and `helm upgrade` with it."""
+    before, after = jobs_of(), jobs_of("--set", change)
+    assert len(before) == len(after) == 6
+    master = {name for name in after if "-load-" in name and not name.endswith("-workers")}
+    assert {f"{name}-workers" for name in master} < set(after), "they run anew together"
+    for name in before.keys() & after.keys():
+        assert before[name] == after[name], name
+    if change in ("podLabels.team=desk", "image.registry=registry.example.com", "imagePullSecrets={mine}"):
+        assert not before.keys() & after.keys()
+    if change == "replicaCount=4":
+        assert before == after
+    if change == "jobs.training.parallelism=1":
+        assert len(before.keys() - after.keys()) == 1
+
+
+def test_a_script_of_a_new_chart_makes_another_job(tmp_path: Path) -> None:
+    chart = tmp_path / "chart"
+    shutil.copytree(CHART, chart)
+    for name in ("train_symbol", "loadtest_plan"):
+        script = chart / "files" / "scripts" / f"{name}.py"
+        script.write_text(script.read_text() + "\n# Another version.\n")
+    before, after = jobs_of(), jobs_of(chart=chart)
+    moved = {name.rpartition("-")[0] for name in before.keys() - after.keys() if not name.endswith("-workers")}
+    assert moved == {"triton-tickserve-train", "triton-tickserve-load"}
+    assert all(before[name] == after[name] for name in before.keys() & after.keys())

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 import functools
 import json
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -21,9 +22,11 @@ import pytest
 import yaml
 
 from tests.k8s.chart.rendering import (
+    CHART,
     NEWEST,
     NODE_MODULES,
     OLDEST,
+    ROOT,
     SCENARIOS,
     Object,
     installed,
@@ -166,6 +169,23 @@ def test_a_ray_job_and_its_pods_are_valid(version: str) -> None:
     for name, made in ray_templates(job).items():
         template = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": name}, "template": made}
         kubernetes_validate.validate(template, version, strict=True)
+
+
+def test_ray_is_in_the_version_of_the_lock() -> None:
+    (locked,) = re.findall(r"^ray(?:\[[a-z,]+\])?==(\S+)", (ROOT / "requirements-train.lock").read_text(), re.MULTILINE)
+    assert yaml.safe_load((CHART / "values.yaml").read_text())["jobs"]["rayJob"]["rayVersion"] == locked
+    assert the(objects("jobs"), "RayJob")["spec"]["rayClusterSpec"]["rayVersion"] == locked
+
+
+def test_the_submitter_is_small() -> None:
+    """It hands the job over and waits; the others train."""
+    made = ray_templates(the(objects("jobs"), "RayJob"))
+    amounts = {name: each["spec"]["containers"][0]["resources"]["limits"] for name, each in made.items()}
+    assert amounts["submitter"] == {"cpu": "500m", "memory": "1Gi", "ephemeral-storage": "512Mi"}
+    assert amounts["head"] == amounts["workers"] == {"cpu": "4", "memory": "8Gi", "ephemeral-storage": "4Gi"}
+    for name, size in (("submitter", "341Mi"), ("head", "2730Mi")):
+        (shared,) = [each for each in made[name]["spec"]["volumes"] if each["name"] == "shared-memory"]
+        assert shared["emptyDir"]["sizeLimit"] == size
 
 
 def test_a_ray_job_with_an_unknown_key_or_a_wrong_pod_is_refused() -> None:

@@ -158,6 +158,15 @@ def test_notes_name_the_secrets_and_claims_that_have_to_be_there(chart: Path) ->
         assert name in said
 
 
+def test_a_claim_that_several_nodes_mount_is_said_to_need_many(chart: Path) -> None:
+    assert "PersistentVolumeClaim triton-tickserve-models, ReadOnlyMany or ReadWriteMany" in notes(chart)
+    assert "Many" not in notes(chart, "--values", values_of("sidecar"))
+    assert "Many" not in notes(chart, "--values", values_of("oci"))
+    for page in ("docs/deploy.md", "k8s/overlays/README.md", "k8s/chart/values.yaml"):
+        text = " ".join((ROOT / page).read_text().replace("#", " ").replace("`", "").split())
+        assert "ReadOnlyMany or ReadWriteMany" in text, page
+
+
 @pytest.mark.parametrize(
     ("release", "name"),
     [
@@ -216,6 +225,16 @@ def test_the_page_names_keys_that_are_there_and_its_values_render(tmp_path: Path
     example = tmp_path / "values.yaml"
     example.write_text(re.search(r"```yaml\n(   image:.*?)```", page, re.DOTALL)[1])  # type: ignore[index]
     assert the(render("--values", example), "Deployment")
+
+
+def test_pages_that_only_render_name_the_version_of_the_cluster() -> None:
+    """Helm 3.6 takes every cluster for 1.20 then, which the chart refuses."""
+    pages = [ROOT / "docs" / "deploy.md", ROOT / "k8s" / "chart" / "UPGRADING.md"]
+    lines = [
+        line for page in pages for line in page.read_text().splitlines() if re.match(r" *helm .*\btemplate ", line)
+    ]
+    assert len(lines) == 2
+    assert all("--kube-version 1." in line for line in lines)
 
 
 # Keys that the page does not need to name: names, labels, the test's own size.

@@ -55,6 +55,14 @@ BY_SCHEMA: dict[str, str] = {
     "networkPolicy.egress.objectStore[0].cidr=10.0.0.1,networkPolicy.egress.objectStore[0].port=443": (
         "networkPolicy.egress.objectStore.0.cidr: Does not match pattern"
     ),
+    "networkPolicy.egress.objectStore[0].cidr=0.0.0.0/0,networkPolicy.egress.objectStore[0].port=443": (
+        "networkPolicy.egress.objectStore.0.cidr: Does not match pattern"
+    ),
+    "networkPolicy.egress.dns.cidrs={10.0.0.1}": "networkPolicy.egress.dns.cidrs.0: Does not match pattern",
+    "networkPolicy.egress.dns.port=0": "networkPolicy.egress.dns.port: Must be greater than or equal to 1",
+    "networkPolicy.callers[0].name=x,networkPolicy.callers[0].ports={grpc},networkPolicy.callers[0].cidr=::/0": (
+        "networkPolicy.callers.0.cidr: Does not match pattern"
+    ),
     "service.type=LoadBalancer": "service: Additional property type is not allowed",
     "autoscaling.queueSecondsPerRequest=0": "autoscaling.queueSecondsPerRequest: Must be greater than 0",
     "keda.preScale[0].name=x": "keda.preScale.0: timezone is required",
@@ -96,7 +104,14 @@ TOGETHER: dict[str, str] = {
     "model.source=oci,model.oci.reference=r/m:1,model.verify.publicKeySecret=": (
         "model.verify.publicKeySecret: expected the Secret of the public keys"
     ),
-    "tls.enabled=true": "tls.secretName: expected a Secret of type kubernetes.io/tls, was empty",
+    "networkPolicy.egress.dns.namespaceLabels=null,networkPolicy.egress.dns.podLabels=null": (
+        "networkPolicy.egress.dns: expected labels or cidrs (no peer at all is everybody), was neither"
+    ),
+    (
+        "networkPolicy.callers[0].name=x,networkPolicy.callers[0].ports={grpc},"
+        "networkPolicy.callers[0].cidr=10.0.0.0/8,networkPolicy.callers[0].podLabels.a=b"
+    ): "networkPolicy.callers x: expected labels or a cidr (two entries for both), was both",
+    "tls.enabled=true": "tls.secretName: expected the Secret of tls.crt and tls.key, was empty",
     "tls.enabled=true,tls.secretName=x": "server.http: expected probes with tls.enabled",
     "serviceAccount.create=false": "serviceAccount.name: expected a name with serviceAccount.create false",
     "model.sizeLimit=2Gi": (
@@ -107,11 +122,14 @@ TOGETHER: dict[str, str] = {
     ),
     "server.extraArgs={--model-control-mode=explicit}": "was --model-control-mode",
     "server.extraArgs={--http-restricted-api=}": "was --http-restricted-api",
+    "server.extraArgs={--metrics-address=127.0.0.1}": "was --metrics-address",
     "gpu.productSelector=NVIDIA-L4": "gpu.productSelector: expected gpu.enabled with it, was false",
     "fullnameOverride=tickserve": "expected a name that does not begin with",
     "sidecar.enabled=true": "sidecar.engine.image: expected a repository, and a tag or a digest",
     "jobs.training.enabled=true": "jobs.training.symbols: expected at least one, was none",
-    "jobs.rayJob.enabled=true": "jobs.rayJob.rayVersion: expected the version of Ray in jobs.rayJob.image, was empty",
+    "jobs.rayJob.enabled=true,jobs.rayJob.rayVersion=": (
+        "jobs.rayJob.rayVersion: expected the version of Ray in jobs.rayJob.image, was empty"
+    ),
     "jobs.engineBuild.enabled=true": "jobs.engineBuild.nodePools: expected at least one, was none",
     "jobs.loadtest.enabled=true": "model.names: expected at least one with jobs.loadtest.enabled, was none",
     r"podLabels.app\.kubernetes\.io/name=x": "podLabels: expected none of the labels that the chart sets",
@@ -165,6 +183,24 @@ def test_values_that_do_not_go_together_are_refused(value: str) -> None:
 @pytest.mark.parametrize(("scenario", "value"), ON_TOP)
 def test_what_does_not_go_with_a_scenario_is_refused(scenario: str, value: str) -> None:
     assert ON_TOP[scenario, value] in refused("--values", str(values_of(scenario)), "--set", value)
+
+
+@pytest.mark.parametrize(
+    "name", ["DB_PASS", "DB_PWD", "SIGNING_KEY", "KEY", "dbpassword", "VENUE_KEY_2", "PASSPHRASE", "AUTH_TOKEN"]
+)
+def test_a_secret_in_the_open_is_known_by_its_name(name: str) -> None:
+    said = refused("--values", str(values_of("sidecar")), "--set", f"{ENV}.name={name},{ENV}.value=x")
+    assert f"sidecar.engine.env {name}: expected valueFrom (no secret belongs in values)" in said
+
+
+@pytest.mark.parametrize("name", ["VENUE=binance", "KEYBOARD=us", "PASSIVE=on", "TLS_KEY=/etc/engine/tls.key"])
+def test_a_variable_that_is_no_secret_is_let_through(name: str) -> None:
+    variable, _, value = name.partition("=")
+    done = template("--values", values_of("sidecar"), "--set", f"{ENV}.name={variable},{ENV}.value={value}")
+    assert done.returncode == 0, done.stderr
+
+
+ENV = "sidecar.engine.env[1]"
 
 
 def test_all_that_is_wrong_is_said_at_once() -> None:
