@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -111,12 +112,31 @@ def test_the_calendar_is_shown(deploy: Deploy, published: Path) -> None:
         assert text in shown.stdout
 
 
+def installed_release() -> str:
+    """What README, docs/deploy.md and the upgrade notes call the release."""
+    texts = [(ROOT / page).read_text() for page in ("README.md", "docs/deploy.md", "k8s/chart/UPGRADING.md")]
+    (name,) = {name for text in texts for name in re.findall(r"helm -n scoring (?:install|upgrade) (\S+) ", text)}
+    return name
+
+
+def test_the_release_compared_with_is_the_one_that_the_pages_install(
+    deploy: Deploy, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(Chart, "render", lambda *_, **options: asked.append(options["release"]) or [])
+    (published / "values.yaml").write_text("replicaCount: 3\n")
+    assert deploy("diff", "values.yaml", "--against", "values.yaml", "--helm", find_helm()).returncode == 0
+    assert asked == [installed_release()] * 2
+
+
 @pytest.mark.system
 def test_the_difference_to_a_cluster(deploy: Deploy, published: Path) -> None:
     """The real kubectl against a stand-in of a cluster (see tests/export/deployment/api_server.py)."""
     helm = find_helm()
     (published / "values.yaml").write_text("replicaCount: 3\n")
-    held = copy.deepcopy(Chart(ROOT / "k8s/chart", helm).render([published / "values.yaml"], hooks=False))
+    chart = Chart(ROOT / "k8s/chart", helm)
+    # The release that the pages install, which is the one `diff` asks for unless told otherwise.
+    held = copy.deepcopy(chart.render([published / "values.yaml"], release=installed_release(), hooks=False))
     for item in held:  # what a cluster adds, and how it writes an amount of memory
         item["metadata"] |= {"uid": "1", "resourceVersion": "7"}
         item["status"] = {}

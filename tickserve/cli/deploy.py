@@ -149,7 +149,7 @@ def diff(
     helm: Helm = None,
     kubectl: Annotated[Path | None, typer.Option("--kubectl", help="The kubectl to use; else that on PATH.")] = None,
     context: Annotated[str | None, typer.Option("--context", help="kubectl's context.")] = None,
-    release: Annotated[str, typer.Option("--release", help="Name of the release.")] = "tickserve",
+    release: Annotated[str, typer.Option("--release", help="Name of the release.")] = "triton-tickserve",
     namespace: Annotated[str, typer.Option("--namespace", help="Its namespace.")] = "scoring",
     as_json: options.AsJson = False,
 ) -> None:

@@ -256,6 +256,8 @@ def test_values_over_values_as_helm_lays_them() -> None:
     ("text", "number"),
     [
         ("250m", 0.25),
+        ("2000u", 0.002),
+        ("1230000n", 0.00123),
         ("2", 2),
         ("1.5", 1.5),
         ("2Gi", 2 * 2**30),
@@ -269,6 +271,21 @@ def test_quantities(text: object, number: float) -> None:
     found = quantity.parse(text)
     assert found is not None
     assert float(found) == number
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("0.002", "2m"),
+        ("2000u", "2m"),
+        ("0.00123", "1230u"),
+        ("0.0000000015", "1.5n"),
+        ("0.5", "500m"),
+        ("1024Mi", "1Gi"),
+    ],
+)
+def test_a_quantity_is_the_same_as_a_cluster_writes_it(written: str, canonical: str) -> None:
+    assert quantity.parse(written) == quantity.parse(canonical) is not None
 
 
 @pytest.mark.parametrize("text", ["", "lots", "1.2.3", "-1", "5 Gi", "Gi", True, None, [1]])
