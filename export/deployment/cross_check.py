@@ -37,6 +37,8 @@ def check(
         *_versions(models, record),
         *_cpu(values, models, set(named) <= published),
         *_scaling(values),
+        *_callers(values),
+        *_scraped(values),
         *(finding for model in models for finding in _times(values, model)),
         *_freeze(values),
     ]
@@ -123,6 +125,22 @@ def _scaling(values: dict[str, Any]) -> Iterator[Finding]:
                 most = values["keda"]["maxReplicas"]
                 reason = f"expected at most keda.maxReplicas ({most}), was {trigger['replicas']}: KEDA would cut it off"
                 yield refused(f"keda.preScale ({trigger['name']})", reason)
+
+
+def _callers(values: dict[str, Any]) -> Iterator[Finding]:
+    policy = values["networkPolicy"]
+    if policy["enabled"] and not policy["callers"] and not values["sidecar"]["enabled"]:
+        yield warning("networkPolicy.callers", "empty: nobody but helm test may score; name the engines")
+
+
+def _scraped(values: dict[str, Any]) -> Iterator[Finding]:
+    on = [name for name in SCALERS if values[name]["enabled"]]
+    monitored, policy = values["serviceMonitor"]["enabled"], values["networkPolicy"]
+    why = f": {on[0]} scales on what Prometheus scrapes from the pods, and would see no queue" if on else ""
+    if on and not monitored:
+        yield warning("serviceMonitor.enabled", f"false{why}; leave it so only where Prometheus finds the pods itself")
+    if (on or monitored) and policy["enabled"] and not policy["prometheus"]:
+        yield warning("networkPolicy.prometheus", f"empty, so Prometheus may not reach port 8002{why}")
 
 
 def _times(values: dict[str, Any], model: ModelFigures) -> Iterator[Finding]:

@@ -86,6 +86,7 @@ def values(
         *_gpu(wanted),
         _names(models),
         _size_limit(models),
+        *_access(),
         *_scaling(models, capacities, replicas, settings, wanted, calendar),
         *_freeze(calendar),
         *_slo(models, settings, wanted),
@@ -210,6 +211,14 @@ def _size_limit(models: Sequence[ModelFigures]) -> Value:
     limit = math.ceil(2 * stored / MI / STEP_MI) * STEP_MI
     reason = f"these models take {stored / MI:.1f} Mi of the repository; twice that, since a publish adds a version"
     return Value("model.sizeLimit", f"{limit}Mi", reason, "the files of the repository")
+
+
+def _access() -> list[Value]:
+    where = "name them in a second values file (docs/deploy-values.md)"
+    return [
+        _left("networkPolicy.callers", f"who may score is no measurement: nobody, until you {where}"),
+        _left("networkPolicy.prometheus", f"nor is who may scrape: nobody, until you {where}; scaling needs it"),
+    ]
 
 
 def _scaling(

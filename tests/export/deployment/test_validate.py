@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -29,6 +30,11 @@ GOOD: dict[str, Any] = {
     "resources": {"limits": {"cpu": "3", "memory": "1024Mi"}},
     "model": {"names": ["tiny"]},
     "slo": {"deadlineMs": 10},
+    "networkPolicy": {
+        "callers": [{"name": "engines", "namespaceLabels": {"team": "trading"}, "ports": ["grpc"]}],
+        "prometheus": {"namespaceLabels": {"kubernetes.io/metadata.name": "monitoring"}},
+    },
+    "serviceMonitor": {"enabled": True},
     "keda": {
         "enabled": True,
         "prometheusAddress": "http://prometheus:9090",
@@ -131,6 +137,16 @@ def test_good_values_and_a_measurement_say_nothing(found: Callable[..., list[tup
         ({"keda": {"minReplicas": 7}}, recorded(600), "refused", "keda.maxReplicas", "at least minReplicas (7), was 6"),
         ({"keda": {"minReplicas": 1}}, recorded(600), "warning", "keda.minReplicas", "leaves nobody"),
         ({"keda": {"enabled": False}, "replicaCount": 1}, recorded(600), "warning", "replicaCount", "leaves nobody"),
+        ({"networkPolicy": {"callers": []}}, recorded(600), "warning", "networkPolicy.callers", "nobody but helm test"),
+        ({"networkPolicy": {"prometheus": {}}}, recorded(600), "warning", "networkPolicy.prometheus", "keda scales on"),
+        ({"serviceMonitor": {"enabled": False}}, recorded(600), "warning", "serviceMonitor.enabled", "keda scales on"),
+        (
+            {"keda": {"enabled": False}, "networkPolicy": {"prometheus": {}}},
+            recorded(600),
+            "warning",
+            "networkPolicy.prometheus",
+            "may not reach port 8002",
+        ),
         (
             {
                 "changeFreeze": {
@@ -158,6 +174,12 @@ def test_each_contradiction_and_doubt_is_named(
     said = found(change, record)
     assert [(one, two) for one, two, _ in said] == [(level, field)], said
     assert reason in said[0][2]
+
+
+def test_without_a_policy_nobody_has_to_be_named(found: Callable[..., list[tuple[str, str, str]]]) -> None:
+    assert found({"networkPolicy": {"enabled": False, "callers": [], "prometheus": {}}}, recorded(600)) == []
+    off = {"keda": {"enabled": False}, "serviceMonitor": {"enabled": False}}
+    assert found(off | {"networkPolicy": {"prometheus": {}}}, recorded(600)) == []
 
 
 def test_an_unbounded_queue_is_warned_about(
@@ -263,3 +285,16 @@ def test_what_is_no_object() -> None:
     with pytest.raises(ConfigError, match="expected objects of Kubernetes"):
         objects("a: 1\n")
     assert objects("---\n---\n") == []
+
+
+def test_the_file_of_the_page_opens_what_validate_warns_about(
+    found: Callable[..., list[tuple[str, str, str]]], root: Path
+) -> None:
+    closed: dict[str, Any] = {"networkPolicy": {"callers": [], "prometheus": {}}, "serviceMonitor": {"enabled": False}}
+    fields = [field for _, field, _ in found(closed, recorded(600))]
+    assert fields == ["networkPolicy.callers", "serviceMonitor.enabled", "networkPolicy.prometheus"]
+    (block,) = re.findall(r"```yaml\n(.*?)```", (root / "docs/deploy-values.md").read_text(), flags=re.DOTALL)
+    assert found(yaml.safe_load(block), recorded(600)) == []
+    shown = (root / "README.md").read_text()
+    assert "deploy validate values.yaml access.yaml" in shown
+    assert "-f values.yaml -f access.yaml" in shown
