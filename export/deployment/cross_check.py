@@ -120,11 +120,17 @@ def _scaling(values: dict[str, Any]) -> Iterator[Finding]:
     if not on and values["replicaCount"] < 2:
         yield warning("replicaCount", f"{values['replicaCount']}: a drain or a crash leaves nobody to answer")
     if "keda" in on:
-        for trigger in values["keda"]["preScale"]:
-            if trigger["replicas"] > values["keda"]["maxReplicas"]:
-                most = values["keda"]["maxReplicas"]
-                reason = f"expected at most keda.maxReplicas ({most}), was {trigger['replicas']}: KEDA would cut it off"
-                yield refused(f"keda.preScale ({trigger['name']})", reason)
+        yield from _prescale(values["keda"])
+
+
+def _prescale(keda: dict[str, Any]) -> Iterator[Finding]:
+    most = keda["maxReplicas"]
+    for trigger in keda["preScale"]:
+        field, asked = f"keda.preScale ({trigger['name']})", trigger["replicas"]
+        if asked > most:
+            yield refused(field, f"expected at most keda.maxReplicas ({most}), was {asked}: KEDA would cut it off")
+        elif asked == most:
+            yield warning(field, f"all {most} of keda.maxReplicas: at the open nothing is left to scale to")
 
 
 def _callers(values: dict[str, Any]) -> Iterator[Finding]:

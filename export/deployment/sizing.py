@@ -280,13 +280,11 @@ def _bounds(replicas: Value, settings: DeploySettings, wanted: Wanted, calendar:
     if wanted.max_replicas is not None:
         most = Value("maxReplicas", wanted.max_replicas, "as it was given", "--max-replicas")
     elif replicas.left:
-        most = Value("maxReplicas", ahead, "what the calendar asks for before the open", "prescale.replicas")
+        most = _most(ahead, f"the {ahead} that the calendar asks for before the open", settings)
+    elif ahead > replicas.value:
+        most = _most(ahead, f"the {ahead} of the calendar, more than replicaCount", settings)
     else:
-        count = max(math.ceil(replicas.value * settings.growth), ahead)
-        reason = f"{settings.growth:g} times replicaCount (deploy.growth, a choice)" + (
-            f", and the {ahead} of the calendar" if ahead else ""
-        )
-        most = Value("maxReplicas", count, reason, "configuration")
+        most = _most(replicas.value, "replicaCount", settings)
     lowest = 0 if least.left else least.value
     if most.value < max(lowest, ahead):
         raise UsageError(
@@ -296,6 +294,12 @@ def _bounds(replicas: Value, settings: DeploySettings, wanted: Wanted, calendar:
             was=str(most.value),
         )
     return [least, most]
+
+
+def _most(pods: int, what: str, settings: DeploySettings) -> Value:
+    """What the autoscaler may go up to: room above the pods that are there anyway, so above a pre-scale too."""
+    count = math.ceil(round(pods * settings.growth, 9))
+    return Value("maxReplicas", count, f"{settings.growth:g} times {what} (deploy.growth, a choice)", "configuration")
 
 
 def _keda(wanted: Wanted, calendar: Schedule) -> list[Value]:

@@ -183,7 +183,9 @@ def test_a_calendar_asks_for_keda_and_raises_the_most() -> None:
     calendar = schedule(Calendar.model_validate(tables), datetime(2026, 11, 20, tzinfo=UTC), 14)
     found = made(model(), calendar=calendar, prometheus="http://prometheus:9090")
     assert found["keda.enabled"].value is True
-    assert found["keda.maxReplicas"].value == 9
+    # Twice the pre-scale: at the open, when the load is highest, there is still room to scale.
+    assert found["keda.maxReplicas"].value == 18
+    assert made(model(rate=None), calendar=calendar, prometheus="http://p")["keda.maxReplicas"].value == 18
     assert found["keda.preScale"].value[0]["start"] == "0 9 * * 1-5"
     assert found["keda.prometheusAddress"].value == "http://prometheus:9090"
     assert "10.0 h" in found["keda.preScale"].reason  # Thanksgiving, and the half-day after it

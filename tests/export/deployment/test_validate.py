@@ -134,6 +134,7 @@ def test_good_values_and_a_measurement_say_nothing(found: Callable[..., list[tup
             "0.0092",
         ),
         ({"keda": {"maxReplicas": 3}}, recorded(600), "refused", "keda.preScale (xnys-mon-to-fri)", "KEDA would cut"),
+        ({"keda": {"maxReplicas": 4}}, recorded(600), "warning", "keda.preScale (xnys-mon-to-fri)", "nothing is left"),
         ({"keda": {"minReplicas": 7}}, recorded(600), "refused", "keda.maxReplicas", "at least minReplicas (7), was 6"),
         ({"keda": {"minReplicas": 1}}, recorded(600), "warning", "keda.minReplicas", "leaves nobody"),
         ({"keda": {"enabled": False}, "replicaCount": 1}, recorded(600), "warning", "replicaCount", "leaves nobody"),
