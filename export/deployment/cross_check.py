@@ -13,6 +13,7 @@ from export.batching.rules import slack_us
 from export.deployment import quantity
 from export.deployment.figures import ModelFigures, read_derived, read_model
 from export.deployment.finding import Finding, note, refused, warning
+from export.deployment.queue_bound import queue_bound
 from export.deployment.sizing import MI, memory_mi
 from tickserve.config import Config
 from tickserve.pipeline import models_in
@@ -159,7 +160,10 @@ def _times(values: dict[str, Any], model: ModelFigures) -> Iterator[Finding]:
         return
     for found in lint(model.setting, deadline_us=model.deadline_us, service=service):
         made = refused if found.field in OF_TIME else warning
-        yield made(f"{model.name}/config.pbtxt: {found.field}", f"{found.reason} (slo.deadlineMs)")
+        reason = f"{found.reason} (slo.deadlineMs)"
+        if found.field == "max_queue_size":
+            reason = f"{found.reason}; {queue_bound(model, gpu=values['gpu']['enabled']).advice}"
+        yield made(f"{model.name}/config.pbtxt: {found.field}", reason)
     for name in SCALERS:
         wait = float(values[name]["queueSecondsPerRequest"])
         if values[name]["enabled"] and wait * 1e6 >= slack:

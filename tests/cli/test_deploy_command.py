@@ -43,6 +43,13 @@ def test_rendered_values_pass_validation_and_are_compared(deploy: Deploy, publis
     assert values["keda"]["preScale"][0]["timezone"] == "America/New_York"
     assert {each["path"]: each["source"] for each in said["values"]}["replicaCount"].startswith("peak in tiny.json")
     assert all(each["reason"] for each in said["values"])
+    (queue,) = said["queues"]
+    assert json.loads((published / "values.measured.json").read_text())["queues"] == [queue]
+    assert f"{queue['queue_size']} requests that wait" in done.stderr
+    assert (
+        f"# queue of tiny (its config.pbtxt, no chart value): unbounded; {queue['queue_size']} requests"
+        in (published / "values.yaml").read_text()
+    )
     checked = deploy("validate", "values.yaml", "--helm", helm, "--json")
     assert checked.returncode == 0, checked.stderr + checked.stdout
     assert json.loads(checked.stdout)["refused"] == 0

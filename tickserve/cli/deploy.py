@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,19 +76,24 @@ def render(
     figures, taken = gather(asked, settings)
     wanted = sizing.Wanted(image, gpu, objective, prometheus, max_replicas)
     values = sizing.values(figures, taken, settings.deploy, wanted, schedule)
+    queues = stages.load("export.deployment.queue_bound").queue_bounds(figures, gpu=gpu)
     rows = [value.to_json() for value in values]
     record: dict[str, Any] = {
         "values": rows,
         "models": [each.to_json() for each in figures],
         "memory": None if taken is None else {"bytes": taken.bytes, "source": taken.source},
+        "queues": [each.to_json() for each in queues],
     }
     head = [
         f"Values for {', '.join(names)}, computed by `tickserve deploy render` from what was measured.",
         f"Every figure: {written.record_path(out_file).name}. Next: tickserve deploy validate {out_file.name}",
+        *(line for each in queues for line in ["", *textwrap.wrap(each.line, 110, break_on_hyphens=False)]),
     ]
     written.write(out_file, written.to_yaml(values, head), record)
     emit(record | {"out": str(out_file)}, as_json, lambda: _show_values(rows))
     _say_values(rows, schedule)
+    for each in queues:
+        says(each.line)
     says(
         f"{out_file}, {written.record_path(out_file)}; next: name who may score and scrape (networkPolicy, "
         f"docs/deploy-values.md), then tickserve deploy validate {out_file} access.yaml"

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from export.batching import ServiceTimes, Setting
+from export.batching import ServiceTimes, Setting, lint
 from export.deployment import quantity, values_file
 from export.deployment.calendar_file import Calendar
 from export.deployment.capacity import Capacity, capacity_of
 from export.deployment.figures import Cpu, ModelFigures, Rate, Service
+from export.deployment.queue_bound import queue_bound
 from export.deployment.schedule import schedule
 from export.deployment.sizing import Memory, Value, Wanted, memory_mi, parse_image, values
 from tests.export.deployment.conftest import times
@@ -129,6 +130,47 @@ def test_the_rest_of_the_values() -> None:
         assert found[f"{section}.queueSecondsPerRequest"].value == pytest.approx(0.0075 / math.log(100), rel=1e-2)
     assert found["model.sizeLimit"].left
     assert "keda.enabled" not in found
+
+
+def test_the_bound_of_the_queue_is_what_the_instances_score_within_the_slack() -> None:
+    # 7.5 ms of slack, three instances that score 8 requests in 2 ms each.
+    unbounded = replace(model().setting, queue_size=0, queue_timeout_us=0, instances=3)
+    found = queue_bound(replace(model(), setting=unbounded))
+    assert (found.size, found.timeout_us) == (90, 7_499)
+    assert found.to_json()["in_force"] is None
+    assert "(its config.pbtxt, no chart value): unbounded; 90 requests" in found.line
+    # With these keys the rules of batching have nothing against it.
+    bound = replace(unbounded, queue_size=found.size, queue_timeout_us=found.timeout_us)
+    assert found.keys == bound.export_keys()
+    assert lint(bound, deadline_us=10_000, service=SERVICE) == []
+    # Requests of four rows fill a batch by twos.
+    assert queue_bound(model(rows=4)).size == 22
+    assert "bounded to 64 requests; 90 requests" in queue_bound(model()).line
+
+
+def test_a_bound_takes_three_instances_and_no_delay() -> None:
+    alone = replace(
+        model(), setting=replace(model().setting, instances=1, queue_size=0, queue_timeout_us=0, delay_us=5)
+    )
+    found = queue_bound(alone)
+    assert (found.size, found.keys["instances"], found.keys["queue_delay_us"]) == (90, 3, 0)
+    assert "render again" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("figures", "gpu", "why"),
+    [
+        (model(None), False, "no served times"),
+        (model(served=False), False, "no served times"),
+        (model(), True, "measured on a CPU"),
+        (model(times(overhead_us=500, r1=1000, r8=9_600)), False, "leaves no time to wait"),
+    ],
+)
+def test_a_bound_that_does_not_follow_is_said_with_the_command(figures: ModelFigures, gpu: bool, why: str) -> None:
+    found = queue_bound(figures, gpu=gpu)
+    assert (found.size, found.keys, found.to_json()["queue_size"]) == (0, {}, None)
+    assert why in found.advice
+    assert "--apply` computes a bound" in found.advice
 
 
 def test_memory_has_a_floor_and_headroom() -> None:

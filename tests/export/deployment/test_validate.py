@@ -191,6 +191,11 @@ def test_an_unbounded_queue_is_warned_about(
     apply_to_config(config, replace(setting_of_config(config), queue_size=0, queue_timeout_us=0))
     (said,) = found(record=recorded(600), folder=tmp_path / "open")
     assert said[:2] == ("warning", "tiny/config.pbtxt: max_queue_size")
+    # 10 ms less 0.3 of path and 2 of a batch; three instances.
+    largest = setting_of_config(config).preferred[-1]
+    assert f"{int(7_700 / 2_000 * largest * 3)} requests that wait 7699 us at most" in said[2]
+    assert "`tickserve batching derive --model tiny --deadline-ms 10 --arrivals <journal> --apply`" in said[2]
+    assert 'queue_policy = "reject"' in said[2]
 
 
 def test_a_table_of_another_export_is_refused(
