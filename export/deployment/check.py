@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.deployment import cross_check, schema_check
+from export.deployment import cross_check, objective, schema_check
 from export.deployment.chart import Chart, newest_known
 from export.deployment.finding import Finding, note, refused
 from export.deployment.values_file import read_record, read_values
@@ -61,6 +61,7 @@ def validate(
         found += [note(kind, "no schema of it here: not checked") for kind in unknown]
     records = [record for record in map(read_record, files) if record is not None]
     found += cross_check.check(values, records[-1] if records else None, repository, tables, config)
+    found += objective.check(values, chart.folder)
     order = {"refused": 0, "warning": 1, "note": 2}
     return Result(tuple(sorted(dict.fromkeys(found), key=lambda each: order[each.level])), counts)
 

@@ -341,7 +341,10 @@ def _slo(models: Sequence[ModelFigures], settings: DeploySettings, wanted: Wante
     deadline = model.deadline_us / 1_000
     shown = int(deadline) if deadline == int(deadline) else round(deadline, 3)
     reason = "the deadline that the engines call with" if len(models) == 1 else f"the shortest: that of {model.name}"
+    reason_of_objective = (
+        "share of calls answered inside it; alerts hold monitoring.slo_objective, for which their rules were rendered"
+    )
     return [
         Value("slo.deadlineMs", shown, reason, model.deadline_source),
-        Value("slo.objective", wanted.objective or settings.objective, "share of calls answered inside it", source),
+        Value("slo.objective", wanted.objective or settings.objective, reason_of_objective, source),
     ]

@@ -15,13 +15,14 @@ import pytest
 import yaml
 
 from export.batching import apply_to_config, setting_of_config
-from export.deployment import check, cross_check, schema_check
+from export.deployment import check, cross_check, objective, schema_check
 from export.deployment.chart import Chart, newest_known, objects
 from export.deployment.values_file import record_path
 from tests.export.deployment.conftest import times, write_table
 from tests.serving.conftest import publish_tiny
 from tickserve.config import Config
 from tickserve.errors import ArtifactError, ConfigError, GateRefusedError
+from tickserve.settings import load_settings
 
 MI = 2**20
 CONFIG = Config()
@@ -213,6 +214,9 @@ def test_from_end_to_end(chart: Chart, published: Path, tmp_path: Path) -> None:
     record_path(path).write_text(json.dumps(recorded(600)))
     result = check.validate(chart, [path], published / "models", published / "tables", CONFIG)
     assert [each for each in result.findings if each.level != "note"] == []
+    path.write_text(yaml.safe_dump(over({"slo": {"objective": 0.99}, "prometheusRule": {"enabled": True}})))
+    wrong = check.validate(chart, [path], published / "models", published / "tables", CONFIG, [newest_known()])
+    assert [each.field for each in wrong.refused] == ["slo.objective"]
     assert set(result.objects) == {check.oldest(chart.folder), newest_known()}
     assert min(result.objects.values()) > 5
 
@@ -237,6 +241,41 @@ def test_values_against_the_schema(
     assert [each.field for each in result.refused] == [field]
     assert reason in result.refused[0].reason
     assert result.objects == {}
+
+
+@pytest.mark.parametrize(("promised", "refusals"), [(0.999, 0), (0.99, 1), (0.9995, 1)])
+def test_the_objective_is_that_of_the_rules(chart: Chart, promised: float, refusals: int) -> None:
+    values = chart.values([])
+    values["slo"]["objective"] = promised
+    assert list(objective.check(values, chart.folder)) == [], "without rules there is nothing to contradict"
+    values["prometheusRule"]["enabled"] = True
+    said = list(objective.check(values, chart.folder))
+    assert [(each.level, each.field) for each in said] == [("refused", "slo.objective")] * refusals
+    for each in said:
+        assert f"expected 0.999, which the alerts of files/rules of the chart hold, was {promised:g}" in each.reason
+
+
+@pytest.mark.parametrize("promised", [0.99, 0.995, 0.9995, 0.99999])
+def test_rules_rendered_as_the_refusal_says_are_taken(chart: Chart, tmp_path: Path, promised: float) -> None:
+    from monitoring.render import write
+
+    values = chart.values([])
+    values["slo"]["objective"], values["prometheusRule"]["enabled"] = promised, True
+    (said,) = objective.check(values, chart.folder)
+    setting, command = re.findall(
+        r"(TICKSERVE_\S+) (tickserve monitor render --profile production --out \S+)", said.reason
+    )[0]
+    name, value = setting.split("=")
+    settings = load_settings(profile="production", environ={name: value}).config.monitoring
+    write(settings, tmp_path / "files")
+    assert list(objective.check(values, tmp_path)) == []
+    assert command.endswith("k8s/chart/files")
+    # The same rules, given as values.
+    groups = yaml.safe_load((tmp_path / "files/rules/deadline.yaml").read_text())["groups"]
+    values["prometheusRule"]["groups"] = groups
+    assert list(objective.check(values, chart.folder)) == []
+    values["slo"]["objective"] = 0.9
+    assert "the alerts of prometheusRule.groups hold" in next(objective.check(values, chart.folder)).reason
 
 
 def test_an_object_that_kubernetes_does_not_take_is_refused(chart: Chart, published: Path, tmp_path: Path) -> None:
