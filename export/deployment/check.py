@@ -49,21 +49,29 @@ def validate(
         return Result(tuple(wrong), {})
     found: list[Finding] = []
     counts: dict[str, int] = {}
-    for version in versions or (oldest(chart.folder), newest_known()):
+    said: dict[str, list[str]] = {}
+    asked = tuple(dict.fromkeys(versions or (oldest(chart.folder), newest_known())))
+    for version in asked:
         try:
             objects = chart.render(files, version)
         except GateRefusedError as error:
-            found.append(refused(f"chart (Kubernetes {version})", str(error)))
+            said.setdefault(str(error), []).append(version)
             continue
         invalid, unknown = schema_check.check_objects(objects, version)
         found += invalid
         counts[version] = len(objects)
         found += [note(kind, "no schema of it here: not checked") for kind in unknown]
+    found += [refused(_chart_field(where, asked), text) for text, where in said.items()]
     records = [record for record in map(read_record, files) if record is not None]
     found += cross_check.check(values, records[-1] if records else None, repository, tables, config)
     found += objective.check(values, chart.folder)
     order = {"refused": 0, "warning": 1, "note": 2}
     return Result(tuple(sorted(dict.fromkeys(found), key=lambda each: order[each.level])), counts)
+
+
+def _chart_field(where: Sequence[str], asked: Sequence[str]) -> str:
+    """The chart refuses for every version of Kubernetes as a rule: that is one refusal, and no version's."""
+    return "chart" if len(where) == len(asked) else f"chart (Kubernetes {', '.join(where)})"
 
 
 def oldest(chart: Path) -> str:

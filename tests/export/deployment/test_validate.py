@@ -343,3 +343,26 @@ def test_the_file_of_the_page_opens_what_validate_warns_about(
     shown = (root / "README.md").read_text()
     assert "deploy validate values.yaml access.yaml" in shown
     assert "-f values.yaml -f access.yaml" in shown
+
+
+def test_a_refusal_of_the_chart_is_told_and_counted_once(
+    chart: Chart, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(over({"fullnameOverride": "tickserve-x"})))
+
+    def refusals() -> list[str]:
+        result = check.validate(chart, [path], published / "models", published / "tables", CONFIG)
+        return [each.field for each in result.refused]
+
+    assert refusals() == ["chart"]
+    render = Chart.render
+    path.write_text(yaml.safe_dump(GOOD))
+
+    def one_version(self: Chart, files: Any, version: str) -> Any:
+        if version == newest_known():
+            raise GateRefusedError("the chart refuses these values: a test", field="values")
+        return render(self, files, version)
+
+    monkeypatch.setattr(Chart, "render", one_version)
+    assert refusals() == [f"chart (Kubernetes {newest_known()})"]
