@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -175,8 +174,11 @@ def _freeze(values: dict[str, Any]) -> Iterator[Finding]:
     freeze = values["changeFreeze"]
     if not freeze["enabled"]:
         return
+    if not freeze["windows"]:
+        yield warning("changeFreeze.windows", "empty: nothing is frozen; render with a calendar that has sessions")
+        return
     ends = [datetime.fromisoformat(str(window["end"])) for window in freeze["windows"]]
-    left = max((end - datetime.now(UTC)).total_seconds() / 86_400 for end in ends) if ends else -math.inf
+    left = max((end - datetime.now(UTC)).total_seconds() / 86_400 for end in ends)
     if left < 0:
         yield warning("changeFreeze.windows", "none lies ahead: nothing is frozen any more; render again")
     elif left < 7:

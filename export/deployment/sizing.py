@@ -325,9 +325,11 @@ def _keda(wanted: Wanted, calendar: Schedule) -> list[Value]:
 
 
 def _freeze(calendar: Schedule | None) -> list[Value]:
-    if calendar is None or not calendar.windows:
+    if calendar is None:
         return []
     first, last = calendar.start.date(), calendar.end.date()
+    if not calendar.windows:
+        return [_left("changeFreeze", f"the calendar has no freeze window from {first} to {last}: nothing is frozen")]
     reason = f"the sessions with their margins from {first} to {last}; render again before then"
     return [
         Value("changeFreeze.enabled", True, "the calendar has freeze windows", "--calendar"),

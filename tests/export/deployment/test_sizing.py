@@ -238,6 +238,14 @@ def test_a_calendar_asks_for_keda_and_raises_the_most() -> None:
         made(model(), calendar=calendar, max_replicas=8)
 
 
+def test_a_calendar_without_a_window_freezes_nothing_and_the_file_says_so() -> None:
+    tables = {"freeze": {}, "market": [{"exchange": "XNYS"}]}
+    weekend = schedule(Calendar.model_validate(tables), datetime(2026, 11, 28, tzinfo=UTC), 1)
+    freeze = made(model(), calendar=weekend)["changeFreeze"]
+    assert (freeze.left, "changeFreeze.enabled" in made(model(), calendar=weekend)) == (True, False)
+    assert "no freeze window from 2026-11-28 to 2026-11-29" in freeze.reason
+
+
 def test_a_repository_too_large_for_the_volume_asks_for_more() -> None:
     assert made(replace(model(), bytes=600 * MI))["model.sizeLimit"].value == "1216Mi"
 

@@ -139,6 +139,13 @@ def test_good_values_and_a_measurement_say_nothing(found: Callable[..., list[tup
         ({"keda": {"minReplicas": 7}}, recorded(600), "refused", "keda.maxReplicas", "at least minReplicas (7), was 6"),
         ({"keda": {"minReplicas": 1}}, recorded(600), "warning", "keda.minReplicas", "leaves nobody"),
         ({"keda": {"enabled": False}, "replicaCount": 1}, recorded(600), "warning", "replicaCount", "leaves nobody"),
+        (
+            {"changeFreeze": {"enabled": True, "windows": []}},
+            recorded(600),
+            "warning",
+            "changeFreeze.windows",
+            "empty: nothing is frozen",
+        ),
         ({"networkPolicy": {"callers": []}}, recorded(600), "warning", "networkPolicy.callers", "nobody but helm test"),
         ({"networkPolicy": {"prometheus": {}}}, recorded(600), "warning", "networkPolicy.prometheus", "keda scales on"),
         ({"serviceMonitor": {"enabled": False}}, recorded(600), "warning", "serviceMonitor.enabled", "keda scales on"),
