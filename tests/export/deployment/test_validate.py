@@ -215,7 +215,11 @@ def test_a_table_of_another_export_is_refused(
         found(record=recorded(600), folder=tmp_path / "other")
 
 
-def test_from_end_to_end(chart: Chart, published: Path, tmp_path: Path) -> None:
+def refuse_the_objective(*_: Any) -> Any:
+    raise GateRefusedError("the chart refuses these values: slo.objective: expected 0.999, was 0.99", field="values")
+
+
+def test_from_end_to_end(chart: Chart, published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "values.yaml"
     path.write_text(yaml.safe_dump(GOOD))
     record_path(path).write_text(json.dumps(recorded(600)))
@@ -224,6 +228,9 @@ def test_from_end_to_end(chart: Chart, published: Path, tmp_path: Path) -> None:
     path.write_text(yaml.safe_dump(over({"slo": {"objective": 0.99}, "prometheusRule": {"enabled": True}})))
     wrong = check.validate(chart, [path], published / "models", published / "tables", CONFIG, [newest_known()])
     assert [each.field for each in wrong.refused] == ["slo.objective"]
+    monkeypatch.setattr(Chart, "render", refuse_the_objective)
+    wrong = check.validate(chart, [path], published / "models", published / "tables", CONFIG)
+    assert [each.field for each in wrong.refused] == ["slo.objective"], "told once, though the chart refuses it as well"
     assert set(result.objects) == {check.oldest(chart.folder), newest_known()}
     assert min(result.objects.values()) > 5
 
