@@ -136,6 +136,18 @@ def test_the_release_compared_with_is_the_one_that_the_pages_install(
     assert asked == [installed_release()] * 2
 
 
+def test_several_files_are_compared_as_helm_lays_them(
+    deploy: Deploy, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(Chart, "render", lambda _, files, **__: asked.append([path.name for path in files]) or [])
+    now = ("--against", "now.yaml", "--against", "access.yaml")
+    assert deploy("diff", "values.yaml", "access.yaml", *now, "--helm", find_helm()).returncode == 0
+    assert asked == [["values.yaml", "access.yaml"], ["now.yaml", "access.yaml"]]
+    both = deploy("diff", "values.yaml", *now, "--live", "--helm", find_helm())
+    assert (both.returncode, "expected one of --against and --live" in both.stderr) == (2, True)
+
+
 @pytest.mark.system
 def test_the_difference_to_a_cluster(deploy: Deploy, published: Path) -> None:
     """The real kubectl against a stand-in of a cluster (see tests/export/deployment/api_server.py)."""

@@ -329,6 +329,22 @@ def test_what_the_chart_itself_refuses_is_told(chart: Chart, tmp_path: Path) -> 
         chart.render([tmp_path / "values.yaml"])
 
 
+@pytest.mark.parametrize(
+    ("windows", "was"),
+    [
+        ([], "was empty"),
+        ([{"name": "past", "start": "2020-01-02T09:00:00Z", "end": "2020-01-02T16:00:00Z"}], "was 1, all over"),
+    ],
+)
+def test_a_freeze_that_freezes_nothing_is_told_why(
+    chart: Chart, tmp_path: Path, windows: list[dict[str, str]], was: str
+) -> None:
+    path = tmp_path / "values.yaml"
+    path.write_text(yaml.safe_dump(over({"changeFreeze": {"enabled": True, "windows": windows}})))
+    with pytest.raises(GateRefusedError, match=rf"one that is still to come .*, {was}"):
+        chart.render([path])
+
+
 def test_what_is_no_chart_and_what_are_no_values(helm: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="--chart: expected a chart"):
         Chart(tmp_path, helm).values([])
