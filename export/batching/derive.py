@@ -20,7 +20,7 @@ from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as schema
 
 from export.batching.arrivals import Arrivals
-from export.batching.rules import STEADY_INSTANCES, Setting, lint, slack_us
+from export.batching.rules import STEADY_INSTANCES, Setting, lint, slack_us, with_bound
 from export.batching.service import ServiceTimes
 from export.batching.simulate import Outcome, simulate
 from tickserve import model_config
@@ -170,10 +170,7 @@ def _steered(preferred: tuple[int, ...], fit: list[int]) -> int:
 
 def _bounded(setting: Setting, service: ServiceTimes, slack: float, largest: int, cores: int) -> Setting:
     """`setting` with the queue timeout and size that follow from its slack."""
-    side_by_side = min(setting.instances, cores)
-    in_time = slack / service.mean_us(largest, largest) * largest * side_by_side
-    # A microsecond less: `lint` knows the slack from the table, whose times are rounded.
-    return replace(setting, queue_size=max(largest, int(in_time)), queue_timeout_us=max(1, int(slack) - 1))
+    return with_bound(setting, slack, service.mean_us(largest, largest), largest, min(setting.instances, cores))
 
 
 def _reasons(found: Derivation) -> dict[str, str]:

@@ -9,7 +9,7 @@ the protocol: any queue policy or priority level switches off its prefetching, a
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +125,16 @@ def _queue(setting: Setting) -> list[Finding]:
 def slack_us(deadline_us: float, service: ServiceTimes, rows: int) -> float:
     """What a request may wait and still be answered in time, when it ends in a batch of `rows` rows."""
     return deadline_us - service.overhead_us - service.mean_us(rows, rows)
+
+
+def with_bound(setting: Setting, slack: float, busy_us: float, requests: int, side_by_side: int) -> Setting:
+    """`setting` with the queue that follows: who waited longer than the slack is late.
+
+    So is who cannot be scored within it, when so many batches of `requests` run side by side and take `busy_us` each.
+    """
+    in_time = slack / busy_us * requests * side_by_side
+    # A microsecond less: `lint` knows the slack from the table, whose times are rounded.
+    return replace(setting, queue_size=max(requests, int(in_time)), queue_timeout_us=max(1, int(slack) - 1))
 
 
 def _times(setting: Setting, deadline_us: float, service: ServiceTimes | None) -> list[Finding]:

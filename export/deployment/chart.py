@@ -14,6 +14,7 @@ from export.deployment.values_file import merged, read_values
 from tickserve import stages
 from tickserve.errors import ComponentError, ConfigError, GateRefusedError, TickserveError
 
+# Selectors never change, and the overlays are made with this name; `deploy diff` takes that of the installed release.
 RELEASE, NAMESPACE = "tickserve", "scoring"
 # What a cluster of our users has beside Kubernetes' own; helm asks nobody when it only renders.
 API_VERSIONS = (

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.deployment import cross_check, schema_check
+from export.deployment import cross_check, objective, schema_check
 from export.deployment.chart import Chart, newest_known
 from export.deployment.finding import Finding, note, refused
 from export.deployment.values_file import read_record, read_values
 from tickserve.config import Config
 from tickserve.errors import ConfigError, GateRefusedError
 
+OBJECTIVE = ": slo.objective: expected"
 OLDEST = re.compile(r">=\s*v?(\d+\.\d+)")
 
 
@@ -49,20 +50,31 @@ def validate(
         return Result(tuple(wrong), {})
     found: list[Finding] = []
     counts: dict[str, int] = {}
-    for version in versions or (oldest(chart.folder), newest_known()):
+    said: dict[str, list[str]] = {}
+    asked = tuple(dict.fromkeys(versions or (oldest(chart.folder), newest_known())))
+    for version in asked:
         try:
             objects = chart.render(files, version)
         except GateRefusedError as error:
-            found.append(refused(f"chart (Kubernetes {version})", str(error)))
+            said.setdefault(str(error), []).append(version)
             continue
         invalid, unknown = schema_check.check_objects(objects, version)
         found += invalid
         counts[version] = len(objects)
         found += [note(kind, "no schema of it here: not checked") for kind in unknown]
+    promised = list(objective.check(values, chart.folder))
+    # The chart may refuse another objective too, in fewer words.
+    told = {text: where for text, where in said.items() if not (promised and OBJECTIVE in text)}
+    found += [refused(_chart_field(where, asked), text) for text, where in told.items()] + promised
     records = [record for record in map(read_record, files) if record is not None]
     found += cross_check.check(values, records[-1] if records else None, repository, tables, config)
     order = {"refused": 0, "warning": 1, "note": 2}
     return Result(tuple(sorted(dict.fromkeys(found), key=lambda each: order[each.level])), counts)
+
+
+def _chart_field(where: Sequence[str], asked: Sequence[str]) -> str:
+    """The chart refuses for every version of Kubernetes as a rule: that is one refusal, and no version's."""
+    return "chart" if len(where) == len(asked) else f"chart (Kubernetes {', '.join(where)})"
 
 
 def oldest(chart: Path) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ from export.batching.rules import slack_us
 from export.deployment import quantity
 from export.deployment.figures import ModelFigures, read_derived, read_model
 from export.deployment.finding import Finding, note, refused, warning
+from export.deployment.queue_bound import queue_bound
 from export.deployment.sizing import MI, memory_mi
 from tickserve.config import Config
 from tickserve.pipeline import models_in
@@ -37,6 +37,8 @@ def check(
         *_versions(models, record),
         *_cpu(values, models, set(named) <= published),
         *_scaling(values),
+        *_callers(values),
+        *_scraped(values),
         *(finding for model in models for finding in _times(values, model)),
         *_freeze(values),
     ]
@@ -118,11 +120,33 @@ def _scaling(values: dict[str, Any]) -> Iterator[Finding]:
     if not on and values["replicaCount"] < 2:
         yield warning("replicaCount", f"{values['replicaCount']}: a drain or a crash leaves nobody to answer")
     if "keda" in on:
-        for trigger in values["keda"]["preScale"]:
-            if trigger["replicas"] > values["keda"]["maxReplicas"]:
-                most = values["keda"]["maxReplicas"]
-                reason = f"expected at most keda.maxReplicas ({most}), was {trigger['replicas']}: KEDA would cut it off"
-                yield refused(f"keda.preScale ({trigger['name']})", reason)
+        yield from _prescale(values["keda"])
+
+
+def _prescale(keda: dict[str, Any]) -> Iterator[Finding]:
+    most = keda["maxReplicas"]
+    for trigger in keda["preScale"]:
+        field, asked = f"keda.preScale ({trigger['name']})", trigger["replicas"]
+        if asked > most:
+            yield refused(field, f"expected at most keda.maxReplicas ({most}), was {asked}: KEDA would cut it off")
+        elif asked == most:
+            yield warning(field, f"all {most} of keda.maxReplicas: at the open nothing is left to scale to")
+
+
+def _callers(values: dict[str, Any]) -> Iterator[Finding]:
+    policy = values["networkPolicy"]
+    if policy["enabled"] and not policy["callers"] and not values["sidecar"]["enabled"]:
+        yield warning("networkPolicy.callers", "empty: nobody but helm test may score; name the engines")
+
+
+def _scraped(values: dict[str, Any]) -> Iterator[Finding]:
+    on = [name for name in SCALERS if values[name]["enabled"]]
+    monitored, policy = values["serviceMonitor"]["enabled"], values["networkPolicy"]
+    why = f": {on[0]} scales on what Prometheus scrapes from the pods, and would see no queue" if on else ""
+    if on and not monitored:
+        yield warning("serviceMonitor.enabled", f"false{why}; leave it so only where Prometheus finds the pods itself")
+    if (on or monitored) and policy["enabled"] and not policy["prometheus"]:
+        yield warning("networkPolicy.prometheus", f"empty, so Prometheus may not reach port 8002{why}")
 
 
 def _times(values: dict[str, Any], model: ModelFigures) -> Iterator[Finding]:
@@ -135,7 +159,10 @@ def _times(values: dict[str, Any], model: ModelFigures) -> Iterator[Finding]:
         return
     for found in lint(model.setting, deadline_us=model.deadline_us, service=service):
         made = refused if found.field in OF_TIME else warning
-        yield made(f"{model.name}/config.pbtxt: {found.field}", f"{found.reason} (slo.deadlineMs)")
+        reason = f"{found.reason} (slo.deadlineMs)"
+        if found.field == "max_queue_size":
+            reason = f"{found.reason}; {queue_bound(model, gpu=values['gpu']['enabled']).advice}"
+        yield made(f"{model.name}/config.pbtxt: {found.field}", reason)
     for name in SCALERS:
         wait = float(values[name]["queueSecondsPerRequest"])
         if values[name]["enabled"] and wait * 1e6 >= slack:
@@ -147,8 +174,11 @@ def _freeze(values: dict[str, Any]) -> Iterator[Finding]:
     freeze = values["changeFreeze"]
     if not freeze["enabled"]:
         return
+    if not freeze["windows"]:
+        yield warning("changeFreeze.windows", "empty: nothing is frozen; render with a calendar that has sessions")
+        return
     ends = [datetime.fromisoformat(str(window["end"])) for window in freeze["windows"]]
-    left = max((end - datetime.now(UTC)).total_seconds() / 86_400 for end in ends) if ends else -math.inf
+    left = max((end - datetime.now(UTC)).total_seconds() / 86_400 for end in ends)
     if left < 0:
         yield warning("changeFreeze.windows", "none lies ahead: nothing is frozen any more; render again")
     elif left < 7:

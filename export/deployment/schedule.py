@@ -65,6 +65,7 @@ def schedule(calendar: Calendar, start: datetime, days: int) -> Schedule:
                 f"{market.label} never closes: no pre-scale and no freeze; give its busy hours as a market of your own"
             )
         wants = calendar.prescale_of(market)
+        notes += _sessionless(found, start, end)
         notes += _gapless(found, wants, calendar.freeze_of(market))
         if wants is not None:
             own = prescale.triggers(found, wants, end)
@@ -74,6 +75,15 @@ def schedule(calendar: Calendar, start: datetime, days: int) -> Schedule:
     return Schedule(
         start, end, tuple(ordered), tuple(made), tuple(freeze.windows(calendar, start, end)), tuple(idle), tuple(notes)
     )
+
+
+def _sessionless(found: Trading, start: datetime, end: datetime) -> Iterator[str]:
+    """A market that is closed all those days gets no freeze window, and no chart takes a freeze without one."""
+    if any(each.closes > start and each.opens < end for each in found.sessions):
+        return
+    coming = next((each for each in found.sessions if each.opens >= end), None)
+    after = f"the next opens {coming.opens.isoformat()}" if coming else "nor in the year to come: see days and closed"
+    yield f"{found.market.label}: no session in the {(end - start).days} days from {start.date()}; {after}"
 
 
 def _gapless(found: Trading, wants: Prescale | None, kept: Freeze | None) -> Iterator[str]:

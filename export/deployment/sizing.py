@@ -86,6 +86,7 @@ def values(
         *_gpu(wanted),
         _names(models),
         _size_limit(models),
+        *_access(),
         *_scaling(models, capacities, replicas, settings, wanted, calendar),
         *_freeze(calendar),
         *_slo(models, settings, wanted),
@@ -212,6 +213,14 @@ def _size_limit(models: Sequence[ModelFigures]) -> Value:
     return Value("model.sizeLimit", f"{limit}Mi", reason, "the files of the repository")
 
 
+def _access() -> list[Value]:
+    where = "name them in a second values file (docs/deploy-values.md)"
+    return [
+        _left("networkPolicy.callers", f"who may score is no measurement: nobody, until you {where}"),
+        _left("networkPolicy.prometheus", f"nor is who may scrape: nobody, until you {where}; scaling needs it"),
+    ]
+
+
 def _scaling(
     models: Sequence[ModelFigures],
     capacities: dict[str, Capacity | None],
@@ -271,13 +280,11 @@ def _bounds(replicas: Value, settings: DeploySettings, wanted: Wanted, calendar:
     if wanted.max_replicas is not None:
         most = Value("maxReplicas", wanted.max_replicas, "as it was given", "--max-replicas")
     elif replicas.left:
-        most = Value("maxReplicas", ahead, "what the calendar asks for before the open", "prescale.replicas")
+        most = _most(ahead, f"the {ahead} that the calendar asks for before the open", settings)
+    elif ahead > replicas.value:
+        most = _most(ahead, f"the {ahead} of the calendar, more than replicaCount", settings)
     else:
-        count = max(math.ceil(replicas.value * settings.growth), ahead)
-        reason = f"{settings.growth:g} times replicaCount (deploy.growth, a choice)" + (
-            f", and the {ahead} of the calendar" if ahead else ""
-        )
-        most = Value("maxReplicas", count, reason, "configuration")
+        most = _most(replicas.value, "replicaCount", settings)
     lowest = 0 if least.left else least.value
     if most.value < max(lowest, ahead):
         raise UsageError(
@@ -287,6 +294,12 @@ def _bounds(replicas: Value, settings: DeploySettings, wanted: Wanted, calendar:
             was=str(most.value),
         )
     return [least, most]
+
+
+def _most(pods: int, what: str, settings: DeploySettings) -> Value:
+    """What the autoscaler may go up to: room above the pods that are there anyway, so above a pre-scale too."""
+    count = math.ceil(round(pods * settings.growth, 9))
+    return Value("maxReplicas", count, f"{settings.growth:g} times {what} (deploy.growth, a choice)", "configuration")
 
 
 def _keda(wanted: Wanted, calendar: Schedule) -> list[Value]:
@@ -312,9 +325,11 @@ def _keda(wanted: Wanted, calendar: Schedule) -> list[Value]:
 
 
 def _freeze(calendar: Schedule | None) -> list[Value]:
-    if calendar is None or not calendar.windows:
+    if calendar is None:
         return []
     first, last = calendar.start.date(), calendar.end.date()
+    if not calendar.windows:
+        return [_left("changeFreeze", f"the calendar has no freeze window from {first} to {last}: nothing is frozen")]
     reason = f"the sessions with their margins from {first} to {last}; render again before then"
     return [
         Value("changeFreeze.enabled", True, "the calendar has freeze windows", "--calendar"),
@@ -328,7 +343,10 @@ def _slo(models: Sequence[ModelFigures], settings: DeploySettings, wanted: Wante
     deadline = model.deadline_us / 1_000
     shown = int(deadline) if deadline == int(deadline) else round(deadline, 3)
     reason = "the deadline that the engines call with" if len(models) == 1 else f"the shortest: that of {model.name}"
+    reason_of_objective = (
+        "share of calls answered inside it; alerts hold monitoring.slo_objective, for which their rules were rendered"
+    )
     return [
         Value("slo.deadlineMs", shown, reason, model.deadline_source),
-        Value("slo.objective", wanted.objective or settings.objective, "share of calls answered inside it", source),
+        Value("slo.objective", wanted.objective or settings.objective, reason_of_objective, source),
     ]

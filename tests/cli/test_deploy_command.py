@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,13 @@ def test_rendered_values_pass_validation_and_are_compared(deploy: Deploy, publis
     assert values["keda"]["preScale"][0]["timezone"] == "America/New_York"
     assert {each["path"]: each["source"] for each in said["values"]}["replicaCount"].startswith("peak in tiny.json")
     assert all(each["reason"] for each in said["values"])
+    (queue,) = said["queues"]
+    assert json.loads((published / "values.measured.json").read_text())["queues"] == [queue]
+    assert f"{queue['queue_size']} requests that wait" in done.stderr
+    assert (
+        f"# queue of tiny (its config.pbtxt, no chart value): unbounded; {queue['queue_size']} requests"
+        in (published / "values.yaml").read_text()
+    )
     checked = deploy("validate", "values.yaml", "--helm", helm, "--json")
     assert checked.returncode == 0, checked.stderr + checked.stdout
     assert json.loads(checked.stdout)["refused"] == 0
@@ -111,12 +119,43 @@ def test_the_calendar_is_shown(deploy: Deploy, published: Path) -> None:
         assert text in shown.stdout
 
 
+def installed_release() -> str:
+    """What README, docs/deploy.md and the upgrade notes call the release."""
+    texts = [(ROOT / page).read_text() for page in ("README.md", "docs/deploy.md", "k8s/chart/UPGRADING.md")]
+    (name,) = {name for text in texts for name in re.findall(r"helm -n scoring (?:install|upgrade) (\S+) ", text)}
+    return name
+
+
+def test_the_release_compared_with_is_the_one_that_the_pages_install(
+    deploy: Deploy, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    monkeypatch.setattr(Chart, "render", lambda *_, **options: asked.append(options["release"]) or [])
+    (published / "values.yaml").write_text("replicaCount: 3\n")
+    assert deploy("diff", "values.yaml", "--against", "values.yaml", "--helm", find_helm()).returncode == 0
+    assert asked == [installed_release()] * 2
+
+
+def test_several_files_are_compared_as_helm_lays_them(
+    deploy: Deploy, published: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(Chart, "render", lambda _, files, **__: asked.append([path.name for path in files]) or [])
+    now = ("--against", "now.yaml", "--against", "access.yaml")
+    assert deploy("diff", "values.yaml", "access.yaml", *now, "--helm", find_helm()).returncode == 0
+    assert asked == [["values.yaml", "access.yaml"], ["now.yaml", "access.yaml"]]
+    both = deploy("diff", "values.yaml", *now, "--live", "--helm", find_helm())
+    assert (both.returncode, "expected one of --against and --live" in both.stderr) == (2, True)
+
+
 @pytest.mark.system
 def test_the_difference_to_a_cluster(deploy: Deploy, published: Path) -> None:
     """The real kubectl against a stand-in of a cluster (see tests/export/deployment/api_server.py)."""
     helm = find_helm()
     (published / "values.yaml").write_text("replicaCount: 3\n")
-    held = copy.deepcopy(Chart(ROOT / "k8s/chart", helm).render([published / "values.yaml"], hooks=False))
+    chart = Chart(ROOT / "k8s/chart", helm)
+    # The release that the pages install, which is the one `diff` asks for unless told otherwise.
+    held = copy.deepcopy(chart.render([published / "values.yaml"], release=installed_release(), hooks=False))
     for item in held:  # what a cluster adds, and how it writes an amount of memory
         item["metadata"] |= {"uid": "1", "resourceVersion": "7"}
         item["status"] = {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
@@ -75,20 +76,28 @@ def render(
     figures, taken = gather(asked, settings)
     wanted = sizing.Wanted(image, gpu, objective, prometheus, max_replicas)
     values = sizing.values(figures, taken, settings.deploy, wanted, schedule)
+    queues = stages.load("export.deployment.queue_bound").queue_bounds(figures, gpu=gpu)
     rows = [value.to_json() for value in values]
     record: dict[str, Any] = {
         "values": rows,
         "models": [each.to_json() for each in figures],
         "memory": None if taken is None else {"bytes": taken.bytes, "source": taken.source},
+        "queues": [each.to_json() for each in queues],
     }
     head = [
         f"Values for {', '.join(names)}, computed by `tickserve deploy render` from what was measured.",
         f"Every figure: {written.record_path(out_file).name}. Next: tickserve deploy validate {out_file.name}",
+        *(line for each in queues for line in ["", *textwrap.wrap(each.line, 110, break_on_hyphens=False)]),
     ]
     written.write(out_file, written.to_yaml(values, head), record)
     emit(record | {"out": str(out_file)}, as_json, lambda: _show_values(rows))
     _say_values(rows, schedule)
-    says(f"{out_file}, {written.record_path(out_file)}; next: tickserve deploy validate {out_file}")
+    for each in queues:
+        says(each.line)
+    says(
+        f"{out_file}, {written.record_path(out_file)}; next: name who may score and scrape (networkPolicy, "
+        f"docs/deploy-values.md), then tickserve deploy validate {out_file} access.yaml"
+    )
 
 
 def _show_values(values: list[dict[str, Any]]) -> None:
@@ -142,29 +151,31 @@ def _show_findings(result: Any) -> None:
 
 @app.command("diff")
 def diff(
-    values: Annotated[Path, typer.Argument(help="The values file that is to come.")],
-    against: Annotated[Path | None, typer.Option("--against", help="The values file that is there now.")] = None,
+    values: Files,
+    against: Annotated[
+        list[Path] | None, typer.Option("--against", help="The values file that is there now; may be repeated.")
+    ] = None,
     live: Annotated[bool, typer.Option("--live", help="Compare with the cluster, by kubectl.")] = False,
     chart: ChartFolder = None,
     helm: Helm = None,
     kubectl: Annotated[Path | None, typer.Option("--kubectl", help="The kubectl to use; else that on PATH.")] = None,
     context: Annotated[str | None, typer.Option("--context", help="kubectl's context.")] = None,
-    release: Annotated[str, typer.Option("--release", help="Name of the release.")] = "tickserve",
+    release: Annotated[str, typer.Option("--release", help="Name of the release.")] = "triton-tickserve",
     namespace: Annotated[str, typer.Option("--namespace", help="Its namespace.")] = "scoring",
     as_json: options.AsJson = False,
 ) -> None:
     """What an upgrade would change, object by object and field by field; exit 1 where something would."""
-    if live == (against is not None):
+    if live == bool(against):
         raise UsageError("expected one of --against and --live", field="--against, --live")
     difference, where = stages.load("export.deployment.difference"), _chart(chart, helm)
     # Hooks come and go with each upgrade: they are in no cluster between two.
-    new = where.render([values], release=release, namespace=namespace, hooks=not live)
+    new = where.render(values, release=release, namespace=namespace, hooks=not live)
     if live:
         tools = stages.load("export.deployment.tools")
         old = stages.load("export.deployment.live").objects(tools.kubectl(kubectl), new, context)
         found = difference.differences(old, new, only_named=True)
     else:
-        old = where.render([against], release=release, namespace=namespace)
+        old = where.render(against or (), release=release, namespace=namespace)
         found = difference.differences(old, new)
     changes = [change.to_json() for change in found]
     emit(changes, as_json, lambda: _show_changes(changes))

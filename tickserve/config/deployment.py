@@ -16,6 +16,6 @@ class DeploySettings(Section):
         512, ge=64, description="least memory of a pod, since another build than production's is measured"
     )
     min_replicas: int = Field(2, ge=2, le=1_000, description="fewest pods; with one, a drain stops the engines")
-    growth: float = Field(2.0, ge=1, le=100, description="most pods, in times those of the peak")
+    growth: float = Field(2.0, ge=1, le=100, description="most pods, in times those of the peak or of the calendar")
     objective: float = Field(0.999, gt=0, lt=1, description="share of calls answered inside the deadline")
     calendar_days: int = Field(30, ge=1, le=366, description="days of change-freeze windows that are written")

@@ -217,7 +217,7 @@ changeFreeze: expected no change in session, was inside {{ .name }}, {{ .start }
 {{- end }}
 {{- end }}
 {{- if le $last $now }}
-changeFreeze.windows: expected one that is still to come (render them anew: tickserve deploy render), was {{ len $freeze.windows }}, all over
+changeFreeze.windows: expected one that is still to come (render them anew: tickserve deploy render), was {{ if $freeze.windows }}{{ len $freeze.windows }}, all over{{ else }}empty{{ end }}
 {{- end }}
 {{- end -}}
 {{- end -}}

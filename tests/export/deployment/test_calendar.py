@@ -168,6 +168,19 @@ def test_margins_that_leave_no_gap_are_told() -> None:
     assert schedule(Calendar.model_validate(tables), datetime(2026, 11, 8, tzinfo=UTC), 7).notes == ()
 
 
+def test_days_without_a_session_are_told_with_the_next() -> None:
+    saturday = datetime(2026, 11, 28, tzinfo=UTC)
+    assert schedule(of("XNYS"), saturday, 2).notes == (
+        "xnys: no session in the 2 days from 2026-11-28; the next opens 2026-11-30T09:30:00-05:00",
+    )
+    assert schedule(of("XNYS"), saturday, 3).notes == ()
+    market = {"name": "desk", "timezone": "UTC", "days": ["mon"], "open": "08:00", "close": "16:30"}
+    mondays = [(saturday + timedelta(days=2 + 7 * week)).date().isoformat() for week in range(60)]
+    never = Calendar.model_validate({"freeze": {}, "market": [market | {"closed": mondays}]})
+    (note,) = schedule(never, saturday, 30).notes
+    assert note == "desk: no session in the 30 days from 2026-11-28; nor in the year to come: see days and closed"
+
+
 def test_own_sessions(tmp_path: Path) -> None:
     calendar = read_calendar(written(tmp_path, OWN))
     made = schedule(calendar, datetime(2026, 12, 21, tzinfo=UTC), 14)

@@ -93,3 +93,12 @@ def test_of_a_cluster_only_what_was_rendered_is_compared() -> None:
         ("spec.replicas", 5, 2),
         ("spec.containers[triton].limits.memory", "2Gi", "1024Mi"),
     ]
+
+
+def test_a_scaler_as_a_cluster_writes_its_quantity_is_no_difference() -> None:
+    def scaler(amount: str) -> dict[str, Any]:
+        target = {"type": "AverageValue", "averageValue": amount}
+        return {"apiVersion": "autoscaling/v2", "kind": "X", "metadata": {"name": "x"}, "spec": {"target": target}}
+
+    assert differences([scaler("1230u")], [scaler("0.00123")], only_named=True) == []
+    assert len(differences([scaler("1240u")], [scaler("0.00123")], only_named=True)) == 1

@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import yaml
 
-from export.batching import ServiceTimes, Setting
+from export.batching import ServiceTimes, Setting, lint
 from export.deployment import quantity, values_file
 from export.deployment.calendar_file import Calendar
 from export.deployment.capacity import Capacity, capacity_of
 from export.deployment.figures import Cpu, ModelFigures, Rate, Service
+from export.deployment.queue_bound import queue_bound
 from export.deployment.schedule import schedule
 from export.deployment.sizing import Memory, Value, Wanted, memory_mi, parse_image, values
 from tests.export.deployment.conftest import times
@@ -131,6 +132,47 @@ def test_the_rest_of_the_values() -> None:
     assert "keda.enabled" not in found
 
 
+def test_the_bound_of_the_queue_is_what_the_instances_score_within_the_slack() -> None:
+    # 7.5 ms of slack, three instances that score 8 requests in 2 ms each.
+    unbounded = replace(model().setting, queue_size=0, queue_timeout_us=0, instances=3)
+    found = queue_bound(replace(model(), setting=unbounded))
+    assert (found.size, found.timeout_us) == (90, 7_499)
+    assert found.to_json()["in_force"] is None
+    assert "(its config.pbtxt, no chart value): unbounded; 90 requests" in found.line
+    # With these keys the rules of batching have nothing against it.
+    bound = replace(unbounded, queue_size=found.size, queue_timeout_us=found.timeout_us)
+    assert found.keys == bound.export_keys()
+    assert lint(bound, deadline_us=10_000, service=SERVICE) == []
+    # Requests of four rows fill a batch by twos.
+    assert queue_bound(model(rows=4)).size == 22
+    assert "bounded to 64 requests; 90 requests" in queue_bound(model()).line
+
+
+def test_a_bound_takes_three_instances_and_no_delay() -> None:
+    alone = replace(
+        model(), setting=replace(model().setting, instances=1, queue_size=0, queue_timeout_us=0, delay_us=5)
+    )
+    found = queue_bound(alone)
+    assert (found.size, found.keys["instances"], found.keys["queue_delay_us"]) == (90, 3, 0)
+    assert "render again" in found.reason
+
+
+@pytest.mark.parametrize(
+    ("figures", "gpu", "why"),
+    [
+        (model(None), False, "no served times"),
+        (model(served=False), False, "no served times"),
+        (model(), True, "measured on a CPU"),
+        (model(times(overhead_us=500, r1=1000, r8=9_600)), False, "leaves no time to wait"),
+    ],
+)
+def test_a_bound_that_does_not_follow_is_said_with_the_command(figures: ModelFigures, gpu: bool, why: str) -> None:
+    found = queue_bound(figures, gpu=gpu)
+    assert (found.size, found.keys, found.to_json()["queue_size"]) == (0, {}, None)
+    assert why in found.advice
+    assert "--apply` computes a bound" in found.advice
+
+
 def test_memory_has_a_floor_and_headroom() -> None:
     assert memory_mi(10 * MI, SETTINGS) == 512
     assert memory_mi(512 * MI, SETTINGS) == 768
@@ -183,7 +225,9 @@ def test_a_calendar_asks_for_keda_and_raises_the_most() -> None:
     calendar = schedule(Calendar.model_validate(tables), datetime(2026, 11, 20, tzinfo=UTC), 14)
     found = made(model(), calendar=calendar, prometheus="http://prometheus:9090")
     assert found["keda.enabled"].value is True
-    assert found["keda.maxReplicas"].value == 9
+    # Twice the pre-scale: at the open, when the load is highest, there is still room to scale.
+    assert found["keda.maxReplicas"].value == 18
+    assert made(model(rate=None), calendar=calendar, prometheus="http://p")["keda.maxReplicas"].value == 18
     assert found["keda.preScale"].value[0]["start"] == "0 9 * * 1-5"
     assert found["keda.prometheusAddress"].value == "http://prometheus:9090"
     assert "10.0 h" in found["keda.preScale"].reason  # Thanksgiving, and the half-day after it
@@ -192,6 +236,14 @@ def test_a_calendar_asks_for_keda_and_raises_the_most() -> None:
         made(model(), calendar=calendar)
     with pytest.raises(UsageError, match=r"--max-replicas: fewer than are needed: expected at least 9, was 8"):
         made(model(), calendar=calendar, max_replicas=8)
+
+
+def test_a_calendar_without_a_window_freezes_nothing_and_the_file_says_so() -> None:
+    tables = {"freeze": {}, "market": [{"exchange": "XNYS"}]}
+    weekend = schedule(Calendar.model_validate(tables), datetime(2026, 11, 28, tzinfo=UTC), 1)
+    freeze = made(model(), calendar=weekend)["changeFreeze"]
+    assert (freeze.left, "changeFreeze.enabled" in made(model(), calendar=weekend)) == (True, False)
+    assert "no freeze window from 2026-11-28 to 2026-11-29" in freeze.reason
 
 
 def test_a_repository_too_large_for_the_volume_asks_for_more() -> None:
@@ -256,6 +308,8 @@ def test_values_over_values_as_helm_lays_them() -> None:
     ("text", "number"),
     [
         ("250m", 0.25),
+        ("2000u", 0.002),
+        ("1230000n", 0.00123),
         ("2", 2),
         ("1.5", 1.5),
         ("2Gi", 2 * 2**30),
@@ -269,6 +323,21 @@ def test_quantities(text: object, number: float) -> None:
     found = quantity.parse(text)
     assert found is not None
     assert float(found) == number
+
+
+@pytest.mark.parametrize(
+    ("written", "canonical"),
+    [
+        ("0.002", "2m"),
+        ("2000u", "2m"),
+        ("0.00123", "1230u"),
+        ("0.0000000015", "1.5n"),
+        ("0.5", "500m"),
+        ("1024Mi", "1Gi"),
+    ],
+)
+def test_a_quantity_is_the_same_as_a_cluster_writes_it(written: str, canonical: str) -> None:
+    assert quantity.parse(written) == quantity.parse(canonical) is not None
 
 
 @pytest.mark.parametrize("text", ["", "lots", "1.2.3", "-1", "5 Gi", "Gi", True, None, [1]])
