@@ -328,6 +328,25 @@ def test_the_command_serves_follows_and_stops(
     assert process.wait(10) == 128 + signal.SIGTERM
 
 
+def test_the_command_measures_a_model_that_is_published_later(
+    start: Start, tmp_path: Path, repository: Path, manifest: Manifest, journal: Journal
+) -> None:
+    process = start("--journal", tmp_path / "journal", "--repository", repository, "--port", 0)
+    assert process.stderr is not None
+    url = process.stderr.readline().split()[-1]
+    newer = make_manifest(reference=manifest.reference, stride=2)
+    (repository / MODEL / "2").mkdir()
+    write_manifest(repository / MODEL / "2", newer)
+    scored(journal, newer, normal(150))
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        with urllib.request.urlopen(url, timeout=5) as answer:
+            if "tickserve_drift_psi_max{" in answer.read().decode():
+                return
+        time.sleep(0.05)
+    pytest.fail("never measured")
+
+
 def invoke(*arguments: object) -> Result:
     environment = {"TICKSERVE_DRIFT__MIN_ROWS": "100", "COLUMNS": "200"}
     return CliRunner(env=environment).invoke(app, ["monitor", *map(str, arguments)])
