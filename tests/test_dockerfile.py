@@ -228,11 +228,27 @@ def test_the_lock_of_an_image_needs_nothing_outside_itself(lock: str) -> None:
 
 def imported(module: str) -> tuple[set[str], set[str]]:
     """The stages and the installed distributions that importing modules brings in, in a new interpreter."""
-    code = f"import sys, {module}, json; print(json.dumps(sorted({{name.partition('.')[0] for name in sys.modules}})))"
+    shown = "{name: getattr(each, '__file__', None) or '' for name, each in list(sys.modules.items())}"
+    code = f"import sys, {module}, json; print(json.dumps({shown}))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
-    names = set(json.loads(done.stdout))
+    files: dict[str, set[str]] = {}
+    for name, file in json.loads(done.stdout).items():
+        files.setdefault(name.partition(".")[0], set()).add(file)
     owners = metadata.packages_distributions()
-    return names & STAGES, {plain(owner) for name in names - STAGES - {"tickserve"} for owner in owners.get(name, [])}
+    libraries = files.keys() - STAGES - {"tickserve"}
+    distributions = {plain(each) for name in libraries for each in of_the_files(set(owners.get(name, [])), files[name])}
+    return set(files) & STAGES, distributions
+
+
+def of_the_files(owners: set[str], loaded: set[str]) -> set[str]:
+    """Of the distributions that share a namespace such as `google`, those with a file that was loaded."""
+    if len(owners) < 2:
+        return owners
+    return {
+        owner
+        for owner in owners
+        if any(str(metadata.distribution(owner).locate_file(file)) in loaded for file in metadata.files(owner) or [])
+    }
 
 
 def not_in_image(module: str, target: str) -> set[str]:

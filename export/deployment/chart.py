@@ -85,7 +85,7 @@ def newest_known() -> str:
 
 def _holds(window: dict[str, Any], now: datetime) -> bool:
     try:
-        return datetime.fromisoformat(str(window["start"])) <= now <= datetime.fromisoformat(str(window["end"]))
+        return datetime.fromisoformat(str(window["start"])) <= now < datetime.fromisoformat(str(window["end"]))
     except (KeyError, ValueError, TypeError):  # the schema says what is wrong with it
         return False
 
