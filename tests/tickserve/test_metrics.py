@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import http.client
 import os
 import socket
 import subprocess
@@ -338,6 +339,19 @@ def test_after_close_calls_go_on(metrics: MetricsExporter) -> None:
         scrape(url)
     with pytest.raises(UsageError, match="closed"):
         metrics.serve()
+
+
+def test_a_scraper_that_keeps_its_connection_gets_nothing_after_close() -> None:
+    exporter = MetricsExporter(port=0)
+    scraper = http.client.HTTPConnection(str(exporter.url).split("/")[2], timeout=5)
+    try:
+        scraper.request("GET", "/metrics")
+        assert scraper.getresponse().read()
+        kept = scraper.sock
+        exporter.close()
+        assert kept.recv(1) == b"", "the connection ends"
+    finally:
+        scraper.close()
 
 
 def test_nothing_of_a_request_is_kept_alive() -> None:

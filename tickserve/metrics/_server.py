@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable
 from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socket import AF_INET6, socket
+from socket import AF_INET6, SHUT_RDWR, socket
 from typing import Any
 
 from tickserve.errors import ComponentError, PortInUseError, UsageError
@@ -61,6 +61,7 @@ class Endpoint(ThreadingHTTPServer):
     def __init__(self, address: str, port: int, render: Render, *, option: str, places: int = 8) -> None:
         self.render = render
         self._places = threading.BoundedSemaphore(places)
+        self._peers = set[socket]()
         if ":" in address:
             self.address_family = AF_INET6
         try:
@@ -93,18 +94,23 @@ class Endpoint(ThreadingHTTPServer):
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Serve the peer and free its place."""
+        self._peers.add(request)
         try:
             super().process_request_thread(request, client_address)
         finally:
+            self._peers.discard(request)
             self._places.release()
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """A peer that went away is its own affair."""
 
     def close(self) -> None:
-        """Stop answering and free the port."""
+        """Stop answering, those too who keep their connection, and free the port."""
         self.shutdown()
         self.server_close()
+        for peer in list(self._peers):
+            with suppress(OSError):
+                peer.shutdown(SHUT_RDWR)
         self._thread.join(SILENCE_S)
 
     def forget(self) -> None:
