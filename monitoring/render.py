@@ -12,7 +12,7 @@ from tickserve.store import unwritable
 
 def files(settings: MonitoringSettings) -> dict[str, str]:
     """Text by path: `rules/<group>.yaml` and `dashboards/<uid>.json`."""
-    rules = {f"rules/{group.file}": group.yaml() for group in groups(settings)}
+    rules = {f"rules/{group.file}": group.yaml(settings.runbook_url) for group in groups(settings)}
     return rules | {f"dashboards/{page.file}": page.text() for page in dashboards(settings)}
 
 

@@ -14,7 +14,7 @@ def client_alerts(settings: MonitoringSettings) -> Group:
 
 
 def _shares(settings: MonitoringSettings) -> list[Alert]:
-    series, url = Series(settings), settings.runbook_url
+    series = Series(settings)
     over = f"{{{{ $value | humanizePercentage }}}} of calls over {series.window}"
     return [
         Alert(
@@ -24,7 +24,6 @@ def _shares(settings: MonitoringSettings) -> list[Alert]:
             after_s=settings.page_after_s,
             summary="Engines get errors from {{ $labels.model }}",
             description=f"{over} failed: on the way, in the server, or with no replica alive.",
-            runbook_url=url,
             keys=("error_ratio", "window_s", "page_after_s"),
         ),
         Alert(
@@ -34,7 +33,6 @@ def _shares(settings: MonitoringSettings) -> list[Alert]:
             after_s=settings.page_after_s,
             summary="Engines send {{ $labels.model }} what it refuses",
             description=f"{over} were refused before they were sent: their input breaks the manifest's contract.",
-            runbook_url=url,
             keys=("error_ratio", "window_s", "page_after_s"),
         ),
         Alert(
@@ -44,7 +42,6 @@ def _shares(settings: MonitoringSettings) -> list[Alert]:
             after_s=settings.page_after_s,
             summary="Engines trade on the fallback of {{ $labels.model }}",
             description=f"{over} were answered by the fallback and not by the model.",
-            runbook_url=url,
             keys=("fallback_ratio", "window_s", "page_after_s"),
         ),
         Alert(
@@ -54,7 +51,6 @@ def _shares(settings: MonitoringSettings) -> list[Alert]:
             after_s=settings.page_after_s,
             summary="Features for {{ $labels.model }} are too old to score",
             description=f"{over} got no number, because their newest event was too old.",
-            runbook_url=url,
             keys=("stale_ratio", "window_s", "page_after_s"),
         ),
     ]
@@ -70,7 +66,6 @@ def _event_age(settings: MonitoringSettings) -> Alert:
         summary="Events reach {{ $labels.model }} late",
         description="The newest event of one call in a hundred is older than {{ $value | humanizeDuration }},"
         f" over {series.window}.",
-        runbook_url=settings.runbook_url,
         keys=("event_age_s", "window_s", "page_after_s"),
     )
 
@@ -85,7 +80,6 @@ def _lost(settings: MonitoringSettings) -> Alert:
         summary="{{ $labels.instance }} loses observations",
         description=f"{{{{ $value | humanize }}}} calls are missing from its metrics, over {series.window};"
         " its other numbers are too low.",
-        runbook_url=settings.runbook_url,
         keys=("window_s",),
     )
 
@@ -100,7 +94,6 @@ def _watched(settings: MonitoringSettings) -> list[Alert]:
             after_s=settings.page_after_s,
             summary="The metrics of the engine {{ $labels.instance }} are gone",
             description="Prometheus could not scrape it: the engine has ended, hangs, or serves no metrics.",
-            runbook_url=settings.runbook_url,
             keys=("client_jobs", "page_after_s"),
         ),
         Alert(
@@ -112,7 +105,6 @@ def _watched(settings: MonitoringSettings) -> list[Alert]:
             summary="Servers answer requests, and no engine's metrics say so",
             description="{{ $value | humanize }} requests a second, and no target reports a call:"
             " deadlines, errors and fallbacks are seen by nobody.",
-            runbook_url=settings.runbook_url,
             keys=("server_jobs", "window_s", "ticket_after_s"),
         ),
     ]

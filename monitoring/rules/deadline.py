@@ -41,6 +41,5 @@ def _burns(settings: MonitoringSettings, index: int) -> Alert:
             f" than {float(limit):.2%} still do over {duration(short)};"
             f" the objective allows {1 - settings.slo_objective:.2%}."
         ),
-        runbook_url=settings.runbook_url,
         keys=("slo_objective", "burn_factors", "burn_long_s", "burn_short_s", "burn_misses"),
     )

@@ -13,7 +13,7 @@ WHERE = "GPU {{ $labels.gpu }} of {{ or $labels.Hostname $labels.instance }}"
 def gpu_alerts(settings: MonitoringSettings) -> Group:
     """Every alert on the GPUs."""
     pods = f'{{pod=~"{settings.gpu_pods}"}}'
-    alert = partial(Alert, severity="warning", after_s=settings.ticket_after_s, runbook_url=settings.runbook_url)
+    alert = partial(Alert, severity="warning", after_s=settings.ticket_after_s)
     return Group(
         "tickserve-gpu",
         [
@@ -25,7 +25,6 @@ def gpu_alerts(settings: MonitoringSettings) -> Group:
                 after_s=0,
                 summary=f"{WHERE} reports XID {{{{ $value }}}}",
                 description="The driver reported an error of the GPU; NVIDIA's list of XID errors says which.",
-                runbook_url=settings.runbook_url,
                 keys=("gpu_pods",),
             ),
             alert(

@@ -11,15 +11,15 @@ from tickserve.config import MonitoringSettings
 
 def model_alerts(settings: MonitoringSettings) -> Group:
     """Every alert on the models."""
-    alert = partial(Alert, severity="warning", after_s=settings.ticket_after_s, runbook_url=settings.runbook_url)
+    alert = partial(Alert, severity="warning", after_s=settings.ticket_after_s)
     return Group(
         "tickserve-models",
         [
             alert(
                 alert="TickserveDrift",
                 expr=f"max by (namespace, model, version) (tickserve_drift_psi_max) > {number(settings.psi)}",
-                summary="Inputs of {{ $labels.model }} are not those it was trained on",
-                description="Population stability index of the feature that drifts most: {{ $value | printf `%.2f` }}.",
+                summary="{{ $labels.model }} meets another market than it was trained on",
+                description="The largest population stability index that is judged: {{ $value | printf `%.2f` }}.",
                 keys=("psi", "ticket_after_s"),
             ),
             Alert(
@@ -29,7 +29,6 @@ def model_alerts(settings: MonitoringSettings) -> Group:
                 after_s=settings.page_after_s,
                 summary="Clients trade nothing on {{ $labels.model }}: its drift says flat",
                 description="The drift action in force is flat: every decision of the model is taken as flat.",
-                runbook_url=settings.runbook_url,
                 keys=("page_after_s",),
             ),
             alert(
@@ -56,7 +55,6 @@ def model_alerts(settings: MonitoringSettings) -> Group:
                 after_s=settings.page_after_s,
                 summary="The journal of {{ $labels.instance }} is not read, or not written",
                 description="Its newest record is {{ $value | humanizeDuration }} old: so are drift and calibration.",
-                runbook_url=settings.runbook_url,
                 keys=("journal_lag_s", "session_days", "session_open", "session_close", "page_after_s"),
             ),
             Alert(
@@ -66,7 +64,6 @@ def model_alerts(settings: MonitoringSettings) -> Group:
                 after_s=settings.page_after_s,
                 summary="Nobody follows the journal at {{ $labels.instance }}",
                 description="Prometheus could not scrape it: drift, calibration and hit rate are not measured.",
-                runbook_url=settings.runbook_url,
                 keys=("journal_jobs", "page_after_s"),
             ),
         ],

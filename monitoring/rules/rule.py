@@ -23,8 +23,8 @@ class Recording:
     record: str
     expr: str
 
-    def lines(self) -> dict[str, Any]:
-        """As Prometheus reads it."""
+    def lines(self, runbook_url: str) -> dict[str, Any]:
+        """As Prometheus reads it; a recording has no runbook."""
         return {"record": self.record, "expr": Expression(self.expr)}
 
 
@@ -41,11 +41,10 @@ class Alert:
     after_s: float
     summary: str
     description: str
-    runbook_url: str
     keys: tuple[str, ...] = ()
 
-    def lines(self) -> dict[str, Any]:
-        """As Prometheus reads it."""
+    def lines(self, runbook_url: str) -> dict[str, Any]:
+        """As Prometheus reads it; its page lies at `runbook_url`."""
         return {
             "alert": self.alert,
             "expr": Expression(self.expr),
@@ -54,7 +53,7 @@ class Alert:
             "annotations": {
                 "summary": self.summary,
                 "description": self.description,
-                "runbook_url": f"{self.runbook_url.rstrip('/')}/{self.alert}.md",
+                "runbook_url": f"{runbook_url.rstrip('/')}/{self.alert}.md",
             },
         }
 
@@ -72,9 +71,9 @@ class Group:
         """The name of its file."""
         return f"{self.name.removeprefix('tickserve-')}.yaml"
 
-    def yaml(self) -> str:
-        """The text of its file."""
-        tree = {"groups": [{"name": self.name, "rules": [rule.lines() for rule in self.rules]}]}
+    def yaml(self, runbook_url: str) -> str:
+        """The text of its file; the runbook pages lie at `runbook_url`."""
+        tree = {"groups": [{"name": self.name, "rules": [rule.lines(runbook_url) for rule in self.rules]}]}
         note = f"# {self.note}\n" if self.note else ""
         return HEADER + note + yaml.dump(tree, Dumper=_Dumper, sort_keys=False, width=200, allow_unicode=True)
 

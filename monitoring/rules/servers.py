@@ -30,7 +30,7 @@ def server_alerts(settings: MonitoringSettings) -> Group:
 
 
 def _reachable(settings: MonitoringSettings) -> list[Alert]:
-    alert = partial(Alert, severity="critical", after_s=settings.page_after_s, runbook_url=settings.runbook_url)
+    alert = partial(Alert, severity="critical", after_s=settings.page_after_s)
     return [
         alert(
             alert="TickserveServerDown",
@@ -82,7 +82,6 @@ def _no_traffic(settings: MonitoringSettings) -> Alert:
         after_s=settings.page_after_s,
         summary="Nobody asks {{ $labels.model }} in session",
         description=f"No request was answered for {window}: the engines or their feed stand still.",
-        runbook_url=settings.runbook_url,
         keys=("no_traffic_s", "session_days", "session_open", "session_close", "page_after_s"),
     )
 
@@ -99,7 +98,6 @@ def _queue(settings: MonitoringSettings) -> list[Alert]:
             after_s=settings.page_after_s,
             summary="Requests for {{ $labels.model }} pile up",
             description=f"At least {{{{ $value }}}} requests waited at any time, over {series.queue_window}.",
-            runbook_url=settings.runbook_url,
             keys=("pending_requests", "queue_window_s", "page_after_s"),
         ),
         Alert(
@@ -109,7 +107,6 @@ def _queue(settings: MonitoringSettings) -> list[Alert]:
             after_s=settings.page_after_s,
             summary="Requests for {{ $labels.model }} wait in the queue",
             description=f"{{{{ $value | humanizeDuration }}}} before a request is scored, over {series.queue_window}.",
-            runbook_url=settings.runbook_url,
             keys=("queue_seconds", "queue_window_s", "page_after_s"),
         ),
     ]
@@ -124,7 +121,6 @@ def _errors(settings: MonitoringSettings) -> Alert:
         after_s=settings.page_after_s,
         summary="The servers fail requests for {{ $labels.model }}",
         description=f"{{{{ $value | humanizePercentage }}}} of requests failed or were rejected, over {series.window}.",
-        runbook_url=settings.runbook_url,
         keys=("error_ratio", "window_s", "page_after_s"),
     )
 
@@ -141,7 +137,6 @@ def _skew(settings: MonitoringSettings) -> Alert:
         after_s=settings.skew_s,
         summary="Replicas serve different versions of {{ $labels.model }}",
         description="Version {{ $labels.version }} is loaded by {{ $value }} of the replicas and not by all.",
-        runbook_url=settings.runbook_url,
         keys=("skew_s",),
     )
 
@@ -158,7 +153,6 @@ def _memory(settings: MonitoringSettings) -> Alert:
         after_s=settings.page_after_s,
         summary="{{ or $labels.pod $labels.instance }} takes more and more memory",
         description=f"{{{{ $value | humanize1024 }}}}B more over {duration(window)}, and still rising.",
-        runbook_url=settings.runbook_url,
         keys=("memory_window_s", "memory_growth_mb", "server_jobs", "server_pods", "page_after_s"),
     )
 
@@ -176,7 +170,6 @@ def _restarts(settings: MonitoringSettings) -> Alert:
         after_s=0,
         summary="{{ or $labels.pod $labels.instance }} restarts again and again",
         description=f"{{{{ $value | humanize }}}} restarts within {window}.",
-        runbook_url=settings.runbook_url,
         keys=("restarts", "restart_window_s", "server_pods"),
     )
 
@@ -192,6 +185,5 @@ def _certificate(settings: MonitoringSettings) -> Alert:
         after_s=settings.page_after_s,
         summary="The certificate of {{ or $labels.name $labels.instance }} expires",
         description="It holds {{ $value | humanizeDuration }} more; after that every TLS call fails.",
-        runbook_url=settings.runbook_url,
         keys=("certificate_days", "server_jobs", "page_after_s"),
     )

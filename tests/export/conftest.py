@@ -1,22 +1,32 @@
-"""Real bundles, small: trees on real one-minute bars with a few hand-made features, and a net on windows of them."""
+"""Real bundles, small: trees on real one-minute bars with a few hand-made features, and a net on windows of them.
+
+And a real S3 service on loopback.
+"""
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import xgboost as xgb
+from moto.server import ThreadedMotoServer
 
+from export.repository import bucket
 from export.repository.places import Local
 from export.verify import verify_versions
+from tests.export.mirror import OTHER, SIGNED
 from tests.export.tiny import publish_seeds
-from tickserve.config import ExportSettings
+from tickserve.config import ExportSettings, RepositorySettings
 from tickserve.manifest import FeatureContract, Horizon, Manifest, Provenance, TensorSpec, Tolerance, write_manifest
 from tickserve.store import sha256_file
 
@@ -180,3 +190,49 @@ def four_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def four(four_once: Path, tmp_path: Path) -> Local:
     """Four versions of `tiny` and one of `other`, for a test to spoil."""
     return Local(Path(shutil.copytree(four_once, tmp_path / "models")))
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[RepositorySettings]:
+    """A real HTTP S3 service of this test's own, and credentials it takes."""
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in credentials.items():
+            patch.setenv(name, value)
+        # A session costs a fifth of a second, and these tests open a bucket a hundred times.
+        patch.setattr(bucket, "_filesystem", functools.cache(bucket._filesystem))
+        yield RepositorySettings(s3_endpoint_url=f"http://{host}:{port}")
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def raw(service: RepositorySettings) -> Any:
+    """The bucket as anyone with the credentials sees it."""
+    return fsspec.filesystem(
+        "s3", endpoint_url=service.s3_endpoint_url, use_listings_cache=False, skip_instance_cache=True
+    )
+
+
+@pytest.fixture(scope="module")
+def signed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("signed") / "models"
+    publish_seeds(root, 1, 2, 3, terms=SIGNED)
+    publish_seeds(root, 4, name=OTHER, terms=SIGNED)
+    return root
+
+
+@pytest.fixture
+def desk(signed_once: Path, tmp_path: Path) -> Path:
+    """The source: version 3 of one model in force, version 1 of another, all signed."""
+    return Path(shutil.copytree(signed_once, tmp_path / "desk"))
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    return tmp_path / "models"

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import functools
 import json
-import logging
 import multiprocessing
 import os
 import shutil
 import signal
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
 from export.publish import NO_TERMS, Terms
-from export.repository import bucket, check, collect, compare, force, lint, listing
+from export.repository import check, collect, compare, force, lint, listing
 from export.repository.bucket import Bucket
 from export.repository.lock import LOCK_NAME
 from export.repository.places import Local, open_repository
@@ -39,33 +34,6 @@ from tickserve.model_config import CONFIG_NAME
 from tickserve.store import write_json_atomic
 
 KEEP = SETTINGS.keep_versions
-
-
-@pytest.fixture(scope="module")
-def service() -> Iterator[RepositorySettings]:
-    """A real HTTP S3 service of this test's own, and credentials it takes."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name, value in credentials.items():
-            patch.setenv(name, value)
-        # A session costs a fifth of a second, and these tests open a bucket a hundred times.
-        patch.setattr(bucket, "_filesystem", functools.cache(bucket._filesystem))
-        yield RepositorySettings(s3_endpoint_url=f"http://{host}:{port}")
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def raw(service: RepositorySettings) -> Any:
-    """The bucket as anyone with the credentials sees it."""
-    return fsspec.filesystem(
-        "s3", endpoint_url=service.s3_endpoint_url, use_listings_cache=False, skip_instance_cache=True
-    )
 
 
 @pytest.fixture

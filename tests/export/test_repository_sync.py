@@ -5,36 +5,30 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-import logging
 import os
 import shutil
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
-from moto.server import ThreadedMotoServer
 
-from export.publish import NO_TERMS, Terms
-from export.repository import bucket, check, lint
+from export.repository import check, lint
 from export.repository import sync as module
 from export.repository.force import rollback
-from export.repository.places import Local, open_repository
-from export.repository.source import Folder, Objects, open_source
+from export.repository.places import Local
+from export.repository.source import Folder, open_source
 from export.repository.sync import MARKER_NAME, Result, sync
-from export.repository.transfer import transfer
 from export.triton_config import parse_config, policy_of
-from serving.repository import survey
+from tests.export.mirror import KEY, OTHER, SIGNED, TRUSTED, files, in_force
 from tests.export.tiny import NAME, SETTINGS, publish_seeds, release
 from tickserve import signing
 from tickserve.config import RepositorySettings
-from tickserve.current import CURRENT_NAME, folder_in_force
+from tickserve.current import CURRENT_NAME
 from tickserve.errors import (
     ArtifactError,
-    ComponentError,
     DigestMismatchError,
     SignatureError,
     TickserveError,
@@ -43,57 +37,15 @@ from tickserve.errors import (
 from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME
 from tickserve.model_config import CONFIG_NAME, MODEL_FILE
 
-KEY, FOREIGN = signing.generate_key(), signing.generate_key()
-TRUSTED = {KEY.key_id: KEY.public()}
-SIGNED = Terms(KEY, TRUSTED)
-OTHER = "other"
-
-
-@pytest.fixture(scope="module")
-def signed_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("signed") / "models"
-    publish_seeds(root, 1, 2, 3, terms=SIGNED)
-    publish_seeds(root, 4, name=OTHER, terms=SIGNED)
-    return root
-
-
-@pytest.fixture
-def desk(signed_once: Path, tmp_path: Path) -> Path:
-    """The source: version 3 of one model in force, version 1 of another, all signed."""
-    return Path(shutil.copytree(signed_once, tmp_path / "desk"))
-
-
-@pytest.fixture
-def into(tmp_path: Path) -> Path:
-    return tmp_path / "models"
+FOREIGN = signing.generate_key()
 
 
 def run(desk: Path, into: Path, **options: Any) -> Result:
     return sync(Folder(desk), into, **({"trusted": TRUSTED} | options))
 
 
-def in_force(into: Path) -> dict[str, int]:
-    """What a server would serve of a folder, which is what an engine would ask for; each of them verifies."""
-    found = {}
-    for name in Local(into).models():
-        chosen = folder_in_force(into / name)
-        assert chosen is not None
-        assert int(chosen.name) in survey(into / name, TRUSTED).served
-        found[name] = int(chosen.name)
-    return found
-
-
 def all_verify(into: Path) -> bool:
     return [each.error for each in check.verify(Local(into), trusted=TRUSTED) if each.error] == []
-
-
-def files(into: Path) -> dict[str, bytes]:
-    skipped = (MARKER_NAME, ".publish.lock")
-    return {
-        str(path.relative_to(into)): path.read_bytes()
-        for path in into.rglob("*")
-        if path.is_file() and path.name not in skipped
-    }
 
 
 def test_exactly_the_versions_in_force_arrive(desk: Path, into: Path) -> None:
@@ -372,93 +324,13 @@ def test_a_mount_is_staged_inside(desk: Path, into: Path, monkeypatch: pytest.Mo
     assert in_force(into) == {NAME: 3, OTHER: 1}
 
 
-@pytest.fixture(scope="module")
-def service() -> Iterator[RepositorySettings]:
-    """A real HTTP S3 service of this test's own, and credentials it takes."""
-    logging.getLogger("werkzeug").setLevel(logging.ERROR)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    credentials = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name, value in credentials.items():
-            patch.setenv(name, value)
-        patch.setattr(bucket, "_filesystem", functools.cache(bucket._filesystem))
-        yield RepositorySettings(s3_endpoint_url=f"http://{host}:{port}")
-    server.stop()
-
-
-@pytest.fixture(scope="module")
-def raw(service: RepositorySettings) -> Any:
-    return fsspec.filesystem(
-        "s3", endpoint_url=service.s3_endpoint_url, use_listings_cache=False, skip_instance_cache=True
-    )
-
-
-@pytest.fixture
-def place(raw: Any, request: pytest.FixtureRequest, desk: Path, service: RepositorySettings) -> str:
-    """Where the desk's versions in force lie in a bucket."""
-    name = f"bucket-{abs(hash(request.node.nodeid)):x}"
-    raw.mkdir(name)
-    with open_repository(f"s3://{name}/desk", service) as remote:
-        transfer(Local(desk), remote, keep=SETTINGS.keep_versions, terms=NO_TERMS, every=True)
-    return f"{name}/desk"
-
-
-@pytest.mark.parametrize("scheme", ["s3", "gs"])
-def test_from_a_bucket(scheme: str, place: str, service: RepositorySettings, desk: Path, into: Path) -> None:
-    source = open_source(f"{scheme}://{place}", service)
-    assert source.label == f"{scheme}://{place}"
-    assert {each.model: each.version for each in sync(source, into, trusted=TRUSTED).models} == {NAME: 3, OTHER: 1}
-    assert in_force(into) == {NAME: 3, OTHER: 1}
-    assert [each.copied for each in sync(source, into, trusted=TRUSTED).models] == [False, False]
-
-
-def test_google_is_asked_where_no_endpoint_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = []
-    monkeypatch.setattr(bucket, "_filesystem", asked.append)
-    monkeypatch.setattr(bucket.Bucket, "listing", lambda _: {})
-    Objects("gs://bucket/desk", RepositorySettings())
-    Objects("s3://bucket/desk", RepositorySettings())
-    assert [each.s3_endpoint_url for each in asked] == ["https://storage.googleapis.com", ""]
-
-
-def test_half_an_upload_is_never_seen(place: str, raw: Any, service: RepositorySettings, into: Path) -> None:
-    """Fault 16: objects of a version that no configuration lists, and one whose model was cut."""
-    for name in (MODEL_FILE, MANIFEST_NAME):
-        raw.pipe_file(f"{place}/{NAME}/4/{name}", b"{")
-    source = open_source(f"s3://{place}", service)
-    sync(source, into, trusted=TRUSTED)
-    assert in_force(into) == {NAME: 3, OTHER: 1}
-    raw.pipe_file(f"{place}/{NAME}/3/{MODEL_FILE}", b"cut")
-    shutil.rmtree(into / NAME)
-    with pytest.raises(DigestMismatchError, match="model 'tiny' version 3"):
-        sync(open_source(f"s3://{place}", service), into, trusted=TRUSTED)
-    assert in_force(into) == {OTHER: 1}
-
-
-def test_an_object_that_is_gone_or_a_bucket_that_is_not_there(
-    place: str, raw: Any, service: RepositorySettings, into: Path
-) -> None:
-    source = open_source(f"s3://{place}", service)
-    raw.rm(f"{place}/{NAME}/3/{MODEL_FILE}")
-    with pytest.raises(ArtifactError, match="missing from the bucket"):
-        sync(source, into, trusted=TRUSTED)
-    with pytest.raises((ComponentError, ArtifactError)):
-        sync(open_source("s3://no-such-bucket-here/desk", service), into, trusted=TRUSTED)
-    assert files(into) == {}
-
-
 @pytest.mark.parametrize("where", ["http://host/models", "oci://registry/models", "no-such-folder"])
 def test_another_kind_of_address_is_refused(where: str) -> None:
     with pytest.raises(UsageError, match="--source"):
         open_source(where, RepositorySettings())
 
 
-def test_a_name_that_is_taken_twice_changes_nothing(tmp_path: Path, desk: Path, into: Path) -> None:
-    """A bundle, which no publish has gated, is no version."""
+def test_a_bundle_that_no_publish_gated_is_no_version(tmp_path: Path, into: Path) -> None:
     publish_seeds(tmp_path / "one", 1, terms=SIGNED)
     manifest = release(1).manifest.model_copy(update={"export": None})
     folder = tmp_path / "one" / NAME / "1"

@@ -16,7 +16,7 @@ import pytest
 from export.deployment import overlays
 from export.deployment.chart import Chart, key_of, objects
 from export.deployment.difference import differences
-from tests.export.deployment.conftest import ROOT, find_helm
+from tests.k8s.chart.rendering import HELM, ROOT, installed
 
 K8S = ROOT / "k8s"
 KUBECTL = Path(sys.executable).with_name("kubectl")
@@ -26,7 +26,7 @@ OLDEST, NEWEST = "1.31", kubernetes_validate.latest_version()
 
 @pytest.fixture(scope="module")
 def chart() -> Chart:
-    return Chart(K8S / "chart", find_helm())
+    return Chart(K8S / "chart", str(installed(HELM)))
 
 
 @functools.cache

