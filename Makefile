@@ -54,9 +54,10 @@ $(NODE_PACKAGES): tests/wire/package-lock.json
 	npm ci --prefix tests/wire --ignore-scripts --no-audit --no-fund --loglevel error
 	@touch $@
 
-# These start no server and time nothing, so they share the cores; the others have the machine to themselves.
+# These time nothing and start no server that others would meet, so they share the cores; the others have the machine to themselves.
 TOGETHER := $(addprefix tests/,market models training export cli engines k8s monitoring) \
-  $(wildcard tests/tickserve/test_features_*.py tests/tickserve/test_stream*.py) tests/tickserve/test_config.py
+  $(wildcard tests/tickserve/test_features_*.py tests/tickserve/test_stream*.py) tests/tickserve/test_config.py \
+  tests/test_dockerfile.py tests/test_wheel.py
 test: $(READY) $(NODE_PACKAGES)
 	$(BIN)/pytest -m "not system" -n auto --dist loadfile $(TOGETHER)
 	$(BIN)/pytest -m "not system" tests $(addprefix --ignore=,$(TOGETHER))

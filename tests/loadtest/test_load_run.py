@@ -124,6 +124,7 @@ def test_no_server_is_failures_and_a_clear_error(loaded: Loaded, tmp_path: Path)
         assert row["p50_us"] is None
 
 
+@pytest.mark.system
 def test_a_server_that_dies_ends_the_test_early(tmp_path: Path) -> None:
     versions = publish_both(tmp_path / "models")
     with EmbeddedTriton(tmp_path / "models", ANY_PORTS) as server:

@@ -113,6 +113,7 @@ def test_what_monitoring_and_clients_ask_stays_open(running: Running) -> None:
         assert client.get_inference_statistics("tiny").model_stats
 
 
+@pytest.mark.system
 def test_each_start_has_a_secret_of_its_own(repository: Path) -> None:
     def secrets_of(server: EmbeddedTriton) -> set[str]:
         arguments = Path(f"/proc/{server.pid}/cmdline").read_text().split("\0")

@@ -120,6 +120,7 @@ def test_chosen_models_only_and_stop_leaves_nothing(repository: Path, tmp_path: 
     server.stop()
 
 
+@pytest.mark.system
 def test_a_server_can_be_started_again_and_serves_what_was_published_since(repository: Path) -> None:
     server = EmbeddedTriton(repository, ANY_PORTS)
     server.start()
@@ -251,6 +252,7 @@ def test_one_port_for_two_things_is_refused(repository: Path) -> None:
         EmbeddedTriton(repository, settings).start()
 
 
+@pytest.mark.system
 def test_a_port_lost_in_the_race_is_replaced(repository: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Somebody listens on a free port right after it was chosen: the next attempt takes others."""
     with socket.socket() as thief:
@@ -331,6 +333,7 @@ BROKEN: dict[str, tuple[Callable[[Path], None], type[Exception], str]] = {
 }
 
 
+@pytest.mark.system
 def test_the_shared_baseline_sees_a_server(repository: Path) -> None:
     """Without this, `left_running` could be empty for the wrong reason."""
     with EmbeddedTriton(repository, STUBS):

@@ -96,6 +96,7 @@ def test_a_deadline_cancels_nothing_and_its_line_is_used_again(servers: list[Ser
     assert len(one.connections) == 2
 
 
+@pytest.mark.system
 def test_a_lost_hedge_cancels_nothing(servers: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_parked, "PARK_NS", 60 * 10**9)
     slow, fast = servers

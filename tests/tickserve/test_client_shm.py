@@ -145,6 +145,7 @@ def test_a_late_call_keeps_its_region_from_all_others(server: EmbeddedTriton, tr
         assert before not in regions(server)  # forgotten once the server no longer uses it
 
 
+@pytest.mark.system
 def test_a_server_that_was_started_anew_is_shown_the_memory_again(triton: Any, rows: np.ndarray) -> None:
     with EmbeddedTriton(triton.repository, ServeSettings(http_port=0, grpc_port=0, metrics_port=0)) as first:
         port, grpc = int(first.http_url.rpartition(":")[2]), int(first.grpc_url.rpartition(":")[2])
