@@ -103,7 +103,7 @@ IMAGES := serve sync loadtest train
 serve_EXTRAS := triton
 sync_EXTRAS := repository
 loadtest_EXTRAS := loadtest
-train_EXTRAS := grpc stream inprocess journal repository triton train compress distributed profile export loadtest monitoring
+train_EXTRAS := stream inprocess journal repository triton train compress distributed profile export loadtest monitoring
 lock: $(INSTALLED)
 	$(PYTHON) -m venv build/lock
 	build/lock/bin/pip install -q pip-tools

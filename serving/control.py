@@ -95,7 +95,7 @@ class Control:
             import tritonclient.grpc as triton
             from tritonclient.utils import InferenceServerException
         except ImportError as error:
-            raise MissingExtraError.of("tritonclient", "grpc") from error
+            raise MissingExtraError.of("tritonclient", "triton") from error
         headers = {GRPC_HEADER_PREFIX + name: value for name, value in self._headers.items()}
         # A channel for this call alone: threads of a kept one would not survive a fork of the program.
         client = triton.InferenceServerClient(self._grpc_url)

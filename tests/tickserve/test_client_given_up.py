@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import signal
 import threading
@@ -16,6 +17,8 @@ import pytest
 from tritonclient.grpc import service_pb2
 
 from tickserve.client import InferRequest, Resilience, Tensor, _parked
+from tickserve.client._async_grpc import AsyncGrpcTransport
+from tickserve.client._async_replicas import AsyncReplicas
 from tickserve.client._grpc import GrpcTransport
 from tickserve.client._replicas import Replicas
 from tickserve.client._url import parse_endpoint
@@ -129,6 +132,89 @@ def test_parked_lines_are_bounded_and_end(servers: list[Server], monkeypatch: py
     assert len(parked) == 3  # whose time is longer
     one.transport.close()
     assert not parked
+
+
+async def asked(transport: AsyncGrpcTransport, identity: str, ms: float = 5_000) -> str:
+    return (await transport.infer(request(identity), time.monotonic_ns() + int(ms * 1e6))).request_id
+
+
+async def parted(transport: AsyncGrpcTransport, identity: str) -> None:
+    with pytest.raises(DeadlineExceededError):
+        await asked(transport, identity, 100)
+
+
+def test_over_asyncio_a_deadline_cancels_nothing_and_its_line_is_used_again(servers: list[Server]) -> None:
+    one = servers[0]
+
+    async def main() -> None:
+        transport = AsyncGrpcTransport(parse_endpoint(f"grpc://{one.authority}", None))
+        await parted(transport, "slow")
+        cancelled = asyncio.create_task(asked(transport, "slow too"))
+        await asyncio.sleep(0.05)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
+        assert await asked(transport, "next") == "next"  # on a line of its own
+        assert (len(one.connections), len(transport._parked)) == (3, 2)
+        one.go.set()
+        while transport._parked:
+            await asyncio.sleep(0.005)
+        assert one.active["slow"], "the server saw it cancelled"
+        assert one.active["slow too"], "the server saw it cancelled"
+        assert len(transport._idle) == 3
+        names = [str(number) for number in range(60)]
+        assert await asyncio.gather(*(asked(transport, name) for name in names[:3])) == names[:3]
+        assert len(one.connections) == 3
+        assert await asyncio.gather(*(asked(transport, name) for name in names)) == names
+        transport.close()
+
+    asyncio.run(main())
+
+
+def test_over_asyncio_a_lost_hedge_cancels_nothing(servers: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parked, "PARK_NS", 60 * 10**9)
+    slow, fast = servers
+    fast.go.set()
+
+    async def main() -> None:
+        transports = [AsyncGrpcTransport(parse_endpoint(f"grpc://{one.authority}", None)) for one in servers]
+        settings = Resilience(hedge_budget=1, breaker_failures=1_000)
+        pairs = [(one.authority, transport) for one, transport in zip(servers, transports, strict=True)]
+        both = AsyncReplicas(pairs, settings)
+        for number in range(6):
+            answer = await both.infer(request(f"slow{number}"), time.monotonic_ns() + 10**9)
+            assert (answer.request_id, answer.replica) == (f"slow{number}", fast.authority)
+        assert both.statistics()["hedges_won"] > 0
+        owed = len(transports[0]._parked)
+        assert owed > 0
+        slow.go.set()
+        while transports[0]._parked:
+            await asyncio.sleep(0.005)
+        assert len(slow.active) == owed
+        assert all(slow.active.values())
+        both.close()
+
+    asyncio.run(main())
+
+
+def test_over_asyncio_parked_lines_are_bounded_and_end(servers: list[Server], monkeypatch: pytest.MonkeyPatch) -> None:
+    one = servers[0]
+    monkeypatch.setattr(_parked, "MAX_PARKED", 4)
+
+    async def main() -> None:
+        transport = AsyncGrpcTransport(parse_endpoint(f"grpc://{one.authority}", None))
+        await asyncio.gather(*(parted(transport, f"slow{number}") for number in range(7)))
+        assert len(transport._parked) == 4
+        monkeypatch.setattr(_parked, "PARK_NS", 50_000_000)
+        await parted(transport, "slow")
+        line = list(transport._parked)[-1]
+        await asyncio.sleep(0.2)
+        assert not line.open
+        assert len(transport._parked) == 3  # whose time is longer
+        transport.close()
+        assert not transport._parked
+
+    asyncio.run(main())
 
 
 class BoomError(BaseException):

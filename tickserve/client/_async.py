@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Any
 
+from tickserve.client._async_grpc import AsyncGrpcTransport
 from tickserve.client._async_http import AsyncHttpTransport
 from tickserve.client._async_replicas import AsyncGuarded, AsyncReplicas, AsyncTransport
 from tickserve.client._check import Inputs
@@ -43,8 +44,8 @@ class AsyncClient:
     >>> async with AsyncClient("127.0.0.1:8000", manifest="model_repository") as client:    # doctest: +SKIP
     ...     signal = await client.score("btcusdt-l5-gbdt", rows, deadline_ms=20)
 
-    Any number of tasks of one event loop may share it. A call that is cancelled closes its own connection and nothing
-    else. Close it in the event loop it was used in;
+    Any number of tasks of one event loop may share it. A call that is cancelled parts with its own connection and
+    nothing else. Close it in the event loop it was used in;
     used from another one (a second `asyncio.run`), it connects anew.
     Raises UsageError for wrong arguments and ArtifactError for a manifest that cannot be trusted.
     """
@@ -168,7 +169,5 @@ def _connected(endpoint: Endpoint) -> AsyncTransport:
     if endpoint.transport == "shm":
         raise UsageError("not over asyncio", field="transport", expected="'http' or 'grpc'", was="'shm'")
     if endpoint.transport == "grpc":
-        from tickserve.client._async_grpc import AsyncGrpcTransport  # gRPC is loaded only where it is used
-
         return AsyncGrpcTransport(endpoint)
     return AsyncHttpTransport(endpoint)

@@ -10,7 +10,8 @@ import re
 from functools import lru_cache
 from urllib.parse import unquote
 
-from tickserve.client._h2 import Answer, Stream
+from tickserve.client._h2 import Answer
+from tickserve.client._h2_line import Stream
 from tickserve.client._hedge_line import LinePending, begin_on
 from tickserve.client._hpack import literal
 from tickserve.client._pool import Pool, as_error

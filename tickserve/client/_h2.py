@@ -1,18 +1,17 @@
-"""HTTP/2 (RFC 9113) as one gRPC call at a time needs it: one stream after another on a kept-alive connection.
+"""HTTP/2 (RFC 9113) as one gRPC call at a time needs it, without the socket: one stream after another on a connection.
 
 Nothing is pushed, nothing is multiplexed, and no header table is kept, so what is left is framing: a request is two
-frames sent at once, and the answer's frames are read in order. A connection whose call was given up stays open until
-that call's answer has come (`settled`): to close it would be to cancel the call.
+frames sent at once, and the answer's frames are read in order. A thread drives it (_h2_line.py) or an event loop
+(_async_grpc.py): what comes is fed to it, and what it wants sent is taken from it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from socket import socket
 from typing import NamedTuple
 
 from tickserve.client._hpack import decode_block
-from tickserve.client._socket import DeadlinePassedError, DisconnectedError, Line, MalformedError, WireError
+from tickserve.client._socket import DisconnectedError, MalformedError
 from tickserve.client._transport import MAX_BODY_BYTES
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PUSH_PROMISE, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 5, 6, 7, 8, 9
@@ -62,49 +61,59 @@ class _Frame(NamedTuple):
     payload: bytes
 
 
-class Stream(Line):
-    """A line that speaks HTTP/2, one stream at a time."""
+class Conversation:
+    """One connection's side of HTTP/2. What `out` holds after a step is to be sent, in order, before anything else."""
 
     __slots__ = (
         "_at",
         "_block",
         "_buffer",
-        "_ended",
         "_frames",
         "_headers",
+        "_late",
         "_parts",
         "_peer",
-        "_problem",
         "_received",
-        "_sent",
+        "_short",
         "_size",
         "_stream",
-        "_torn",
+        "ended",
+        "left",
+        "out",
+        "rest",
     )
 
-    def __init__(self, sock: socket, busy: set[Line]) -> None:
-        super().__init__(sock, busy)
+    def __init__(self) -> None:
         self._stream, self._peer, self._received = -1, _Peer(), 0
         self._buffer, self._at = b"", 0
-        self._problem: WireError | None = None
-        self._ended, self._sent = True, False  # whether the answer has ended; whether the request was sent to its end
-        self._torn = False  # whether reading was cut off inside a frame: what follows cannot be told
-
-    def exchange(self, head: bytes, payload: bytes, deadline_ns: int) -> Answer:
-        """Send a request (its header block, its data), receive its answer. Raises WireError: close it then."""
-        self.send(head, payload, deadline_ns)
-        return self.receive(deadline_ns)
-
-    def send(self, head: bytes, payload: bytes, deadline_ns: int) -> None:
-        """Send a request. Raises WireError; the connection must then be closed."""
-        first = self._stream < 0
-        self._stream += 2
-        self.heard = self._ended = self._sent = False
+        self._short = 0  # how many bytes are still missing of the frame that began
+        self._late: list[bytes] = []  # what came of it since: joined once, when it is whole
         self._headers: dict[str, str] = {}
         self._parts: list[bytes] = []
         self._block: tuple[int, bytes] | None = None
         self._frames = self._size = 0
-        self._problem = None
+        self.out = b""
+        self.rest: memoryview | None = None  # of the request: what the peer's windows have no room for yet
+        self.ended = True  # whether the answer has ended
+        self.left = False  # whether no other call may follow: the peer says goodbye, or the numbers run out
+
+    @property
+    def begun(self) -> bool:
+        """Whether a frame of the answer has come."""
+        return self.ended or bool(self._headers)
+
+    @property
+    def heard(self) -> bool:
+        """Whether anything of the answer has come; settings and pings are nothing of it."""
+        return self.begun or self._block is not None
+
+    def request(self, head: bytes, payload: bytes) -> bytes:
+        """Begin a call (its header block, its data): what to send now. `part` has the rest, if there is one."""
+        first = self._stream < 0
+        self._stream += 2
+        self.ended = False
+        self._headers, self._parts, self._block = {}, [], None
+        self._frames = self._size = 0
         peer, size, stream = self._peer, len(payload), self._stream.to_bytes(4, "big")
         peer.stream_window = peer.initial_window
         opening = b"%b\x01\x04%b%b" % (len(head).to_bytes(3, "big"), stream, head)
@@ -112,153 +121,82 @@ class Stream(Line):
             opening = PREFACE + opening
         if size <= peer.room():
             peer.spend(size)
-            self.put(b"%b%b\x00\x01%b%b" % (opening, size.to_bytes(3, "big"), stream, payload), deadline_ns)
-        else:
-            self.put(opening, deadline_ns)
-            self._send_in_parts(memoryview(payload), deadline_ns)
-        self._sent = True
+            self.rest = None
+            return b"%b%b\x00\x01%b%b" % (opening, size.to_bytes(3, "big"), stream, payload)
+        self.rest = memoryview(payload)
+        return opening
 
-    def _send_in_parts(self, rest: memoryview, deadline_ns: int) -> None:
-        """Frames as large as the peer takes, as its windows open."""
-        peer = self._peer
-        while rest and not self._ended:
-            size = min(len(rest), peer.room())
-            if size <= 0:
-                self._step(deadline_ns)
-                continue
-            peer.spend(size)
-            part, rest = bytes(rest[:size]), rest[size:]
-            self.put(frame(DATA, 0 if rest else END_STREAM, self._stream, part), deadline_ns)
-        if rest:  # answered before it had heard everything
-            self.reusable = False
+    def part(self) -> bytes | None:
+        """The next frame of the request, as large as the peer takes now; None when nothing is left, or no room."""
+        rest, peer = self.rest, self._peer
+        size = 0 if rest is None or self.ended else min(len(rest), peer.room())
+        if rest is None or size <= 0:
+            return None
+        peer.spend(size)
+        now, after = bytes(rest[:size]), rest[size:]
+        self.rest = after or None
+        return frame(DATA, 0 if after else END_STREAM, self._stream, now)
 
-    def receive(self, deadline_ns: int) -> Answer:
-        """The answer to what was sent. Raises WireError; the connection must then be closed."""
-        if self._problem is not None:
-            raise self._problem
-        while not self._ended or self._whole():
-            self._step(deadline_ns)
-        self.used = True
-        if self._stream >= MAX_STREAM or self._given_up():
-            self.reusable = False
+    def answer(self) -> Answer:
+        """The answer that has ended. It may leave something to send in `out`."""
+        if self.spent():
+            self.left = True
         if self._received > REFILL:
-            self._torn = True
-            self.put(frame(WINDOW_UPDATE, 0, 0, self._received.to_bytes(4, "big")), deadline_ns)
-            self._received, self._torn = 0, False
-        parts = self._parts
+            self.out += frame(WINDOW_UPDATE, 0, 0, self._received.to_bytes(4, "big"))
+            self._received = 0
+        parts, self._parts = self._parts, []
         return Answer(self._headers, parts[0] if len(parts) == 1 else b"".join(parts))
 
-    def readable(self, until_ns: int) -> bool:
-        """Whether the answer has begun, or the connection ended, before `until_ns`; 0 does not wait.
+    def spent(self) -> bool:
+        """Whether the connection is of no more use: its numbers run out, or a second end of this call may come."""
+        return self._stream >= MAX_STREAM or self._given_up() or self.rest is not None
 
-        Settings, pings and window updates come unasked: taken for an answer they would cost a call its hedge.
-        """
-        while not self._begun():
-            if not super().readable(until_ns):
-                return False
-            try:
-                self._take_in(until_ns)
-            except WireError as error:
-                self._problem = error  # which `receive` raises
-        return True
+    def forget(self) -> None:
+        """Let go of what has come of an answer that nobody wants."""
+        self._parts.clear()
 
-    @property
-    def owed(self) -> bool:
-        """Whether a request was begun whose answer has not ended."""
-        return not self._ended and self._problem is None
-
-    def settled(self) -> bool:
-        """Whether nothing is owed any more; reads what has come and waits for nothing. Then `reusable` holds."""
-        if self._torn or not self._sent:
-            return False  # its answer cannot be read: whoever keeps it ends it in time
-        try:
-            while not self._ended and super().readable(0):
-                self._take(0)
-                while self._whole():
-                    self._step(0)
-                    self._parts.clear()
-        except DeadlinePassedError:
-            return False
-        except WireError:
-            self.reusable = False
-            return True
-        if self._stream >= MAX_STREAM or self._received > REFILL or self._given_up():
-            self.reusable = False
-        self.used = True
-        return self._ended
-
-    def _begun(self) -> bool:
-        return self._ended or bool(self._headers) or self._problem is not None
-
-    def _take_in(self, until_ns: int) -> None:
-        """Do what the whole frames say that are there, up to the first of the answer."""
-        heard = self.heard
-        try:
-            self._take(until_ns)
-        except DeadlinePassedError:  # woken without data
+    def feed(self, data: bytes) -> None:
+        """Take in what has come."""
+        if self._short > len(data):
+            self._late.append(data)
+            self._short -= len(data)
             return
-        self.heard = heard
-        while self._whole() and not self._begun():
-            self._step(until_ns)
+        if self._late:
+            data = b"".join((*self._late, data))
+            self._late = []
+        self._buffer, self._at, self._short = self._buffer[self._at :] + data, 0, 0
 
-    def _take(self, deadline_ns: int) -> None:
-        """Put what has come into the buffer, as soon as there is something. Raises WireError."""
-        torn, self._torn = self._torn, True  # until it is there, by whatever this may be interrupted
-        try:
-            came = self.more(deadline_ns)
-        except DeadlinePassedError:
-            self._torn = torn
-            raise
-        self._buffer, self._at = self._buffer[self._at :] + came, 0
-        self._torn = torn
-
-    def _whole(self) -> bool:
-        """Whether another frame lies in the buffer: a ping behind the answer wants its own."""
+    def whole(self) -> bool:
+        """Whether a frame can be read: a ping behind the answer wants its own. Raises MalformedError."""
         buffer, at = self._buffer, self._at
         have = len(buffer) - at
-        return have >= FRAME_HEAD and have >= FRAME_HEAD + int.from_bytes(buffer[at : at + 3], "big")
+        if self._short or have < FRAME_HEAD:
+            return False
+        if not self._peer.known and buffer[at + 3] != SETTINGS:
+            raise MalformedError("the peer does not begin with HTTP/2's settings")
+        size = int.from_bytes(buffer[at : at + 3], "big")
+        if size > OUR_FRAME_SIZE:
+            raise MalformedError(f"a frame of {size} bytes: expected at most {OUR_FRAME_SIZE}")
+        self._short = max(0, FRAME_HEAD + size - have)
+        return not self._short
 
-    def _step(self, deadline_ns: int) -> None:
-        """Read one frame and do what it says."""
-        answered = self.heard and bool(self._headers)
-        got = self._read(deadline_ns)
+    def step(self) -> None:
+        """Read the frame that is whole and do what it says. Raises WireError: close the connection then."""
+        buffer, at = self._buffer, self._at
+        body = at + FRAME_HEAD
+        self._at = end = body + int.from_bytes(buffer[at : at + 3], "big")
+        kind, stream = buffer[at + 3], int.from_bytes(buffer[at + 5 : body], "big") & MAX_WINDOW
         self._frames += 1
         if self._frames > MAX_FRAMES:
             raise MalformedError(f"more than {MAX_FRAMES} frames in an answer")
-        if self._block is not None and got.kind != CONTINUATION:
+        if self._block is not None and kind != CONTINUATION:
             raise MalformedError("a header block is interrupted")
-        handle = _HANDLERS.get(got.kind)
+        handle = _HANDLERS.get(kind)
         if handle is not None:  # what is not known is to be ignored
-            handle(self, got, deadline_ns)
-        self._torn = False
-        # Settings and pings are no answer to this call.
-        self.heard = answered or self._ended or bool(self._headers) or self._block is not None
+            handle(self, _Frame(kind, buffer[at + 4], stream, buffer[body:end]))
 
-    def _read(self, deadline_ns: int) -> _Frame:
-        buffer, at = self._buffer, self._at
-        while len(buffer) < at + FRAME_HEAD:
-            self._take(deadline_ns)
-            buffer, at = self._buffer, self._at
-        self._torn = True  # until `_step` is done with this frame
-        size, body = int.from_bytes(buffer[at : at + 3], "big"), at + FRAME_HEAD
-        kind, flags, stream = buffer[at + 3], buffer[at + 4], int.from_bytes(buffer[at + 5 : body], "big") & MAX_WINDOW
-        if not self._peer.known and kind != SETTINGS:
-            raise MalformedError("the peer does not begin with HTTP/2's settings")
-        if size > OUR_FRAME_SIZE:
-            raise MalformedError(f"a frame of {size} bytes: expected at most {OUR_FRAME_SIZE}")
-        end = body + size
-        if end <= len(buffer):
-            self._at = end
-            return _Frame(kind, flags, stream, buffer[body:end])
-        payload = bytearray(size)
-        have = len(buffer) - body
-        payload[:have] = buffer[body:]
-        self.fill(memoryview(payload)[have:], deadline_ns)
-        self._buffer, self._at = b"", 0
-        return _Frame(kind, flags, stream, bytes(payload))
-
-    def _on_data(self, got: _Frame, deadline_ns: int) -> None:
-        if got.stream != self._stream or not self._headers or self._ended:
+    def _on_data(self, got: _Frame) -> None:
+        if got.stream != self._stream or not self._headers or self.ended:
             raise MalformedError("data that belongs to no answer")
         self._received += len(got.payload)
         part = _unpadded(got)
@@ -267,12 +205,12 @@ class Stream(Line):
         self._size += len(part)
         if self._size > MAX_BODY_BYTES:
             raise MalformedError(f"an answer of more than {MAX_BODY_BYTES} bytes")
-        self._ended = bool(got.flags & END_STREAM)
+        self.ended = bool(got.flags & END_STREAM)
 
-    def _on_headers(self, got: _Frame, deadline_ns: int) -> None:
+    def _on_headers(self, got: _Frame) -> None:
         if self._given_up() and got.stream == self._stream:
             return
-        if got.stream != self._stream or self._ended:
+        if got.stream != self._stream or self.ended:
             raise MalformedError("headers that belong to no answer")
         block = _unpadded(got)
         if got.flags & WITH_PRIORITY:
@@ -281,9 +219,9 @@ class Stream(Line):
 
     def _given_up(self) -> bool:
         """Whether the server ended this call at its deadline; Triton may then end it a second time, now or later."""
-        return self._ended and self._headers.get("grpc-status") == DEADLINE_EXCEEDED
+        return self.ended and self._headers.get("grpc-status") == DEADLINE_EXCEEDED
 
-    def _on_continuation(self, got: _Frame, deadline_ns: int) -> None:
+    def _on_continuation(self, got: _Frame) -> None:
         if self._block is None or got.stream != self._stream:
             raise MalformedError("a continuation of nothing")
         ends, block = self._block
@@ -303,46 +241,46 @@ class Stream(Line):
         if bool(status) == bool(self._headers) or (self._headers and not ends):
             raise MalformedError("headers out of order")
         self._headers = {**self._headers, **headers} if self._headers else headers
-        self._ended = bool(ends)
+        self.ended = bool(ends)
 
-    def _on_window(self, got: _Frame, deadline_ns: int) -> None:
+    def _on_window(self, got: _Frame) -> None:
         self._peer.widen(int.from_bytes(_sized(got, 4), "big") & MAX_WINDOW, got.stream, self._stream)
 
-    def _on_settings(self, got: _Frame, deadline_ns: int) -> None:
+    def _on_settings(self, got: _Frame) -> None:
         if got.flags & ACK:
             return
         self._peer.set(got.payload)
-        self.put(frame(SETTINGS, ACK, 0), deadline_ns)
+        self.out += frame(SETTINGS, ACK, 0)
 
-    def _on_ping(self, got: _Frame, deadline_ns: int) -> None:
+    def _on_ping(self, got: _Frame) -> None:
         if not got.flags & ACK:
-            self.put(frame(PING, ACK, 0, _sized(got, 8)), deadline_ns)
+            self.out += frame(PING, ACK, 0, _sized(got, 8))
 
-    def _on_reset(self, got: _Frame, deadline_ns: int) -> None:
+    def _on_reset(self, got: _Frame) -> None:
         code = int.from_bytes(_sized(got, 4), "big")
-        if got.stream == self._stream and not self._ended:
+        if got.stream == self._stream and not self.ended:
             raise DisconnectedError("the server reset the call", answered=code != REFUSED_STREAM)
 
-    def _on_goaway(self, got: _Frame, deadline_ns: int) -> None:
-        self.reusable = False
+    def _on_goaway(self, got: _Frame) -> None:
+        self.left = True
         last = int.from_bytes(got.payload[:4], "big") & MAX_WINDOW
-        if last < self._stream and not self._ended:  # it says that it will not look at this call
+        if last < self._stream and not self.ended:  # it says that it will not look at this call
             raise DisconnectedError("the server is closing the connection", answered=False)
 
-    def _on_push(self, got: _Frame, deadline_ns: int) -> None:
+    def _on_push(self, got: _Frame) -> None:
         raise MalformedError("a push, which was forbidden")
 
 
-_HANDLERS: dict[int, Callable[[Stream, _Frame, int], None]] = {
-    DATA: Stream._on_data,
-    HEADERS: Stream._on_headers,
-    RST_STREAM: Stream._on_reset,
-    SETTINGS: Stream._on_settings,
-    PUSH_PROMISE: Stream._on_push,
-    PING: Stream._on_ping,
-    GOAWAY: Stream._on_goaway,
-    WINDOW_UPDATE: Stream._on_window,
-    CONTINUATION: Stream._on_continuation,
+_HANDLERS: dict[int, Callable[[Conversation, _Frame], None]] = {
+    DATA: Conversation._on_data,
+    HEADERS: Conversation._on_headers,
+    RST_STREAM: Conversation._on_reset,
+    SETTINGS: Conversation._on_settings,
+    PUSH_PROMISE: Conversation._on_push,
+    PING: Conversation._on_ping,
+    GOAWAY: Conversation._on_goaway,
+    WINDOW_UPDATE: Conversation._on_window,
+    CONTINUATION: Conversation._on_continuation,
 }
 
 

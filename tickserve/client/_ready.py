@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from urllib.parse import quote
 
 from tickserve.client._grpc import PREFIX, header_block
-from tickserve.client._h2 import Stream
+from tickserve.client._h2_line import Stream
 from tickserve.client._pool import Pool
 from tickserve.client._proto import decode_ready, encode_ready
 from tickserve.client._socket import RefusedError, WireError

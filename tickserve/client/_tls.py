@@ -59,12 +59,6 @@ class Tls:
             self._load("cert", lambda: context.load_cert_chain(self.cert or "", self.key, password=lambda: b""))
         return context
 
-    def credentials(self, grpc: Any) -> Any:
-        """The same for the library `grpc`. Raises UsageError naming the file that cannot be used."""
-        self.context("grpc")  # which names what is wrong; gRPC itself would only fail each call
-        read = [None if path is None else Path(path).read_bytes() for path in (self.ca, self.key, self.cert)]
-        return grpc.ssl_channel_credentials(*read)
-
     def _load(self, field: str, load: Callable[[], object]) -> None:
         try:
             load()
