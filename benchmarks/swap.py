@@ -180,7 +180,7 @@ def run(repository: Path, model: str | None, swaps: int, rate: float, rest_s: fl
             time.sleep(3)  # their imports
             since = time.monotonic_ns()
             time.sleep(rest_s)
-            before, spans, steps, undrained = resources(server.pid), [], [], 0
+            before, half_way, spans, steps, undrained = resources(server.pid), {}, [], [], 0
             for number in range(swaps):
                 began = time.monotonic_ns()
                 done = swap(server.target, name, 2 - number % 2, settings=SwapSettings())
@@ -188,6 +188,8 @@ def run(repository: Path, model: str | None, swaps: int, rate: float, rest_s: fl
                 steps.append(done.steps_ms)
                 undrained += not done.drained
                 time.sleep(SLACK_S)
+                if 2 * number < swaps <= 2 * (number + 1):
+                    half_way = resources(server.pid)
             time.sleep(1)
             after, until = resources(server.pid), time.monotonic_ns()
             time.sleep(rest_s)
@@ -213,6 +215,7 @@ def run(repository: Path, model: str | None, swaps: int, rate: float, rest_s: fl
             for step, chosen in by_step(every[:, 0], spans, steps).items()
         },
         "before": before,
+        "half_way": half_way,
         "after": after,
         "step_ms": {step: round(float(np.median([taken[step] for taken in steps])), 1) for step in steps[0]},
         "machine": machine("onnxruntime"),
@@ -237,8 +240,8 @@ def show(result: dict[str, Any]) -> None:
     for name in ("at_rest", "during_swaps"):
         row = "  ".join(f"{key} {value:g}" for key, value in result[name].items())
         print(f"  {name.replace('_', ' '):14s} {row}")
-    for name in ("before", "after"):
-        print(f"  {name:14s} " + "  ".join(f"{key} {value:g}" for key, value in result[name].items()))
+    for name in ("before", "half_way", "after"):
+        print(f"  {name.replace('_', ' '):14s} " + "  ".join(f"{key} {value:g}" for key, value in result[name].items()))
     print("  p99 by step    " + "  ".join(f"{key} {value} ms" for key, value in result["p99_ms_by_step"].items()))
     print("  median step    " + "  ".join(f"{key} {value:g} ms" for key, value in result["step_ms"].items()))
     print(f"  {result['machine']}")
