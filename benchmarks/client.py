@@ -18,10 +18,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from benchmarks.harness import Call, Times, machine, measure, options, quantiles, served, subject
+from benchmarks.harness import (
+    Call,
+    Feed,
+    Times,
+    as_inputs,
+    machine,
+    measure,
+    one_row,
+    options,
+    quantiles,
+    served,
+    subject,
+)
 from tickserve.client import Client, InferRequest, Tensor
 from tickserve.client._http import encode
 from tickserve.errors import TickserveError
@@ -32,35 +41,39 @@ BASE = "tritonclient.grpc"
 BARS = {"tickserve http": 0.40, "tickserve grpc": 0.85}  # the design's bars, as ratios of the p50 of BASE
 
 
-def ours(stack: ExitStack, url: str, manifest: Manifest, row: npt.NDArray[np.float32], journal: Path | None) -> Call:
+def ours(stack: ExitStack, url: str, manifest: Manifest, feed: Feed, journal: Path | None) -> Call:
     observer = None if journal is None else Journal(journal)
     if observer is not None:
         stack.callback(observer.close)
     client = stack.enter_context(Client(url, manifest=manifest, deadline_ms=5_000, observer=observer))
-    return lambda: client.score(manifest.name, row).score
+    inputs = as_inputs(feed)
+    return lambda: client.score(manifest.name, inputs).score
 
 
-def documented_grpc(stack: ExitStack, url: str, manifest: Manifest, row: npt.NDArray[np.float32]) -> Call:
+def documented_grpc(stack: ExitStack, url: str, manifest: Manifest, feed: Feed) -> Call:
     import tritonclient.grpc as triton
 
     client = triton.InferenceServerClient(url)
     stack.callback(client.close)
-    spec = manifest.inputs[0]
 
     def call() -> object:
-        tensor = triton.InferInput(spec.name, list(row.shape), spec.dtype)
-        tensor.set_data_from_numpy(row)
+        tensors = []
+        for spec in manifest.inputs:
+            array = feed[spec.name]
+            tensor = triton.InferInput(spec.name, list(array.shape), spec.dtype)
+            tensor.set_data_from_numpy(array)
+            tensors.append(tensor)
         outputs = [triton.InferRequestedOutput(output.name) for output in manifest.outputs]
-        answer = client.infer(manifest.name, [tensor], outputs=outputs)
+        answer = client.infer(manifest.name, tensors, outputs=outputs)
         return [answer.as_numpy(output.name) for output in manifest.outputs]
 
     return call
 
 
-def bare_socket(stack: ExitStack, url: str, manifest: Manifest, row: npt.NDArray[np.float32]) -> Call:
+def bare_socket(stack: ExitStack, url: str, manifest: Manifest, feed: Feed) -> Call:
     host, _, port = url.rpartition(":")
-    tensor = Tensor(manifest.inputs[0].name, "FP32", row.shape, row.tobytes())
-    request = b"".join(encode(InferRequest(manifest.name, None, "0" * 16, 5_000_000, (tensor,)), url))
+    tensors = tuple(Tensor(name, "FP32", array.shape, array.tobytes()) for name, array in feed.items())
+    request = b"".join(encode(InferRequest(manifest.name, None, "0" * 16, 5_000_000, tensors), url))
     sock = stack.enter_context(socket.create_connection((host, int(port))))
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -95,17 +108,15 @@ def show(rows: list[dict[str, Any]]) -> None:
         )
 
 
-def contestants(
-    stack: ExitStack, urls: tuple[str, str], manifest: Manifest, row: npt.NDArray[np.float32]
-) -> dict[str, Call]:
+def contestants(stack: ExitStack, urls: tuple[str, str], manifest: Manifest, feed: Feed) -> dict[str, Call]:
     http, grpc = urls
     folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
     return {
-        "bare socket": bare_socket(stack, http, manifest, row),
-        "tickserve http": ours(stack, http, manifest, row, folder / "http"),
-        "tickserve grpc": ours(stack, f"grpc://{grpc}", manifest, row, folder / "grpc"),
-        "http, no journal": ours(stack, http, manifest, row, None),
-        BASE: documented_grpc(stack, grpc, manifest, row),
+        "bare socket": bare_socket(stack, http, manifest, feed),
+        "tickserve http": ours(stack, http, manifest, feed, folder / "http"),
+        "tickserve grpc": ours(stack, f"grpc://{grpc}", manifest, feed, folder / "grpc"),
+        "http, no journal": ours(stack, http, manifest, feed, None),
+        BASE: documented_grpc(stack, grpc, manifest, feed),
     }
 
 
@@ -119,18 +130,20 @@ def chosen_options(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     chosen = chosen_options(arguments)
     chosen_model = subject(chosen.repository, chosen.model)
-    manifest, row = chosen_model.manifest, chosen_model.rows[:1]
+    manifest = chosen_model.manifest
+    feed = one_row(chosen_model.folder, manifest)
+    shapes = {name: list(array.shape) for name, array in feed.items()}
     with ExitStack() as stack:
         urls = chosen.http_url, chosen.grpc_url
         if None in urls:
             server = stack.enter_context(served(chosen.repository, [manifest.name]))
             urls = server.http_url, server.grpc_url
-        rows = table(measure(contestants(stack, urls, manifest, row), chosen.rounds, chosen.block))
+        rows = table(measure(contestants(stack, urls, manifest, feed), chosen.rounds, chosen.block))
     about = machine("tritonclient", "grpcio")
     if chosen.json:
-        print(json.dumps({"machine": about, "model": manifest.name, "shape": list(row.shape), "rows": rows}))
+        print(json.dumps({"machine": about, "model": manifest.name, "shapes": shapes, "rows": rows}))
         return 0
-    print(f"{about}\nmodel {manifest.name}, input {list(row.shape)}, concurrency 1; ratios to {BASE}\n")
+    print(f"{about}\nmodel {manifest.name}, input {shapes}, concurrency 1; ratios to {BASE}\n")
     show(rows)
     return 0
 

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tickserve.client import newest_versions
+from tickserve.client._check import Inputs
 from tickserve.config import BackendKind, ServeSettings
 from tickserve.manifest import GOLDEN_NAME, Manifest, load_manifest
 
@@ -26,6 +27,9 @@ Call = Callable[[], object]
 Times = npt.NDArray[np.float64]
 QUANTILES = (50, 90, 99, 99.9)
 WARM_UP = 50
+
+
+Feed = dict[str, npt.NDArray[np.float32]]
 
 
 class Subject(NamedTuple):
@@ -63,6 +67,17 @@ def subject(repository: Path, model: str | None = None) -> Subject:
     spec = manifest.inputs[0]
     with np.load(folder / GOLDEN_NAME, allow_pickle=False) as arrays:
         return Subject(repository, folder, manifest, np.ascontiguousarray(arrays[spec.name], np.float32))
+
+
+def one_row(folder: Path, manifest: Manifest) -> Feed:
+    """The first golden row of the version in `folder`, by the names of the model's inputs: float32 [1, ...] each."""
+    with np.load(folder / GOLDEN_NAME, allow_pickle=False) as golden:
+        return {spec.name: np.ascontiguousarray(golden[spec.name][:1]) for spec in manifest.inputs}
+
+
+def as_inputs(feed: Feed) -> Inputs:
+    """`feed` as an engine gives it: the array where there is one input."""
+    return next(iter(feed.values())) if len(feed) == 1 else feed
 
 
 def told_apart(as_json: bool) -> AbstractContextManager[Any]:

@@ -15,11 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import machine, measure, options
+from benchmarks.harness import as_inputs, machine, measure, one_row, options
 from tickserve.client import Client, newest_versions
 from tickserve.client._local import open_session
 from tickserve.errors import TickserveError
-from tickserve.manifest import GOLDEN_NAME
 from tickserve.model_config import MODEL_FILE
 
 BARE, OURS = "bare ONNX Runtime", "tickserve local://"
@@ -28,10 +27,8 @@ BAR = 2.0  # the design's bar, as a ratio of the p50 of BARE
 
 def compare(client: Client, model: str, folder: Path, rounds: int, block: int) -> dict[str, Any]:
     """p50 and p99 of both, in microseconds, for one row of `model`."""
-    names = [tensor.name for tensor in client.manifests[model].inputs]
-    with np.load(folder / GOLDEN_NAME, allow_pickle=False) as golden:
-        feed = {name: np.ascontiguousarray(golden[name][:1]) for name in names}
-    inputs = feed if len(names) > 1 else feed[names[0]]
+    feed = one_row(folder, client.manifests[model])
+    inputs = as_inputs(feed)
     session = open_session((folder / MODEL_FILE).read_bytes())
     times = measure({BARE: lambda: session.run(None, feed), OURS: lambda: client.score(model, inputs)}, rounds, block)
     figures = {name: [float(np.percentile(taken, q)) for q in (50, 99)] for name, taken in times.items()}
