@@ -30,7 +30,14 @@ from tickserve.journal import (
     read_journal,
 )
 from tickserve.journal._folder import JournalFolder, repair
-from tickserve.journal._schema import decode, encode_action, encode_decision, encode_gap
+from tickserve.journal._schema import (
+    _encode_usual,
+    decode,
+    encode_action,
+    encode_any,
+    encode_decision,
+    encode_gap,
+)
 from tickserve.journal._segment import Header, encode_frame, encode_header, frame_record
 from tickserve.manifest import StateContract, StateTensor
 from tickserve.signal import Signal
@@ -158,6 +165,57 @@ def test_the_bytes_of_schema_1_do_not_change() -> None:
 
 
 CRC_OF_SCHEMA_1 = 62_399_270
+
+RARELY = st.sampled_from([False] * 9 + [True])
+
+
+@st.composite
+def decisions(draw: st.DrawFn) -> Decision:
+    """Answered calls of many shapes; now and then one with something to remark on."""
+    rows, width = draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    names = draw(st.sampled_from(["x", "xy", "é"]))
+    several = [tensor_of(name, np.full((rows, width), place, np.float32)) for place, name in enumerate(names)]
+    optional = st.none() | st.integers(0, 2**62)
+    state = {"h": np.ones((rows, 2, 2), np.float32)} if draw(RARELY) else None
+    signal = make_signal(
+        status=draw(st.sampled_from(["OK", "FALLBACK"])),
+        probabilities=None if draw(RARELY) else np.full((rows, 3), draw(st.floats(width=32)), np.float32),
+        score=None if draw(RARELY) else np.full(rows, 0.5, np.float32),
+        decision=tuple(draw(st.lists(st.sampled_from(CLASSES), min_size=rows, max_size=rows))),
+        version=draw(optional),
+        bundle_id=draw(st.integers(-(2**63), 2**63 - 1)),
+        event_age_us=draw(st.none() | st.floats()),
+        flags=("drift",) if draw(RARELY) else (),
+        reason="late" if draw(RARELY) else None,
+        fallback="hold" if draw(RARELY) else None,
+        replica=draw(st.sampled_from([None, "a:1", "127.0.0.1:8000"])),
+        attempts=draw(st.integers(0, 3)),
+        state=state,
+    )
+    tensors = (StateTensor(input="h", output="h_next", shape=(2, 2)),)
+    contract = StateContract(tensors=tensors, session_gap_ns=10**9, stride=1)
+    return make_decision(
+        request_id=draw(st.text(max_size=20)),
+        tensors=() if draw(RARELY) else tuple(several),
+        newest_event_ns=draw(optional),
+        version=draw(optional),
+        bundle_digest=draw(st.sampled_from([None, "", "sha256:b"])),
+        state=None if state is None else contract,
+        stage_us=draw(st.dictionaries(st.sampled_from(["check", "decode", "total"]), st.floats())),
+        signal=signal,
+    )
+
+
+@given(decisions())
+@settings(max_examples=150, deadline=None)
+def test_the_short_way_writes_the_same_bytes(decision: Decision) -> None:
+    assert encode_decision(decision) == encode_any(decision)
+
+
+def test_a_usual_decision_goes_the_short_way() -> None:
+    usual = make_decision(signal=make_signal(flags=()))
+    assert _encode_usual(usual) == encode_any(usual)
+    assert _encode_usual(make_decision()) is None
 
 
 @given(st.text(), st.text(max_size=200), st.dictionaries(st.text(), st.text()), st.integers(-(2**63), 2**63 - 1))
