@@ -290,6 +290,7 @@ def test_what_is_no_grpc_message(peer: Any, data: bytes, kind: type) -> None:
         (b"\x88" + literal("grpc-status", "13") + literal("grpc-message", "b%C3%B6se%0a x"), ServerRejectedError),
         (b"\x88" + literal("grpc-status", "99"), ServerRejectedError),
         (b"\x88" + literal("grpc-status", "-1"), ServerRejectedError),
+        (b"\x88" + literal("grpc-status", "9" * 5_000), ServerRejectedError),
         (b"\x88", ProtocolError),
         (literal(":status", "502"), RequestError),
     ],
@@ -438,6 +439,64 @@ def test_a_small_window_is_kept_to(peer: Any) -> None:
     assert len(received) > 10
     assert max(received) <= 1_000
     assert sum(received) > 10_000
+
+
+def test_an_answer_before_the_whole_request_ends_the_connection(peer: Any) -> None:
+    """The server has not heard the rest, and does not wait for it: nothing more may be said to it."""
+    server, transport = peer(lambda peer, sock, stream: None)
+
+    def serve(sock: socket.socket) -> None:
+        with suppress(OSError), sock:
+            server.read(sock, 24)
+            sock.sendall(h2.frame(h2.SETTINGS, 0, 0, h2.settings({h2.INITIAL_WINDOW_SIZE: 1_000})))
+            while True:
+                kind, _, stream, _ = server.frame(sock)
+                if kind == h2.DATA:
+                    sock.sendall(answer(stream))
+
+    server._serve = serve
+    tensors = (Tensor("x", "FP32", (1, 2_500), bytes(10_000)),)
+    for _ in range(4):  # the first on a connection is sent before the peer's window is known, and is heard to its end
+        response = transport.infer(InferRequest("m", None, "abc", 10**6, tensors), time.monotonic_ns() + 2 * 10**9)
+        assert good(response)
+    assert (server.connections, transport.idle()) == (2, 0)
+
+
+def test_a_part_of_an_answer_is_an_answer_that_began(peer: Any) -> None:
+    """Whatever the pieces: what may have been scored is not asked for again."""
+
+    def script(peer: Peer, sock: socket.socket, stream: int) -> None:
+        if stream == 1:
+            sock.sendall(BEGIN + answer(stream))
+        else:
+            sock.sendall(h2.frame(h2.PING, 0, 0, bytes(8)) + answer(stream)[:12])
+            sock.shutdown(socket.SHUT_RDWR)
+
+    server, transport = peer(script)
+    assert good(ask(transport))
+    with pytest.raises(TransportError):
+        ask(transport)
+    assert server.requests == 2
+
+
+def test_updates_of_a_window_byte_by_byte_are_no_flood(peer: Any) -> None:
+    server, transport = peer(lambda peer, sock, stream: None)
+
+    def serve(sock: socket.socket) -> None:
+        with suppress(OSError), sock:
+            server.read(sock, 24)
+            sock.sendall(h2.frame(h2.SETTINGS, 0, 0, h2.settings({h2.INITIAL_WINDOW_SIZE: 1})))
+            while True:
+                kind, flags, stream, _ = server.frame(sock)
+                if kind == h2.DATA:
+                    wider = h2.frame(h2.WINDOW_UPDATE, 0, stream, (1).to_bytes(4, "big"))
+                    sock.sendall(answer(stream) if flags & h2.END_STREAM else wider + h2.frame(h2.PING, 0, 0, bytes(8)))
+
+    server._serve = serve
+    tensors = (Tensor("x", "FP32", (1, 1_500), bytes(6_000)),)
+    request = InferRequest("m", None, "abc", 10**7, tensors)
+    for _ in range(2):  # the first learns of the window
+        assert good(transport.infer(request, time.monotonic_ns() + 20 * 10**9))
 
 
 # Examples of RFC 7541, appendix C.

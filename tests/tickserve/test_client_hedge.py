@@ -14,6 +14,7 @@ import pytest
 from benchmarks.relay import Relay
 from tickserve.client import Client, Resilience
 from tickserve.client import _h2 as h2
+from tickserve.client._h2_line import Stream
 from tickserve.client._socket import DisconnectedError, MalformedError
 from tickserve.errors import DeadlineExceededError
 
@@ -130,7 +131,7 @@ def test_what_a_peer_says_of_itself_is_no_answer(unasked: str) -> None:
     here, there = socket.socketpair()
     here.setblocking(False)
     with there:
-        line = h2.Stream(here, set())
+        line = Stream(here, set())
         line.send(b"", b"request", time.monotonic_ns() + 10**9)
         there.sendall(said)
         assert not line.readable(time.monotonic_ns() + 20_000_000)
@@ -146,7 +147,7 @@ def test_the_end_and_nonsense_are_told_by_whoever_receives() -> None:
     for said, problem in ((b"", DisconnectedError), (h2.frame(h2.PING, 0, 0, bytes(8)), MalformedError)):
         here, there = socket.socketpair()
         here.setblocking(False)
-        line = h2.Stream(here, set())
+        line = Stream(here, set())
         line.send(b"", b"request", time.monotonic_ns() + 10**9)
         there.sendall(said)
         there.shutdown(socket.SHUT_WR)

@@ -45,17 +45,17 @@ class GrpcLine(AsyncLine[Answer]):
                 talk.step()
                 if not wanted:
                     talk.forget()
-                self._say()
         except WireError as error:
             self.fail(error)
             return
+        self._say()
         if not talk.ended:
             self.heard = talk.heard
             self._send_parts()
         elif owed:
             answer = talk.answer()
             self._say()
-            self.reusable = not talk.left
+            self.used, self.reusable = True, not talk.left
             self.finish(answer, None)
             self.free()
         elif talk.left and self.answer is None:  # a goodbye to an idle connection
@@ -65,7 +65,7 @@ class GrpcLine(AsyncLine[Answer]):
 
     def _send_parts(self) -> None:
         talk = self._talk
-        while talk.rest is not None and (part := talk.part()) is not None:
+        while not self.closing and (part := talk.part()) is not None:
             self.write(part)
 
     def _say(self) -> None:

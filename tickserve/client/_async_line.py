@@ -66,6 +66,7 @@ class AsyncLine(asyncio.Protocol, Generic[R]):
 
     def eof_received(self) -> None:
         """The server will say no more."""
+        self.open = False  # at once: whoever is freed by it must not be taken for an idle one
         self._lost()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -83,6 +84,11 @@ class AsyncLine(asyncio.Protocol, Generic[R]):
         self._timer = self._loop.call_later(max(0.0, delay), self._expire)
         self.send(head, payload)
         return answer
+
+    @property
+    def closing(self) -> bool:
+        """Whether nothing that is written goes out any more."""
+        return self._transport is None or self._transport.is_closing()
 
     def write(self, data: bytes) -> None:
         """Send `data`, now or as soon as the socket takes it."""
@@ -124,8 +130,6 @@ class AsyncLine(asyncio.Protocol, Generic[R]):
 
     def _expire(self) -> None:
         self.finish(None, DeadlinePassedError("waiting for the answer"))
-        if not self.owed:
-            self.close()
 
     def _lost(self) -> None:
         self.finish(None, DisconnectedError("the connection broke", answered=self.heard))
@@ -158,6 +162,7 @@ class AsyncLineTransport(Generic[R]):
         for line in list(self._parked):
             with suppress(RuntimeError):
                 line.close()
+        self._parked.clear()
 
     def drop(self) -> None:
         """Close idle connections."""
@@ -219,7 +224,12 @@ class AsyncLineTransport(Generic[R]):
         if not (line.owed and line.open) or self._closed:
             line.close()
             return
-        self._parked[line] = asyncio.get_running_loop().call_later(_parked.PARK_NS / 1e9, line.close)
+        try:
+            self._parked[line] = asyncio.get_running_loop().call_later(_parked.PARK_NS / 1e9, line.close)
+        except RuntimeError:  # its loop has ended, and nobody would hear the answer
+            with suppress(RuntimeError):
+                line.close()
+            return
         line.freed = self._unpark
         if len(self._parked) > _parked.MAX_PARKED:
             next(iter(self._parked)).close()
@@ -284,7 +294,7 @@ class AsyncLinePending(Generic[R]):
         except DeadlinePassedError as error:
             if line.used and not line.heard:
                 transport.drop()  # a dead path is as dead for its neighbours
-            transport.let_go(line)
+            self.abandon()
             raise as_error(error, transport.address) from error
         except WireError as error:
             line.close()

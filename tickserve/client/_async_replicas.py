@@ -1,7 +1,7 @@
 """One or several servers behind one asyncio transport: what _replicas.py does in threads, on an event loop.
 
-A call makes one future and one timer; a second replica is asked by the same task. Cancelling a call closes what it had
-under way and tells the balance nothing about the servers.
+A call makes one future and one timer; a second replica is asked by the same task. Cancelling a call parts with
+what it had under way and tells the balance nothing about the servers.
 """
 
 from __future__ import annotations

@@ -119,7 +119,8 @@ def _server_error(headers: dict[str, str]) -> RequestError:
         return refused(
             f"content-type {headers.get('content-type', 'none')[:60]}", f"HTTP {status}", may_be_unknown=False
         )
-    name = STATUS[int(code)] if code.isascii() and code.isdigit() and int(code) < len(STATUS) else code[:20]
+    known = code.isascii() and code.isdigit() and len(code) <= 2 and int(code) < len(STATUS)
+    name = STATUS[int(code)] if known else code[:20]
     details = unquote(headers.get("grpc-message", ""))
     if name == "DEADLINE_EXCEEDED":
         return DeadlineExceededError("the server gave the request up at its deadline")

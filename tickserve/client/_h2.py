@@ -74,19 +74,19 @@ class Conversation:
         "_parts",
         "_peer",
         "_received",
-        "_short",
         "_size",
         "_stream",
         "ended",
         "left",
         "out",
         "rest",
+        "short",
     )
 
     def __init__(self) -> None:
         self._stream, self._peer, self._received = -1, _Peer(), 0
         self._buffer, self._at = b"", 0
-        self._short = 0  # how many bytes are still missing of the frame that began
+        self.short = 0  # how many bytes are still missing of the frame that began
         self._late: list[bytes] = []  # what came of it since: joined once, when it is whole
         self._headers: dict[str, str] = {}
         self._parts: list[bytes] = []
@@ -104,8 +104,8 @@ class Conversation:
 
     @property
     def heard(self) -> bool:
-        """Whether anything of the answer has come; settings and pings are nothing of it."""
-        return self.begun or self._block is not None
+        """Whether anything of the answer may have come: whole settings and pings are nothing of it, a part may be."""
+        return self.begun or self._block is not None or self._at < len(self._buffer)
 
     def request(self, head: bytes, payload: bytes) -> bytes:
         """Begin a call (its header block, its data): what to send now. `part` has the rest, if there is one."""
@@ -133,23 +133,23 @@ class Conversation:
         if rest is None or size <= 0:
             return None
         peer.spend(size)
+        self._frames = 0  # the peer's updates of its windows do get the call on
         now, after = bytes(rest[:size]), rest[size:]
         self.rest = after or None
         return frame(DATA, 0 if after else END_STREAM, self._stream, now)
 
     def answer(self) -> Answer:
         """The answer that has ended. It may leave something to send in `out`."""
-        if self.spent():
+        # No more calls: the numbers run out, a second end of this call may come, or not all of it was sent.
+        if self._stream >= MAX_STREAM or self._given_up() or self.rest is not None:
             self.left = True
+        if self._at == len(self._buffer):
+            self._buffer, self._at = b"", 0  # an idle connection holds none of its last answer
         if self._received > REFILL:
             self.out += frame(WINDOW_UPDATE, 0, 0, self._received.to_bytes(4, "big"))
             self._received = 0
         parts, self._parts = self._parts, []
         return Answer(self._headers, parts[0] if len(parts) == 1 else b"".join(parts))
-
-    def spent(self) -> bool:
-        """Whether the connection is of no more use: its numbers run out, or a second end of this call may come."""
-        return self._stream >= MAX_STREAM or self._given_up() or self.rest is not None
 
     def forget(self) -> None:
         """Let go of what has come of an answer that nobody wants."""
@@ -157,28 +157,28 @@ class Conversation:
 
     def feed(self, data: bytes) -> None:
         """Take in what has come."""
-        if self._short > len(data):
+        if self.short > len(data):
             self._late.append(data)
-            self._short -= len(data)
+            self.short -= len(data)
             return
         if self._late:
             data = b"".join((*self._late, data))
             self._late = []
-        self._buffer, self._at, self._short = self._buffer[self._at :] + data, 0, 0
+        self._buffer, self._at, self.short = self._buffer[self._at :] + data, 0, 0
 
     def whole(self) -> bool:
         """Whether a frame can be read: a ping behind the answer wants its own. Raises MalformedError."""
         buffer, at = self._buffer, self._at
         have = len(buffer) - at
-        if self._short or have < FRAME_HEAD:
+        if self.short or have < FRAME_HEAD:
             return False
         if not self._peer.known and buffer[at + 3] != SETTINGS:
             raise MalformedError("the peer does not begin with HTTP/2's settings")
         size = int.from_bytes(buffer[at : at + 3], "big")
         if size > OUR_FRAME_SIZE:
             raise MalformedError(f"a frame of {size} bytes: expected at most {OUR_FRAME_SIZE}")
-        self._short = max(0, FRAME_HEAD + size - have)
-        return not self._short
+        self.short = max(0, FRAME_HEAD + size - have)
+        return not self.short
 
     def step(self) -> None:
         """Read the frame that is whole and do what it says. Raises WireError: close the connection then."""

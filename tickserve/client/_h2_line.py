@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from socket import socket
 
-from tickserve.client._h2 import Answer, Conversation
-from tickserve.client._socket import DeadlinePassedError, Line, WireError
+from tickserve.client._h2 import OUR_FRAME_SIZE, Answer, Conversation
+from tickserve.client._socket import RECEIVE_BYTES, DeadlinePassedError, Line, WireError
 
 
 class Stream(Line):
@@ -114,7 +114,7 @@ class Stream(Line):
         """Feed the conversation with what has come, as soon as there is something. Raises WireError."""
         torn, self._torn = self._torn, True  # until it is there, by whatever this may be interrupted
         try:
-            came = self.more(deadline_ns)
+            came = self.more(deadline_ns, min(max(RECEIVE_BYTES, self._talk.short), OUR_FRAME_SIZE))
         except DeadlinePassedError:
             self._torn = torn
             raise

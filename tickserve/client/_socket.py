@@ -180,13 +180,13 @@ class Line:
             except OSError as error:
                 raise DisconnectedError("while sending", answered=False) from error
 
-    def more(self, deadline_ns: int) -> bytes:
-        """What has come, as soon as there is something. Raises WireError."""
+    def more(self, deadline_ns: int, most: int = RECEIVE_BYTES) -> bytes:
+        """What has come, at most so many bytes, as soon as there is something. Raises WireError."""
         while True:
             if not self._spin(deadline_ns):
                 _wait(self._sock, self._poll, deadline_ns, write=False)
             try:
-                data = self._sock.recv(RECEIVE_BYTES)
+                data = self._sock.recv(most)
             except BlockingIOError:  # woken without data
                 continue
             except OSError as error:
