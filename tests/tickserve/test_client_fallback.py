@@ -215,6 +215,29 @@ def test_a_feed_that_freezes_is_stale_whatever_the_fallback(triton: Any, rows: n
         assert client.score(MODEL, rows, newest_event_ns=time.time_ns()).ok
 
 
+@pytest.mark.parametrize("kind", ["flat", "signal", "hold", "local"])
+def test_an_event_that_grows_too_old_while_the_call_fails(
+    triton: Any, relay: Relay, rows: np.ndarray, kind: str
+) -> None:
+    """No number of the model's is older than the limit, whoever has it; and the age told is that of the return."""
+    policies = {"hold": Hold(ttl_ms=60_000), "local": Local(triton.repository)}
+    options = {"manifest": triton.folder, "max_age_ms": 600, "fallback": policies.get(kind, kind)}
+    with Client(relay.address, deadline_ms=SECONDS_MS, **options) as client:
+        assert client.score(MODEL, rows, newest_event_ns=time.time_ns() - 250_000_000).ok  # what is held grows old too
+        relay.order("dark")
+        soon = client.score(MODEL, rows, newest_event_ns=time.time_ns() - 10_000_000, deadline_ms=50)
+        assert soon.fallback == (None if kind == "signal" else kind)
+        event = time.time_ns() - 300_000_000
+        late = client.score(MODEL, rows, newest_event_ns=event, deadline_ms=400)
+        assert late.event_age_us == pytest.approx((time.time_ns() - event) / 1e3, abs=50_000)
+        assert late.event_age_us > 695_000
+        expected = {"flat": ("FALLBACK", "flat"), "signal": ("DEADLINE", None)}.get(kind, ("STALE", None))
+        assert (late.status, late.fallback) == expected
+        assert (late.score is None) == (kind != "flat")
+        assert "DeadlineExceededError" in (late.reason or "")
+        assert client.statistics()["signals"][late.status] >= 1
+
+
 class Down:
     """An observer whose sink is down."""
 

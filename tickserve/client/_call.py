@@ -23,6 +23,7 @@ class Call:
     __slots__ = (
         "_stages",
         "age_us",
+        "aged_ns",
         "attempts",
         "checked",
         "checked_ns",
@@ -45,6 +46,7 @@ class Call:
         self.risk: Risk | None = None
         self.replica: str | None = None
         self.attempts = self.deadline_ns = 0
+        self.aged_ns = 0  # until when `age_us` counts
         self.checked_ns = self.received_ns = self.decoded_ns = 0
         self._stages: dict[str, float] | None = None
 
@@ -63,9 +65,17 @@ class Call:
             told["total"] = (time.monotonic_ns() - started) / NS_PER_US
         return told
 
-    def stale(self, pinned: Pinned, checked: Checked) -> Signal:
+    def grow_older(self) -> None:
+        """Count the age of the newest event up to now; it is measured once, before the request is sent."""
+        if self.age_us is not None:
+            now = time.monotonic_ns()
+            self.age_us += (now - (self.aged_ns or self.checked_ns or now)) / NS_PER_US
+            self.aged_ns = now
+
+    def stale(self, pinned: Pinned, checked: Checked, why: str = "") -> Signal:
         """The signal of a call whose event is too old: without a number."""
-        return self.signal("STALE", pinned, checked.flags, None, pinned.version, reason="the newest event is too old")
+        reason = f"the newest event is too old{why}"
+        return self.signal("STALE", pinned, checked.flags, None, pinned.version, reason=reason)
 
     def signal(
         self,

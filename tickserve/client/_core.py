@@ -190,8 +190,9 @@ class Core:
         if prepared is not None:
             pinned = prepared[0]
         signal = None
+        call.grow_older()
         if self._fallback is not None and pinned is not None:
-            signal = self._fallback.answer(call, pinned, call.checked, error)
+            signal = self._stand_in(self._fallback, call, pinned, error)
             if signal is not None:
                 self.statistics.signal(signal.status)
         if self._observer is not None:
@@ -200,6 +201,15 @@ class Core:
         if signal is None:
             raise error
         return signal
+
+    def _stand_in(self, fallback: FallbackPolicy, call: Call, pinned: Pinned, error: RequestError) -> Signal | None:
+        """What `fallback` says; without a number where that is the model's and of an event that is too old by now."""
+        signal = fallback.answer(call, pinned, call.checked, error)
+        if signal is None or signal.fallback in (None, "flat") or not self._too_old(signal.event_age_us):
+            return signal
+        checked = call.checked
+        assert checked is not None  # noqa: S101 - refused input gets no number
+        return call.stale(pinned, checked, f"; {type(error).__name__}: {error}")
 
     def _observed(self, call: Call, prepared: Prepared, signal: Signal) -> Signal:
         self.statistics.signal(signal.status)

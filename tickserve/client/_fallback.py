@@ -130,7 +130,8 @@ class Hold:
 
     It is kept per model, so it is for a client that scores one stream of rows: a client that scores several instruments
     on one model would be handed another instrument's number. After its time, and before the first answer, the signal
-    has no number. `event_age_us` is the age of the event behind the held number, not of the call's. Raises UsageError.
+    has no number. `event_age_us` is the age of the event behind the held number, not of the call's, and the client's
+    age limit is held against it. Raises UsageError.
     """
 
     def __init__(self, *, ttl_ms: float) -> None:
@@ -149,12 +150,17 @@ class Hold:
             return without_number(call, pinned, checked, error, f"; what is held is {age_ns / NS_PER_MS:.0f} ms old")
         if signal.probabilities is None or signal.score is None or len(signal.score) != checked.batch:
             return without_number(call, pinned, checked, error, "; what is held is of another number of rows")
-        call.age_us = None if signal.event_age_us is None else signal.event_age_us + age_ns / NS_PER_US
+        own, call.age_us = (
+            call.age_us,
+            None if signal.event_age_us is None else signal.event_age_us + age_ns / NS_PER_US,
+        )
         answer = Answer(signal.probabilities, signal.score, signal.decision or ())
         reason = f"{_reason(error)}; held since {age_ns / NS_PER_MS:.1f} ms"
-        return call.signal(
+        made = call.signal(
             "FALLBACK", pinned, without_risk(signal.flags), answer, signal.version, reason=reason, fallback="hold"
         )
+        call.age_us = own
+        return made
 
     def remember(self, signal: Signal) -> None:
         """Keep a model's last answer."""
@@ -196,6 +202,7 @@ class Local:
             answer = contract.check_response(response, checked.batch, pinned.version, call.request_id)
         except RequestError as problem:
             return without_number(call, pinned, checked, error, f"; in process: {problem}")
+        call.grow_older()
         return call.signal(
             "FALLBACK", pinned, checked.flags, answer, model.version, reason=_reason(error), fallback="local"
         )
