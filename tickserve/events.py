@@ -24,6 +24,9 @@ EVENT, TRADE_PRICE, TRADE_SIZE, TRADE_SIGN = range(4)
 BAR_COLUMNS = ("open", "high", "low", "close", "volume")
 OPEN, HIGH, LOW, CLOSE, VOLUME = range(5)
 
+# The columns without whose prices an event says nothing of the market: the best bid and ask, or all of a bar.
+PRICES: dict[Kind, tuple[int, ...]] = {"book": (4, 6), "bars": (OPEN, HIGH, LOW, CLOSE)}
+
 
 def book_columns(levels: int) -> tuple[str, ...]:
     """Column names of book rows: the prefix, then bid_price_1, bid_size_1, ask_price_1, ask_size_1, bid_price_2, ...

@@ -36,7 +36,7 @@ class Signal:
     - `flags`: what an engine may want to treat with care: `event_in_future`, and `out_of_range:<column>` for a column
       far outside its training range: below minimum - span or above maximum + span, where span = maximum - minimum (so
       for a column that was constant in training any other value). With `risk_actions`: `drift`, `size_factor:<factor>`,
-      `drift_unknown`.
+      `drift_unknown`. A stream adds `state_reset`, `short_history` and `no_price` (docs/stream.md).
     - `state`: of a stateful model, what the stream's next step takes beside its row: float32 [B, L, H] by tensor name,
       read-only; None for other models and without an answer.
     - `reason`: one line why the status is not `OK`; `fallback`: what stands in for the model (status `FALLBACK` only).

@@ -126,6 +126,32 @@ def test_a_session_younger_than_its_features_look_back_says_so_even_after_a_rest
     assert flags(*range(7, 14)) == [("short_history",), (), ()]
 
 
+@pytest.mark.parametrize("bad", [float("nan"), 0.0, -1.0, float("inf")])
+@pytest.mark.parametrize("column", [4, 6], ids=["bid", "ask"])
+def test_an_event_without_a_price_says_so_and_the_next_one_does_not(column: int, bad: float) -> None:
+    target, _ = stream(manifest())
+    feed(target, range(WARMUP))
+    spoilt = row(WARMUP)
+    spoilt[column] = bad
+    flags = []
+    for step, event in ((WARMUP, spoilt), (WARMUP + 1, row(WARMUP + 1))):
+        signal = target.feed(START + step * MS, event).signal
+        assert signal is not None
+        flags.append(signal.flags)
+    assert flags == [("no_price",), ()]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, np.longdouble, np.complex128, object])
+def test_a_row_of_another_dtype_is_refused_and_nothing_moves(dtype: Any) -> None:
+    target, _ = stream(manifest())
+    feed(target, range(WARMUP))
+    before = target.snapshot()
+    with pytest.raises(SchemaError, match="float64"):
+        target.feed(START + WARMUP * MS, row(WARMUP).astype(dtype))
+    assert target.snapshot() == before
+    assert feed(target, range(WARMUP, WARMUP + 1))[0].signal is not None
+
+
 def test_what_decays_is_looked_back_on_for_five_time_constants() -> None:
     assert history_ns(SPEC) == 0
     assert history_ns(FULL) == 300 * 10**9

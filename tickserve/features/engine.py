@@ -91,7 +91,7 @@ class FeatureEngine:
     def step(self, ts_ns: int, row: Words) -> Singles:
         """Features float32 [F] after one event; `row` is float64 [C], columns as `tickserve.events.columns_of`.
 
-        Raises SchemaError for another length, rank or a dtype that is not numeric.
+        Raises SchemaError for another length, rank, or floats that are not float64.
         """
         if row.__class__ is not np.ndarray or row.shape != self._shape or row.dtype is not _FLOAT64:
             row = self._checked(row, 1)
@@ -162,7 +162,8 @@ class FeatureEngine:
         if array.ndim != rank or array.shape[-1] != self._columns:
             expected = f"{rank}-dimensional with {self._columns} columns"
             raise SchemaError("wrong shape", field="values", expected=expected, was=str(array.shape))
-        if array.dtype.kind not in "fiu":
+        # A price that went through fewer bits is another price, and so are its features; whole numbers lose nothing.
+        if array.dtype.kind not in "iu" and array.dtype.str[1:] != "f8":
             raise SchemaError("wrong dtype", field="values", expected="float64", was=str(array.dtype))
         if rank == 1:
             return np.array(array, np.float64)

@@ -6,6 +6,7 @@ state its own last answer left. Letters: C columns of an event, F features.
 
 from __future__ import annotations
 
+import math
 import operator
 import time
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tickserve.client._arguments import MAX_INT64, positive_ms, shown
 from tickserve.client._async import AsyncClient
 from tickserve.client._client import Client
 from tickserve.errors import ArtifactError, DeadlineExceededError, InputRejectedError, UsageError
+from tickserve.events import PRICES
 from tickserve.features.jit import source_fingerprint
 from tickserve.features.spec import FeatureSpec
 from tickserve.manifest import Manifest
@@ -32,6 +34,8 @@ from tickserve.stream._snapshot import pack, unpack
 STATE_RESET = "state_reset"
 # The features look back further in time than the session is old; training saw next to no such rows.
 SHORT_HISTORY = "short_history"
+# The event has no price to compute with: every feature that needs one goes on from the last event that had.
+NO_PRICE = "no_price"
 FEATURES = "features"  # the stage of an observer that counts them
 NOTHING_YET = "nothing was scored yet"
 NS_PER_S = 1_000_000_000
@@ -81,6 +85,7 @@ class _Core:
         self._last_ns, self._sequence, self._session = 0, -1, -1
         self._observe_stage = client.observe_stage
         self._history_ns, self._opened_ns = history_ns(self.definition.spec), 0
+        self._prices, self._priced = PRICES[self.definition.spec.kind], True
 
     def reset(self) -> None:
         """Start anew: the next event opens a session, and a numbered feed may begin at any number."""
@@ -144,6 +149,7 @@ class _Core:
         if watch is not None:
             watch(self.model, FEATURES, (time.perf_counter_ns() - started) / NS_PER_S)
         self._last_ns, self._sequence = now, number
+        self._priced = all(0.0 < row[column] < math.inf for column in self._prices)
         if made.place == 0:
             self._opened_ns = now
         if not made.kept:
@@ -195,6 +201,8 @@ class _Core:
         flags = [STATE_RESET] if signal.ok and self._feeder.take_reset() else []
         if signal.ok and self._last_ns - self._opened_ns < self._history_ns:
             flags.append(SHORT_HISTORY)
+        if signal.ok and not self._priced:
+            flags.append(NO_PRICE)
         return step._replace(signal=replace(signal, flags=(*signal.flags, *flags)) if flags else signal)
 
 
@@ -228,8 +236,9 @@ class Stream(_Core):
         """Take the next event and, where it makes an input of the model, its signal.
 
         `ts_ns` is when the event could first be known here, `row` float64 [C] with columns as
-        `tickserve.events.columns_of`. `sequence` numbers the messages of a feed: after a gap everything starts anew,
-        since features over lost events are not what the model was trained on.
+        `tickserve.events.columns_of`; nothing is cast. An event without a positive, finite best bid and ask (bars: open
+        to close) is told by the flag `no_price`. `sequence` numbers the messages of a feed: after a gap everything
+        starts anew, since features over lost events are not what the model was trained on.
 
         Raises what `Client.score` raises; a stateful model's row then waits for the next event or `poll`. An event
         that is itself refused (InputRejectedError, SchemaError) leaves the stream as it was.
