@@ -21,10 +21,12 @@ from tickserve.client._async_grpc import AsyncGrpcTransport
 from tickserve.client._url import parse_endpoint
 from tickserve.client._wire import MalformedError, whole_reply
 from tickserve.errors import (
+    CertificateError,
     DeadlineExceededError,
     InputRejectedError,
     ModelNotFoundError,
     ProtocolError,
+    RequestError,
     TransportError,
     UnavailableError,
     UsageError,
@@ -275,6 +277,61 @@ def test_all_down_is_said_at_once_and_has_its_fallback(make_manifest: Any, rows:
         assert (await hold.score(MODEL, rows)).status == "UNAVAILABLE"
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "url", ["127.0.0.1:1", "localhost:1", "grpc://127.0.0.1:1", "no-such-host.invalid:1", "http->grpc", "grpc->http"]
+)
+def test_what_cannot_be_reached_is_said_in_the_words_of_the_synchronous_client(
+    triton: Any, make_manifest: Any, rows: np.ndarray, url: str
+) -> None:
+    url = {"http->grpc": triton.grpc, "grpc->http": f"grpc://{triton.http}"}.get(url, url)
+    with Client(url, manifest=make_manifest(), deadline_ms=SECONDS_MS) as plain, pytest.raises(RequestError) as told:
+        plain.score(MODEL, rows)
+
+    async def main() -> None:
+        async with AsyncClient(url, manifest=make_manifest(), deadline_ms=SECONDS_MS) as client:
+            with pytest.raises(type(told.value)) as caught:
+                await client.score(MODEL, rows)
+            assert caught.value.args == told.value.args
+            assert str(caught.value) == str(told.value)
+
+    asyncio.run(main())
+    if url == triton.grpc:
+        assert "is this the server's gRPC port?" in str(told.value)
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_a_server_without_tls_is_a_certificate_error(
+    triton: Any, make_manifest: Any, rows: np.ndarray, scheme: str
+) -> None:
+    async def main() -> None:
+        for server in triton.urls:
+            async with AsyncClient(f"{scheme}://{server.removeprefix('grpc://')}", manifest=make_manifest()) as client:
+                with pytest.raises(CertificateError, match="no TLS with"):
+                    await client.score(MODEL, rows, deadline_ms=SECONDS_MS)
+
+    asyncio.run(main())
+
+
+def test_two_event_loops_at_once_are_refused(triton: Any, url: str, rows: np.ndarray) -> None:
+    client = AsyncClient(url, manifest=triton.folder, deadline_ms=SECONDS_MS)
+    held, let_go = threading.Event(), threading.Event()
+
+    async def first() -> None:
+        assert (await client.score(MODEL, rows)).ok
+        held.set()
+        await asyncio.to_thread(let_go.wait, 10)
+        assert (await client.score(MODEL, rows)).ok
+        client.close()
+
+    thread = threading.Thread(target=lambda: asyncio.run(first()))
+    thread.start()
+    assert held.wait(10)
+    with pytest.raises(UsageError, match="two event loops"):
+        asyncio.run(client.score(MODEL, rows))
+    let_go.set()
+    thread.join(10)
 
 
 def test_local_in_the_loop(triton: Any, rows: np.ndarray) -> None:

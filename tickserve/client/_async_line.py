@@ -7,6 +7,8 @@ until that answer has come, where a close would be a cancel that the server mind
 from __future__ import annotations
 
 import asyncio
+import errno
+import re
 import socket
 import ssl
 from collections import deque
@@ -20,16 +22,18 @@ from tickserve.client._pool import as_error
 from tickserve.client._socket import (
     DeadlinePassedError,
     DisconnectedError,
+    RefusedError,
     UnreachableError,
     WireError,
     set_options,
 )
-from tickserve.client._tls import refused
+from tickserve.client._tls import UntrustedError, refused
 from tickserve.client._transport import InferRequest, InferResponse
 from tickserve.client._url import Endpoint
-from tickserve.errors import TransportError
+from tickserve.errors import TransportError, UsageError
 
 MAX_IDLE = 64
+_ERRNO = re.compile(r"\[Errno (\d+)\]")
 
 R = TypeVar("R")
 
@@ -205,7 +209,7 @@ class AsyncLineTransport(Generic[R]):
         except ssl.SSLError as error:
             raise refused(error) from error
         except (OSError, UnicodeError) as error:
-            raise UnreachableError(getattr(error, "strerror", None) or type(error).__name__) from error
+            raise _unreachable(error, secure=self._tls is not None) from error
         set_options(cast("socket.socket", transport.get_extra_info("socket")))
         return line
 
@@ -243,6 +247,8 @@ class AsyncLineTransport(Generic[R]):
     def _take(self) -> AsyncLine[R] | None:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # another asyncio.run: the old loop's connections went with it
+            if self._loop is not None and self._loop.is_running():
+                raise UsageError("used in two event loops at once", hint="a client for each")
             self._idle.clear()
             self._parked.clear()
             self._loop = loop
@@ -251,6 +257,19 @@ class AsyncLineTransport(Generic[R]):
             if line.open:
                 return line
         return None
+
+
+def _unreachable(error: OSError | UnicodeError, *, secure: bool) -> WireError:
+    """Why there is no connection, in the words of the synchronous one."""
+    if secure and isinstance(error, ConnectionResetError):
+        return UntrustedError("closed in the TLS handshake: does the other side speak TLS?")
+    if isinstance(error, socket.gaierror):
+        return UnreachableError("the host name has no address")
+    # Of several addresses asyncio tells all in one text, without a number of its own.
+    numbers = [getattr(error, "errno", None), *map(int, _ERRNO.findall(str(error)))]
+    number = next((number for number in numbers if number), 0)
+    kind = RefusedError if number == errno.ECONNREFUSED else UnreachableError
+    return kind(errno.errorcode.get(number) or getattr(error, "strerror", None) or type(error).__name__)
 
 
 class AsyncLinePending(Generic[R]):

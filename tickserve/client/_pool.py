@@ -190,6 +190,7 @@ def as_error(error: WireError, authority: str) -> RequestError:
     if isinstance(error, UnreachableError):
         return TransportError(f"cannot connect to {authority}: {error}", hint="is the server up, and is this its port?")
     cut = isinstance(error, DisconnectedError) and error.answered
-    return TransportError(
-        f"the connection to {authority} broke " + ("inside the answer" if cut else "before the answer")
-    )
+    if cut:
+        return TransportError(f"the connection to {authority} broke inside the answer")
+    hint = "is the server up, and does this port speak the protocol?"
+    return TransportError(f"the connection to {authority} broke before the answer", hint=hint)

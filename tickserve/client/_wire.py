@@ -34,6 +34,7 @@ __all__ = [
 
 MAX_HEAD_BYTES = 16 * 1024
 TLS_ALERT = b"\x15\x03"
+HTTP2_SETTINGS = b"\x04"  # the kind of the first frame, behind its length in three bytes
 
 
 class Head(NamedTuple):
@@ -272,6 +273,8 @@ def _check_beginning(data: bytes) -> None:
     """Refuse at once what can never become a response head, rather than at the deadline."""
     if data.startswith(TLS_ALERT):
         raise SecureExpectedError("an alert of TLS")
+    if data.startswith(b"\0\0") and data[3:4] == HTTP2_SETTINGS:
+        raise MalformedError("expected HTTP/1.1, was HTTP/2, which gRPC speaks: is this the server's gRPC port?")
     if not data.startswith(b"HTTP/1."[: len(data)]):
         raise MalformedError(f"expected an HTTP/1.1 status line, was {data[:40]!r}")
     if len(data) > MAX_HEAD_BYTES:
