@@ -12,6 +12,7 @@ import typer
 
 from tickserve import pipeline, signing, stages
 from tickserve.cli import options
+from tickserve.cli.export import refusal_told
 from tickserve.cli.output import emit, out, says, table
 from tickserve.cli.sync import sync
 from tickserve.config import Config
@@ -48,31 +49,35 @@ def publish(
     bundles: Annotated[Path, typer.Argument(help="A bundle, or a folder of bundles.")],
     repository: Where = HERE,
     no_activate: NoActivate = False,
+    require_gate: options.RequireGate = False,
     require_signature: Required = None,
     profile: options.Profile = None,
     config: options.ConfigFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Convert bundles, hold them to parity, sign and publish them, and put them in force."""
+    """Convert bundles, measure what runs them, hold them to parity, sign and publish them, and put them in force."""
     settings = _settings(config, profile, require_signature)
     terms = _terms(settings, activate=not no_activate)
     terms.check()
-    transfer, force = stages.load("export.repository.transfer"), stages.load("export.repository.force")
     rows = []
-    with _opened(repository, settings, create=True) as place:
-        for bundle in pipeline.bundles_in(bundles):
-            item = transfer.publish_bundle(bundle, place, settings.export, terms, says)
-            rows.append(
-                {
-                    "model": item.model,
-                    "version": item.version,
-                    "published": not item.reused,
-                    "in_force": force.in_force(place, item.model),
-                    "bundle_digest": item.manifest.export.bundle_digest,
-                    "signed_by": terms.key.key_id if terms.key and not item.reused else None,
-                }
-            )
+    with refusal_told(as_json):
+        found = pipeline.bundles_to_publish(bundles, settings, require_gate=require_gate)
+        with _opened(repository, settings, create=True) as place:
+            for bundle in found:
+                item = pipeline.publish(bundle, place, settings, terms, says)
+                rows.append(_published(item, place, terms))
     emit(rows, as_json, lambda: _show("published", rows))
+
+
+def _published(item: Any, place: Any, terms: Any) -> dict[str, Any]:
+    return {
+        "model": item.model,
+        "version": item.version,
+        "published": not item.reused,
+        "in_force": stages.load("export.repository.force").in_force(place, item.model),
+        "bundle_digest": item.manifest.export.bundle_digest,
+        "signed_by": terms.key.key_id if terms.key and not item.reused else None,
+    }
 
 
 @app.command("list")
