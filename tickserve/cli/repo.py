@@ -17,6 +17,8 @@ from tickserve.cli.output import emit, out, says, table
 from tickserve.cli.sync import sync
 from tickserve.config import Config
 from tickserve.errors import ArtifactError, GateRefusedError, UsageError
+from tickserve.manifest import MANIFEST_NAME
+from tickserve.model_config import CONFIG_NAME
 
 app = typer.Typer(help="Publish, verify, compare, roll back and move repository versions.", no_args_is_help=True)
 app.command("sync")(sync)
@@ -158,9 +160,10 @@ def diff(
     """Compare two versions (fields, features, metrics, gates, files, configuration) or two repositories."""
     settings = _settings(config, profile)
     compare = stages.load("export.repository.compare")
-    if _names_version(a) != _names_version(b):
+    versions = [_is_version(a, "argument A"), _is_version(b, "argument B")]
+    if versions[0] != versions[1]:
         raise UsageError("cannot compare a version with a repository", field="diff", was=f"{a[:80]} and {b[:80]}")
-    if _names_version(a):
+    if versions[0]:
         with _version_folder(a, repository, settings) as one, _version_folder(b, repository, settings) as other:
             found = compare.versions(one, other)
     else:
@@ -170,8 +173,20 @@ def diff(
     emit(rows, as_json, lambda: _show("differences", rows) if rows else out.print("no difference"))
 
 
-def _names_version(text: str) -> bool:
-    return _parts(text) is not None or (Path(text) / "manifest.json").is_file()
+def _is_version(text: str, field: str) -> bool:
+    """Whether an argument names a version, or else a repository. Raises UsageError when it can be neither."""
+    if _parts(text) is not None or (Path(text) / MANIFEST_NAME).is_file():
+        return True
+    # The folder of a model holds no models: as a repository it would differ from nothing.
+    if "://" in text or (Path(text).is_dir() and not (Path(text) / CONFIG_NAME).is_file()):
+        return False
+    raise UsageError(
+        "neither a version nor a repository",
+        field=field,
+        expected="model@version, the folder of a version, or a repository (a folder or s3://bucket/prefix)",
+        was=text[:100],
+        hint="'tickserve repo list' shows the versions",
+    )
 
 
 def _parts(text: str) -> tuple[str, int] | None:
