@@ -32,6 +32,7 @@ MIN_PARITY_ROWS = 16
 # Families that read a row; the others read a window of rows.
 ROWS = TREES | {"mlp"}
 Progress = Callable[[str], None]
+Measure = Literal["off", "quick", "full"]
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def export_bundle(
     settings: ExportSettings,
     progress: Progress | None = None,
     terms: publish.Terms = publish.NO_TERMS,
-    measure: Literal["off", "quick", "full"] = "off",
+    measure: Measure = "off",
 ) -> Published:
     """Publish the model of `bundle` into `repository`, once every gate has passed.
 
@@ -124,7 +125,7 @@ def _surveyed(
     recorded: Recorded,
     research: Research,
     settings: ExportSettings,
-    measure: Literal["off", "quick", "full"],
+    measure: Measure,
 ) -> RuntimeRecord | None:
     """The runtimes, measured as a stage of its own; None where `measure` is off."""
     if measure == "off":

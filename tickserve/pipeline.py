@@ -110,8 +110,13 @@ def export(bundle: Path, repository: Path, config: Config, *, activate: bool = T
     Raises GateRefusedError, ArtifactError and SignatureError; then nothing is published.
     """
     terms = stages.load("export.publish").Terms.of(config.repository, activate=activate)
-    job = stages.load("export.job")
-    return job.export_bundle(bundle, repository, config.export, terms=terms, measure=config.runtime.measure)
+    return publish(bundle, stages.load("export.repository.places").Local(repository), config, terms)
+
+
+def publish(bundle: Path, place: Any, config: Config, terms: Any, progress: Callable[[str], None] | None = None) -> Any:
+    """As `export`, into an open repository (`export.repository.places`) and on terms that the caller has."""
+    transfer = stages.load("export.repository.transfer")
+    return transfer.publish_bundle(bundle, place, config.export, terms, progress, config.runtime.measure)
 
 
 def bundles_in(folder: Path) -> list[Path]:
@@ -125,6 +130,14 @@ def bundles_in(folder: Path) -> list[Path]:
     if not found:
         raise ArtifactError(f"no {MANIFEST_NAME} in the folder or one below it", field=folder.name)
     return sorted(found, key=lambda path: len(load_manifest(path).parents))
+
+
+def bundles_to_publish(folder: Path, config: Config, *, require_gate: bool) -> list[Path]:
+    """As `bundles_in`. With `require_gate` as `refuse_ungated` too, before anything of them is published."""
+    found = bundles_in(folder)
+    if require_gate:
+        refuse_ungated(found, config)
+    return found
 
 
 def refuse_ungated(bundles: Sequence[Path], config: Config) -> None:

@@ -174,18 +174,19 @@ def publish_bundle(
     settings: ExportSettings,
     terms: publish.Terms,
     progress: job.Progress | None = None,
+    measure: job.Measure = "off",
 ) -> job.Published:
-    """`export_bundle` into any repository. For a bucket the gates run here, and then the version is pushed.
+    """`export_bundle` into any repository. For a bucket it is measured and judged here, and then the version is pushed.
 
     Raises as `export_bundle` and `transfer` do, ArtifactError too when another publish took the number meanwhile.
     """
     if isinstance(repository, Local):
-        return job.export_bundle(bundle, repository.root, settings, progress, terms)
+        return job.export_bundle(bundle, repository.root, settings, progress, terms, measure)
     manifest = load_bundle(bundle)
     with tempfile.TemporaryDirectory(prefix="tickserve-publish-") as folder:
         desk = Path(folder) / "repository"
         _copy_known(repository, manifest, desk)
-        published = job.export_bundle(bundle, desk, settings, progress, terms)
+        published = job.export_bundle(bundle, desk, settings, progress, terms, measure)
         if not published.reused:
             _copy(Local(desk), repository, manifest.name, published.version, settings.keep_versions, terms)
         return published

@@ -1,7 +1,8 @@
-"""ONNX Runtime's TensorRT provider, asked for in config.pbtxt: the fallback where there is no plan of our own.
+"""ONNX Runtime's TensorRT provider, asked for in config.pbtxt: the one way in which TensorRT serves a model.
 
-It builds its engines when the model loads on a GPU and keeps them in a folder of the server. One profile from 1 row to
-the largest batch: the provider parses several, but runs only the first (microsoft/onnxruntime, pull request 31624), so
+A plan that `tickserve tensorrt build` made is not used for it, nor by anything else that serves. The provider builds
+its own engines when the model loads on a GPU and keeps them in a folder of the server. One profile from 1 row to the
+largest batch: the provider parses several, but runs only the first (microsoft/onnxruntime, pull request 31624), so
 other batch sizes would fail. A server on the CPU ignores all of it, by the rule in `tickserve/model_config.py`.
 """
 

@@ -1,4 +1,4 @@
-"""A version's plan: found, or built, held against the golden pairs in every profile, and only then stored."""
+"""A version's plan: found, or built, held against the golden pairs in every profile, timed, and only then stored."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def plans_of(version: Path) -> list[Path]:
 
 
 def check_here(path: Path, manifest: Manifest) -> str:
-    """What can be said of a plan on this machine: `ready`, or why it is refused."""
+    """What can be said of a whole plan on this machine. Raises ForeignPlanError when it is for another one."""
     try:
         target = detect()
     except ComponentError as error:
@@ -154,4 +154,4 @@ def check_here(path: Path, manifest: Manifest) -> str:
     if manifest.export is None:
         raise ArtifactError("expected a published version, was a bundle", field="export")
     read_plan(path, target, manifest.export.onnx_sha256)
-    return "ready"
+    return "for this machine"

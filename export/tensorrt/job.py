@@ -13,6 +13,7 @@ from tickserve.store import sha256_bytes, write_atomic
 
 TEMPLATE = Path(__file__).with_name("job.yaml")
 REPOSITORY = "/models"
+JOBS = Path("runs/tensorrt")
 # NVIDIA's feature discovery labels every node that has a GPU.
 ANY_GPU = {"nvidia.com/gpu.present": "true"}
 PRODUCT = "nvidia.com/gpu.product"
@@ -68,5 +69,5 @@ def write_job(path: Path, model: str, version: int, config: Config) -> Path:
 
 
 def default_path(model: str, version: int) -> Path:
-    """Where the Job is written unless told otherwise."""
-    return Path(f"{job_name(model, version)}.yaml")
+    """Where the Job is written unless told otherwise: with what else commands make, `runs/`."""
+    return JOBS / f"{job_name(model, version)}.yaml"

@@ -7,8 +7,9 @@ A plan holds for one compute capability, one TensorRT, one driver, one graph and
 digest of these; the folder appears by a rename, and a plan that is there is never written again. Plans lie beside what
 the version's manifest names: they are made after it was published and signed, each on its own kind of node.
 
-plan.json proves that model.plan is whole and what it was built for, not who built it: whoever may write to the
-repository can write both. TensorRT runs what a plan says, so let nobody else write there.
+No server loads a plan, and `repo push`, `pull` and `sync` leave plans behind: they are of one machine. plan.json holds
+the gates' verdicts and the timings, and proves that model.plan is whole and what it was built for, not who built it:
+whoever may write to the repository can write both. TensorRT runs what a plan says, so let nobody else write there.
 """
 
 from __future__ import annotations

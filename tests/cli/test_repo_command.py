@@ -85,6 +85,9 @@ def test_lint_exits_1_on_errors_and_0_on_warnings(tickserve: Run, models: Path) 
         (("sign",), 2, "no key"),
         (("sign", "--version", "1", "--key", "absent.pem"), 2, "cannot read the key file"),
         (("diff", f"{NAME}@1", "model_repository"), 2, "cannot compare a version with a repository"),
+        (("diff", NAME, "other"), 2, "argument A: neither a version nor a repository: expected model@version"),
+        (("diff", f"{NAME}@1", f"{NAME}@"), 2, "argument B: neither a version nor a repository: expected"),
+        (("diff", f"model_repository/{NAME}", "model_repository"), 2, "argument A: neither a version nor a repository"),
         (("pull", "model_repository", "--version", "1", "--all", "--repository", "x"), 2, "contradict"),
     ],
 )

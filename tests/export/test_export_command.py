@@ -141,3 +141,22 @@ def test_one_model_that_did_not_pass_keeps_all_of_a_folder_from_being_published(
     assert isinstance(done.exception, GateRefusedError)
     assert "was other: not passed" in str(done.exception)
     assert nothing_published(repository)
+
+
+def test_repo_publish_asks_for_the_gate_too(
+    trees_bundle: Path, repository: Path, rewrite: Rewrite, tmp_path: Path
+) -> None:
+    both = tmp_path / "both"
+    rewrite(trees_bundle, metrics={"gate": gate()})
+    shutil.copytree(trees_bundle, both / "a")
+    rewrite(trees_bundle, name="other", metrics={"gate": gate(outcome="none")})
+    shutil.copytree(trees_bundle, both / "b")
+    asked = ["repo", "publish", str(both), "--repository", str(repository), "--require-gate", "--json"]
+    done = CliRunner().invoke(app, asked, env=QUICK)
+    assert isinstance(done.exception, GateRefusedError)
+    assert "was other: not passed" in json.loads(done.stdout)["refused"]
+    assert nothing_published(repository)
+    shutil.rmtree(both / "b")
+    done = CliRunner().invoke(app, asked, env=QUICK)
+    assert done.exit_code == 0, done.output
+    assert [(each["model"], each["version"]) for each in json.loads(done.stdout)] == [(NAME, 1)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
 from export import export_bundle, job
 from export.onnx_graph import BUNDLE_ID, PROBABILITIES, SCORE
@@ -17,7 +18,7 @@ from export.parity import Recorded, Rows, Served, score_of
 from export.publish import Terms, _gated_for, read_pairs
 from export.repository.force import rollback
 from export.repository.lint import lint
-from export.repository.places import Local
+from export.repository.places import Local, open_repository
 from export.research import load_research
 from export.runtime import measure_latency, open_session
 from export.runtimes import survey as surveys
@@ -27,8 +28,9 @@ from export.runtimes.measure import EFFORTS, Effort, interleaved, picked
 from export.runtimes.survey import batches_of, judge, options_of, survey, without
 from export.triton_config import build_config, parse_config, read_config
 from loadtest.report import write_report
+from tickserve.cli import app
 from tickserve.client import _local
-from tickserve.config import ExportSettings
+from tickserve.config import ExportSettings, RepositorySettings
 from tickserve.errors import ConfigError, GateRefusedError
 from tickserve.manifest import Manifest, load_bundle, load_manifest, parse_manifest
 from tickserve.runtimes import Gated, RuntimeCandidate, RuntimeRecord, Timing
@@ -384,3 +386,51 @@ def test_the_report_shows_the_table_and_marks_the_choice(tmp_path: Path) -> None
     assert "measured beside" in section
     (tmp_path / "export.json").write_text(json.dumps([item | {"runtime": None}]))
     assert 'id="runtimes"' not in write_report(tmp_path).read_text()
+
+
+@pytest.fixture
+def measured(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The effort each publish measured with; what it measured is `TWO`, so that `full` takes no minutes."""
+    efforts: list[str] = []
+
+    def survey(*arguments: Any) -> RuntimeRecord:
+        efforts.append(arguments[-1])
+        return TWO.model_copy(update={"effort": arguments[-1]})
+
+    monkeypatch.setattr(job, "survey", survey)
+    return efforts
+
+
+def publish_by(*arguments: str, **environment: str) -> None:
+    done = CliRunner().invoke(app, arguments, env={"TICKSERVE_EXPORT__PARITY_ROWS": "100"} | environment)
+    assert done.exit_code == 0, done.output
+
+
+def held(version: Path) -> tuple[RuntimeRecord | None, int]:
+    """What a published manifest says was measured, and the threads that config.pbtxt asks for."""
+    record = load_manifest(version).export
+    return record.runtime if record else None, read_config(version.parent / "config.pbtxt").intra_op_threads
+
+
+def test_repo_publish_measures_as_export_does(trees_bundle: Path, tmp_path: Path, measured: list[str]) -> None:
+    name, full = load_bundle(trees_bundle).name, TWO.model_copy(update={"effort": "full"})
+    for folder, *words in (("a", "export"), ("b", "repo", "publish"), ("c", "repo", "publish", "--no-activate")):
+        publish_by(*words, str(trees_bundle), "--repository", str(tmp_path / folder), "--profile", "production")
+        assert held(tmp_path / folder / name / "1") == (full, 2)
+    assert measured == ["full"] * 3
+    off = {"TICKSERVE_RUNTIME__MEASURE": "off"}
+    publish_by("repo", "publish", str(trees_bundle), "--repository", str(tmp_path / "d"), **off)
+    assert held(tmp_path / "d" / name / "1") == (None, 1)
+    assert len(measured) == 3
+
+
+def test_repo_publish_into_a_bucket_measures_too(
+    trees_bundle: Path, measured: list[str], service: RepositorySettings, raw: Any
+) -> None:
+    raw.mkdir("measured")
+    url, name = "s3://measured/models", load_bundle(trees_bundle).name
+    endpoint = {"TICKSERVE_REPOSITORY__S3_ENDPOINT_URL": service.s3_endpoint_url}
+    publish_by("repo", "publish", str(trees_bundle), "--repository", url, **endpoint)
+    with open_repository(url, service) as remote:
+        assert held(remote.folder(name, 1)) == (TWO, 2)
+    assert measured == ["quick"]

@@ -20,7 +20,11 @@ from typer.testing import CliRunner
 
 from export import export_bundle
 from export.check_model import read_model
-from export.publish import publish
+from export.publish import NO_TERMS, publish
+from export.repository.places import Local
+from export.repository.source import Folder
+from export.repository.sync import sync
+from export.repository.transfer import transfer
 from export.runtime import open_session, run
 from export.tensorrt import accept
 from export.tensorrt.accelerator import accelerator_parameters, runs_on_tensorrt
@@ -32,6 +36,7 @@ from export.tensorrt.profiles import Profile, profile_for, profiles_of
 from export.tensorrt.target import Target, missing
 from export.triton_config import build_config, parse_config
 from serving.embedded import EmbeddedTriton
+from serving.view import lay_out_models
 from tests.export import tiny
 from tickserve.cli import app
 from tickserve.client import Client
@@ -256,7 +261,7 @@ def test_job_names_are_names_and_differ() -> None:
     names = {job_name(model, version) for model in ("a.b", "a_b", "a-b", "x" * 100) for version in (1, 12)}
     assert len(names) == 8
     assert all(re.fullmatch(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?", name) for name in names)
-    assert default_path("net", 1).name == f"{job_name('net', 1)}.yaml"
+    assert default_path("net", 1) == Path("runs/tensorrt") / f"{job_name('net', 1)}.yaml"
 
 
 @pytest.mark.skipif(not missing(), reason="this machine can build engines")
@@ -264,17 +269,31 @@ def test_without_a_gpu_the_command_says_what_is_missing_and_writes_the_job(
     version: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    asked = ["tensorrt", "build", "tiny", "--repository", str(version.parents[1]), "--job", "job.yaml", "--json"]
-    result = CliRunner().invoke(app, asked)
-    assert isinstance(result.exception, ComponentError)
-    assert result.exception.exit_code == 4
-    assert "job.yaml" in str(result.exception)
-    said = json.loads(result.stdout)
-    assert said["job"] == "job.yaml"
+    before = set(tmp_path.iterdir())
+    asked = ["tensorrt", "build", "tiny", "--repository", str(version.parents[1]), "--json"]
+    for place, options in (("job.yaml", ["--job", "job.yaml"]), (str(default_path("tiny", 1)), [])):
+        result = CliRunner().invoke(app, [*asked, *options])
+        assert isinstance(result.exception, ComponentError)
+        assert result.exception.exit_code == 4
+        assert f"its job is in {place}" in str(result.exception)
+        said = json.loads(result.stdout)
+        assert said["job"] == place
+        assert yaml.safe_load((tmp_path / place).read_text())["kind"] == "Job"
+    assert {path.name for path in set(tmp_path.iterdir()) - before} == {"job.yaml", "runs"}
     assert said["missing"] == missing()
     assert any("tensorrt" in lack for lack in said["missing"])
-    assert yaml.safe_load((tmp_path / "job.yaml").read_text())["kind"] == "Job"
     assert not (version / "plans").exists()
+
+
+def test_a_plan_stays_where_it_was_built(version: Path, stored: Path, tmp_path: Path) -> None:
+    """What docs/runtimes.md says: no copy of a version takes a plan along, and no server is shown one."""
+    transfer(Local(version.parents[1]), Local(tmp_path / "pushed"), keep=2, terms=NO_TERMS)
+    sync(Folder(version.parents[1]), tmp_path / "synced")
+    lay_out_models(version.parents[1], {"tiny": [1]}, tmp_path / "view")
+    assert (stored / "model.plan").is_file()
+    for copy in ("pushed", "synced", "view"):
+        assert (tmp_path / copy / "tiny" / "1" / "model.onnx").is_file()
+        assert not list((tmp_path / copy).rglob("*plan*"))
 
 
 def test_plans_are_listed_and_a_damaged_one_is_said(version: Path, stored: Path) -> None:

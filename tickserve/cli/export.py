@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,27 +19,29 @@ def export(
     bundles: Annotated[Path, typer.Argument(help="A bundle, or a folder of bundles.")],
     repository: options.Repository = options.DEFAULT_REPOSITORY,
     no_activate: options.NoActivate = False,
-    require_gate: Annotated[
-        bool,
-        typer.Option("--require-gate", help="Refuse all where a manifest does not say that its model passed."),
-    ] = False,
+    require_gate: options.RequireGate = False,
     profile: options.Profile = None,
     config: options.ConfigFile = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Convert bundles to ONNX, hold them to parity with the research model, publish them and put them in force."""
     settings = options.settings_of(config, profile).config
-    try:
-        found = pipeline.bundles_in(bundles)
-        if require_gate:
-            pipeline.refuse_ungated(found, settings)
+    with refusal_told(as_json):
+        found = pipeline.bundles_to_publish(bundles, settings, require_gate=require_gate)
         published = [pipeline.export(bundle, repository, settings, activate=not no_activate) for bundle in found]
+    told = [published_json(item) | {"in_force": _in_force(item, repository)} for item in published]
+    emit(told, as_json, lambda: _show(published, repository))
+
+
+@contextmanager
+def refusal_told(as_json: bool) -> Iterator[None]:
+    """With `--json`, a gate's refusal is on standard output too, before it ends the command."""
+    try:
+        yield
     except GateRefusedError as error:
         if as_json:
             emit(refused_json(error), as_json, lambda: None)
         raise
-    told = [published_json(item) | {"in_force": _in_force(item, repository)} for item in published]
-    emit(told, as_json, lambda: _show(published, repository))
 
 
 def refused_json(error: GateRefusedError) -> dict[str, Any]:

@@ -19,6 +19,9 @@ RequireSignature = Annotated[
     bool | None, typer.Option("--require-signature", help="Refuse to run without trusted keys.", show_default=False)
 ]
 NoActivate = Annotated[bool, typer.Option("--no-activate", help="Publish, and leave the version in force as it is.")]
+RequireGate = Annotated[
+    bool, typer.Option("--require-gate", help="Refuse all where a manifest does not say that its model passed.")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print the result as JSON on standard output.")]
 
 DEFAULT_REPOSITORY = Path("model_repository")

@@ -12,10 +12,13 @@ import typer
 
 from tickserve import pipeline, signing, stages
 from tickserve.cli import options
+from tickserve.cli.export import refusal_told
 from tickserve.cli.output import emit, out, says, table
 from tickserve.cli.sync import sync
 from tickserve.config import Config
 from tickserve.errors import ArtifactError, GateRefusedError, UsageError
+from tickserve.manifest import MANIFEST_NAME
+from tickserve.model_config import CONFIG_NAME
 
 app = typer.Typer(help="Publish, verify, compare, roll back and move repository versions.", no_args_is_help=True)
 app.command("sync")(sync)
@@ -48,31 +51,35 @@ def publish(
     bundles: Annotated[Path, typer.Argument(help="A bundle, or a folder of bundles.")],
     repository: Where = HERE,
     no_activate: NoActivate = False,
+    require_gate: options.RequireGate = False,
     require_signature: Required = None,
     profile: options.Profile = None,
     config: options.ConfigFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Convert bundles, hold them to parity, sign and publish them, and put them in force."""
+    """Convert bundles, measure what runs them, hold them to parity, sign and publish them, and put them in force."""
     settings = _settings(config, profile, require_signature)
     terms = _terms(settings, activate=not no_activate)
     terms.check()
-    transfer, force = stages.load("export.repository.transfer"), stages.load("export.repository.force")
     rows = []
-    with _opened(repository, settings, create=True) as place:
-        for bundle in pipeline.bundles_in(bundles):
-            item = transfer.publish_bundle(bundle, place, settings.export, terms, says)
-            rows.append(
-                {
-                    "model": item.model,
-                    "version": item.version,
-                    "published": not item.reused,
-                    "in_force": force.in_force(place, item.model),
-                    "bundle_digest": item.manifest.export.bundle_digest,
-                    "signed_by": terms.key.key_id if terms.key and not item.reused else None,
-                }
-            )
+    with refusal_told(as_json):
+        found = pipeline.bundles_to_publish(bundles, settings, require_gate=require_gate)
+        with _opened(repository, settings, create=True) as place:
+            for bundle in found:
+                item = pipeline.publish(bundle, place, settings, terms, says)
+                rows.append(_published(item, place, terms))
     emit(rows, as_json, lambda: _show("published", rows))
+
+
+def _published(item: Any, place: Any, terms: Any) -> dict[str, Any]:
+    return {
+        "model": item.model,
+        "version": item.version,
+        "published": not item.reused,
+        "in_force": stages.load("export.repository.force").in_force(place, item.model),
+        "bundle_digest": item.manifest.export.bundle_digest,
+        "signed_by": terms.key.key_id if terms.key and not item.reused else None,
+    }
 
 
 @app.command("list")
@@ -153,9 +160,10 @@ def diff(
     """Compare two versions (fields, features, metrics, gates, files, configuration) or two repositories."""
     settings = _settings(config, profile)
     compare = stages.load("export.repository.compare")
-    if _names_version(a) != _names_version(b):
+    versions = [_is_version(a, "argument A"), _is_version(b, "argument B")]
+    if versions[0] != versions[1]:
         raise UsageError("cannot compare a version with a repository", field="diff", was=f"{a[:80]} and {b[:80]}")
-    if _names_version(a):
+    if versions[0]:
         with _version_folder(a, repository, settings) as one, _version_folder(b, repository, settings) as other:
             found = compare.versions(one, other)
     else:
@@ -165,8 +173,20 @@ def diff(
     emit(rows, as_json, lambda: _show("differences", rows) if rows else out.print("no difference"))
 
 
-def _names_version(text: str) -> bool:
-    return _parts(text) is not None or (Path(text) / "manifest.json").is_file()
+def _is_version(text: str, field: str) -> bool:
+    """Whether an argument names a version, or else a repository. Raises UsageError when it can be neither."""
+    if _parts(text) is not None or (Path(text) / MANIFEST_NAME).is_file():
+        return True
+    # The folder of a model holds no models: as a repository it would differ from nothing.
+    if "://" in text or (Path(text).is_dir() and not (Path(text) / CONFIG_NAME).is_file()):
+        return False
+    raise UsageError(
+        "neither a version nor a repository",
+        field=field,
+        expected="model@version, the folder of a version, or a repository (a folder or s3://bucket/prefix)",
+        was=text[:100],
+        hint="'tickserve repo list' shows the versions",
+    )
 
 
 def _parts(text: str) -> tuple[str, int] | None:

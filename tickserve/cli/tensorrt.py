@@ -1,4 +1,4 @@
-"""`tickserve tensorrt`: engines for the GPU of this machine, or the job that builds them where one is."""
+"""`tickserve tensorrt`: engines for the GPU of this machine, judged and timed, or the job that does so where one is."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tickserve.cli.output import emit, out, says, table
 from tickserve.errors import ArtifactError, ComponentError
 from tickserve.manifest import MANIFEST_NAME, load_manifest
 
-app = typer.Typer(help="TensorRT engines of published versions.", no_args_is_help=True)
+app = typer.Typer(help="TensorRT engines of versions, to judge and time; none is served.", no_args_is_help=True)
 
 Model = Annotated[str, typer.Argument(help="A published model.")]
 Version = Annotated[int | None, typer.Option("--version", help="By default the version in force.")]
@@ -24,12 +24,18 @@ def build(
     model: Model,
     version: Version = None,
     repository: options.Repository = options.DEFAULT_REPOSITORY,
-    job: Annotated[Path | None, typer.Option("--job", help="Where the job is written without a GPU.")] = None,
+    job: Annotated[
+        Path | None, typer.Option("--job", help="The job's file without a GPU; else runs/tensorrt/<job's name>.yaml.")
+    ] = None,
     profile: options.Profile = None,
     config: options.ConfigFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Build the engine of a version and hold it against the golden pairs; without a GPU, write the job that does."""
+    """Build the engine of a version, hold it against the golden pairs and time it; without a GPU, write the job for it.
+
+    No server loads an engine that was built here: on a GPU, export.tensorrt = "accelerator" makes ONNX Runtime build
+    its own (docs/runtimes.md).
+    """
     settings = options.settings_of(config, profile).config
     folder = _folder(repository, model, version)
     accept = stages.load("export.tensorrt.accept")
@@ -66,7 +72,7 @@ def _write_job(model: str, folder: Path, settings: Any, path: Path | None, lacks
     for lack in lacks:
         says(f"missing: {lack}")
     hint = f"on the cluster: kubectl apply -f {written}"
-    raise ComponentError("no engine can be built on this machine; its job is written", field="tensorrt", hint=hint)
+    raise ComponentError(f"no engine is built on this machine; its job is in {written}", field="tensorrt", hint=hint)
 
 
 def _show(result: dict[str, Any]) -> None:
@@ -74,6 +80,7 @@ def _show(result: dict[str, Any]) -> None:
     if rows:
         table("one call, with its copies", ("rows", "calls", "p50 us", "p99 us"), rows)
     out.print(f"{'there already' if result['reused'] else 'built'}: {result['path']}")
+    out.print("no server loads it: it says what TensorRT would give and cost here (docs/runtimes.md)")
 
 
 @app.command("list")

@@ -27,7 +27,7 @@ class ExportSettings(Section):
     keep_versions: int = Field(2, ge=1, description="newest versions Triton serves")
     threads: int = Field(0, ge=0, le=64, description="ONNX Runtime threads per instance; 0: what was measured, else 1")
     tensorrt: Literal["off", "accelerator"] = Field(
-        "off", description="accelerator: on a GPU, ONNX Runtime hands the graph to TensorRT; a CPU server ignores it"
+        "off", description="accelerator: on a GPU, ONNX Runtime hands a net to TensorRT; a CPU server ignores it"
     )
     tensorrt_cache: str = Field(
         "/var/cache/tensorrt",
@@ -62,7 +62,7 @@ class RuntimeSettings(Section):
 
 
 class TensorrtSettings(Section):
-    """How `tickserve tensorrt build` builds engines, and where a machine without a GPU sends the job."""
+    """How `tickserve tensorrt build` builds engines (none is served), and where one without a GPU sends the job."""
 
     typing: Literal["strong", "flags"] = Field(
         "strong", description="strong: the graph's own types (fp16, QDQ) hold; flags: TensorRT 10 may choose among them"
