@@ -55,6 +55,7 @@ class Client:
     - `observer`: told of each decision; several as a tuple: `observer=(journal, metrics)`.
     - `risk_actions`: the action file of `tickserve monitor export`, or `RiskActions(path, ...)`: signals are labelled,
       their `size_factor` is lowered, or no position is taken, as it says (docs/drift.md).
+    - `require_features`: a call that gives neither `feature_digest` nor `columns` is refused before it is sent.
 
     Safe for threads. A forked child connects anew. A lone call looks for its answer for up to 0.4 ms before it sleeps.
     A host name is looked up once; a connection that cannot be made has it looked up again.
@@ -76,6 +77,7 @@ class Client:
         fallback: FallbackName | FallbackPolicy | None = None,
         observer: Observer | Sequence[Observer] | None = None,
         risk_actions: str | os.PathLike[str] | RiskActions | None = None,
+        require_features: bool = False,
     ) -> None:
         urls = addresses(url)
         self._transport, replica = open_servers(urls, transport, resilience, tls, credential)
@@ -88,6 +90,7 @@ class Client:
                 observer=observer,
                 replica=replica,
                 risk_actions=risk_actions,
+                require_features=require_features,
             )
             if follow_ms is not None:
                 self._core.follow(manifest, follow_ms, readiness(urls, transport, tls, self._transport))
