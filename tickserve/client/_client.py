@@ -13,6 +13,7 @@ from typing import Any
 
 from tickserve.client._check import Inputs
 from tickserve.client._core import Core, Prepared
+from tickserve.client._credential import Credential
 from tickserve.client._fallback import FallbackName, FallbackPolicy
 from tickserve.client._local import local_path
 from tickserve.client._manifests import Manifests
@@ -21,7 +22,6 @@ from tickserve.client._open import addresses, open_servers, readiness
 from tickserve.client._replicas import Guarded, Replicas
 from tickserve.client._resilience import Resilience
 from tickserve.client._risk import RiskActions
-from tickserve.client._shm import Credential
 from tickserve.client._tls import Tls
 from tickserve.client._url import TransportName
 from tickserve.errors import RequestError
@@ -44,8 +44,9 @@ class Client:
     - `follow_ms`: with a repository folder, notice its version in force changing (a swap, a rollback) at most so late,
       and go over to it once the servers have it loaded (docs/client.md).
     - `tls`: with `https://` or `grpcs://`, whom to trust and what to show (`Tls`); the system's authorities without it.
-    - `transport="shm"` shares memory with a server on this machine, `credential=(header, value)` being what opens its
-      shared-memory API (`EmbeddedTriton.credential`): worth it from some ten kilobytes a request.
+    - `transport="shm"` shares memory with a server on this machine: worth it from some ten kilobytes a request. What
+      opens its shared-memory API is found where `tickserve serve` of this user runs it (`local_credential`); elsewhere
+      it is `credential=(header, value)` (docs/client.md).
     - `deadline_ms`: for a call that names none; it covers connecting, sending and waiting.
     - `max_age_ms`: signals from older market events are `STALE`; `newest_event_ns` is then required.
 
