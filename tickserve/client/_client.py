@@ -44,7 +44,7 @@ class Client:
     - `follow_ms`: with a repository folder, notice its version in force changing (a swap, a rollback) at most so late,
       and go over to it once the servers have it loaded (docs/client.md).
     - `tls`: with `https://` or `grpcs://`, whom to trust and what to show (`Tls`); the system's authorities without it.
-    - `transport="shm"` shares memory with a server on this machine: worth it from some ten kilobytes a request. What
+    - `transport="shm"` shares memory with a server on this machine: worth it from some 64 KB a request on. What
       opens its shared-memory API is found where `tickserve serve` of this user runs it (`local_credential`); elsewhere
       it is `credential=(header, value)` (docs/client.md).
     - `deadline_ms`: for a call that names none; it covers connecting, sending and waiting.
