@@ -27,7 +27,7 @@ from tickserve.manifest import (
 )
 from tickserve.store import sha256_bytes, sha256_file
 
-SHAPES = {"4 B": (1,), "1 MB": (4096, 64)}
+SHAPES = {"4 B": (1,), "64 KB": (256, 64), "1 MB": (4096, 64)}
 MAX_BATCH = 16
 WIDTH = 512
 GOLDEN_ROWS = 4

@@ -1,4 +1,4 @@
-"""Shared memory beside the wire, one lone call at a time, at 4 B and at 1 MB.
+"""Shared memory beside the wire, one lone call at a time, at 4 B, at 64 KB and at 1 MB.
 
     python -m benchmarks.shared_memory
 

@@ -6,17 +6,16 @@ import fcntl
 import os
 import re
 import shutil
-import stat
 import tempfile
 import time
 from pathlib import Path
 
-from tickserve.errors import ComponentError
+from tickserve import runfile
+from tickserve.runfile import started_ticks as started_ticks
 from tickserve.store import unwritable
 
 PREFIX = "tickserve-triton-"
 LOCK_NAME = ".owner"
-FOLDER_MODE = 0o700
 # A folder whose owner has not signed yet is being made.
 SIGNED_WITHIN_S = 60.0
 OWNED = re.compile(re.escape(PREFIX) + r"([1-9][0-9]*)-.+")
@@ -39,14 +38,6 @@ class OwnedFolder:
         """Remove the folder with all in it."""
         shutil.rmtree(self.path, ignore_errors=True)
         self._lock.close()
-
-
-def started_ticks(pid: int) -> int:
-    """When a process started, in clock ticks since boot: with it, a process id is never mistaken for a later one's."""
-    try:
-        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19])
-    except (OSError, ValueError, IndexError):
-        return 0
 
 
 def sweep() -> None:
@@ -118,18 +109,11 @@ def _locked(path: Path) -> bool:
 
 def runtime_folder() -> Path:
     """The folder of this user for such files, made on first use. Raises ComponentError when it is not ours alone."""
-    given = os.environ.get("XDG_RUNTIME_DIR")
-    folder = Path(given) / "tickserve" if given else Path(tempfile.gettempdir()) / f"tickserve-run-{os.getuid()}"
+    folder = runfile.folder()
     try:
-        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+        folder.mkdir(mode=runfile.FOLDER_MODE, parents=True, exist_ok=True)
         found = folder.lstat()
     except OSError as error:
         raise unwritable(folder, error) from error
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-        raise ComponentError(
-            "the runtime folder is open to others",
-            field="XDG_RUNTIME_DIR",
-            expected=f"a folder of this user with mode {FOLDER_MODE:o}",
-            was=f"mode {stat.S_IMODE(found.st_mode):o}",
-        )
+    runfile.check_folder(found)
     return folder

@@ -18,11 +18,9 @@ from serving.folders import runtime_folder
 from serving.folders import started_ticks as started_ticks
 from serving.target import Target
 from tickserve.errors import ComponentError, UsageError
+from tickserve.runfile import FILE_MODE, same_server
 from tickserve.signing import TrustedKeys
 from tickserve.store import unwritable
-
-FILE_MODE = 0o600
-LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
 
 
 @dataclass(frozen=True)
@@ -120,13 +118,7 @@ def only(pid: int | None = None) -> Run:
 
 def at(http_url: str) -> Run | None:
     """The server that runs here and answers HTTP at this address ("host:port"), by whatever name of this machine's."""
-    host, _, port = http_url.rpartition(":")
-    here = host.lower() in LOOPBACK
-    for run in running():
-        own_host, _, own_port = run.http.rpartition(":")
-        if port == own_port and (host == own_host or (here and own_host in LOOPBACK)):
-            return run
-    return None
+    return next((run for run in running() if same_server(run.http, http_url)), None)
 
 
 def _read(path: Path) -> Run | None:

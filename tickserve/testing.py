@@ -176,7 +176,14 @@ class MockClient(Client):
     """A `Client` over a `MockTransport`, which is its attribute `transport`."""
 
     def __init__(self, transport: MockTransport, manifests: Mapping[str, Manifest], /, **options: Any) -> None:
-        known = {"deadline_ms": 100, "max_age_ms": None, "fallback": None, "observer": None, "risk_actions": None}
+        known: dict[str, Any] = {
+            "deadline_ms": 100,
+            "max_age_ms": None,
+            "fallback": None,
+            "observer": None,
+            "risk_actions": None,
+            "require_features": False,
+        }
         unknown = sorted(set(options) - set(known))
         if unknown:
             raise UsageError("unknown option of a mock client", field=unknown[0], expected=", ".join(known))
@@ -191,7 +198,8 @@ def mock_client(
 ) -> MockClient:
     """A client that answers from `script` and then with `then`, pinned to `manifest` or several.
 
-    `options` are `Client`'s `deadline_ms`, `max_age_ms`, `fallback`, `observer` and `risk_actions`. Raises UsageError.
+    `options` are `Client`'s `deadline_ms`, `max_age_ms`, `fallback`, `observer`, `risk_actions` and `require_features`.
+    Raises UsageError.
     """
     manifests = (manifest,) if isinstance(manifest, Manifest) else tuple(manifest)
     transport = MockTransport(manifests, script, then)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import socket
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tickserve.client import Client, InferRequest, Tensor
+from tickserve.client import AsyncClient, Client, InferRequest, Tensor
 from tickserve.client._check import Contract
 from tickserve.client._http import encode
 from tickserve.errors import (
@@ -114,6 +115,38 @@ def test_features_of_another_spec(client: Client, rows: np.ndarray, make_manifes
     assert refused(client, rows, feature_digest="sha256:" + "0" * 64).expected == digest
     with pytest.raises(TransportError):
         client.score(MODEL, rows, feature_digest=digest)
+
+
+def test_a_client_that_requires_proof_refuses_a_call_without(nobody: str, make_manifest: Any, rows: np.ndarray) -> None:
+    features = make_manifest().features
+    with Client(nobody, manifest=make_manifest(), require_features=True) as strict:
+        bare = refused(strict, rows)
+        assert (bare.field, bare.was, bare.attempts) == ("feature_digest", "neither", 0)
+        assert refused(strict, rows, columns=features.columns[:3]).field == "columns"
+        assert refused(strict, rows, feature_digest="sha256:" + "0" * 64).expected == features.digest
+        for proof in ({"feature_digest": features.digest}, {"columns": features.columns}):
+            with pytest.raises(TransportError):
+                strict.score(MODEL, rows, **proof)
+    with Client(nobody, manifest=make_manifest(), require_features=True, fallback="signal") as strict:
+        assert strict.score(MODEL, rows).status == "REJECTED_INPUT"
+
+
+def test_a_client_for_asyncio_requires_it_too(nobody: str, make_manifest: Any, rows: np.ndarray) -> None:
+    async def main() -> None:
+        async with AsyncClient(nobody, manifest=make_manifest(), require_features=True) as strict:
+            with pytest.raises(InputRejectedError, match="feature_digest"):
+                await strict.score(MODEL, rows)
+            with pytest.raises(TransportError):
+                await strict.score(MODEL, rows, feature_digest=make_manifest().features.digest)
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", None])
+@pytest.mark.parametrize("kind_of", [Client, AsyncClient])
+def test_a_switch_is_true_or_false(nobody: str, make_manifest: Any, kind_of: Any, value: Any) -> None:
+    with pytest.raises(UsageError, match="require_features"):
+        kind_of(nobody, manifest=make_manifest(), require_features=value)
 
 
 @pytest.mark.parametrize("value", [math.inf, -math.inf])

@@ -11,23 +11,28 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from serving import runfile
 from serving.embedded import EmbeddedTriton
-from tickserve.client import AsyncClient, Client
+from tests.cli.conftest import tickserve_in
+from tickserve.client import AsyncClient, Client, local_credential
 from tickserve.client._region import Region, places
 from tickserve.client._transport import Tensor
 from tickserve.config import ServeSettings
 from tickserve.errors import (
+    ComponentError,
     DeadlineExceededError,
     ServerRejectedError,
     TransportError,
     UsageError,
 )
+from tickserve.journal import Journal
 
 SHARED = Path("/dev/shm")
 MODEL = "hand-l1-gbdt"
@@ -146,16 +151,21 @@ def test_a_late_call_keeps_its_region_from_all_others(server: EmbeddedTriton, tr
 
 
 @pytest.mark.system
-def test_a_server_that_was_started_anew_is_shown_the_memory_again(triton: Any, rows: np.ndarray) -> None:
+def test_a_server_that_was_started_anew_is_shown_the_memory_again(
+    triton: Any, rows: np.ndarray, runtime_folder: Path
+) -> None:
+    """It has another secret then, which the client finds by itself."""
     with EmbeddedTriton(triton.repository, ServeSettings(http_port=0, grpc_port=0, metrics_port=0)) as first:
         port, grpc = int(first.http_url.rpartition(":")[2]), int(first.grpc_url.rpartition(":")[2])
-        client = opened(first, triton)
-        assert client.score(MODEL, rows).ok
+        client, before = opened(first, triton, credential=None), first.credential
+        with announced(first):
+            assert client.score(MODEL, rows).ok
         first.stop()
         with pytest.raises(TransportError):
             client.score(MODEL, rows)
-        with EmbeddedTriton(triton.repository, ServeSettings(http_port=port, grpc_port=grpc, metrics_port=0)) as second:
-            transport_of(client)._closed_apis = "{}: {}\r\n".format(*second.credential).encode()
+        ports = ServeSettings(http_port=port, grpc_port=grpc, metrics_port=0)
+        with EmbeddedTriton(triton.repository, ports) as second, announced(second):
+            assert second.credential != before
             until = time.monotonic() + 10  # the breaker's
             while time.monotonic() < until:
                 try:
@@ -221,14 +231,148 @@ def test_a_fork_and_a_killed_process_leave_no_file(
     assert len(regions(server) - before) == left  # the server alone still knows what a killed client never took back
 
 
+@pytest.fixture
+def runtime_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where run files of this test are: in nobody's way."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    return tmp_path / "tickserve"
+
+
+def announced(server: EmbeddedTriton) -> AbstractContextManager[Path]:
+    """The run file of `tickserve serve`, as that command writes it."""
+    return runfile.announced(server.target, server.metrics_url)
+
+
 def test_the_wrong_credential_and_no_credential_are_refused(
-    server: EmbeddedTriton, triton: Any, rows: np.ndarray
+    server: EmbeddedTriton, triton: Any, rows: np.ndarray, runtime_folder: Path
 ) -> None:
-    for credential in (None, ("tickserve-closed", "guess")):
-        with opened(server, triton, credential=credential) as client:
-            with pytest.raises(ServerRejectedError, match="shared memory") as caught:
-                client.score(MODEL, rows)
-            assert "credential" in str(caught.value.hint)
+    with (
+        announced(server),
+        opened(server, triton, credential=("tickserve-closed", "guess")) as client,
+        pytest.raises(ServerRejectedError, match=r"shared memory.*is credential= its own"),
+    ):
+        client.score(MODEL, rows)
+    with opened(server, triton, credential=None) as client:
+        with pytest.raises(ServerRejectedError, match=r"shared memory.*no run file names a server at") as caught:
+            client.score(MODEL, rows)
+        assert "tickserve serve" in str(caught.value)
+        assert str(runtime_folder.parent) not in str(caught.value)
+
+
+def test_the_credential_of_this_users_server_is_found(
+    server: EmbeddedTriton, triton: Any, rows: np.ndarray, runtime_folder: Path
+) -> None:
+    with announced(server), opened(server, triton, credential=None) as client:
+        assert client.score(MODEL, rows).ok
+        assert len(transport_of(client)._idle) == 1
+        port = server.http_url.rpartition(":")[2]
+        for url in (server.http_url, f"localhost:{port}", f"http://LOCALHOST:{port}/", f"[::1]:{port}"):
+            assert local_credential(url) == server.credential
+
+
+@pytest.mark.system
+def test_the_commands_that_score_share_memory_when_the_configuration_says_so(
+    server: EmbeddedTriton, triton: Any, rows: np.ndarray, runtime_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "desk.toml").write_text("[client]\ntransport = 'shm'\n")
+    with (
+        Journal(tmp_path / "journal") as journal,
+        Client(server.http_url, manifest=triton.folder, observer=journal) as client,
+    ):
+        assert client.score(MODEL, rows, deadline_ms=SECONDS_MS).ok
+    run = tickserve_in(tmp_path)
+    asked = ["--url", server.http_url, "--config", "desk.toml"]
+    commands = (["predict", MODEL, "--repository", triton.repository, *asked], ["replay", tmp_path / "journal", *asked])
+    for command in commands:
+        refused = run(*command)
+        assert refused.returncode == 4, refused.stderr
+        assert "no run file names a server" in refused.stdout + refused.stderr
+    with announced(server):
+        for command in commands:
+            done = run(*command)
+            assert done.returncode == 0, done.stderr
+            assert server.credential[1] not in done.stdout + done.stderr
+
+
+PORT = "127.0.0.1:4711"
+
+
+def told(folder: Path, **changes: Any) -> Path:
+    """A run file of this process, with other fields where given."""
+    folder.mkdir(mode=0o700, exist_ok=True)
+    fields = {"pid": os.getpid(), "started": runfile.started_ticks(os.getpid()), "http": PORT, "credential": ["h", "s"]}
+    path = folder / f"{os.getpid()}.json"
+    path.touch(mode=0o600)
+    path.write_text(json.dumps(fields | changes))
+    return path
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602])
+def test_a_run_file_that_others_may_touch_is_refused(runtime_folder: Path, mode: int) -> None:
+    told(runtime_folder).chmod(mode)
+    with pytest.raises(ComponentError, match="open to others") as caught:
+        local_credential(PORT)
+    assert (caught.value.field, caught.value.was) == ("credential", f"mode {mode:o}")
+    told(runtime_folder).chmod(0o600)
+    assert local_credential(PORT) == ("h", "s")
+
+
+def test_a_run_file_of_another_user_is_refused(runtime_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told(runtime_folder)
+    monkeypatch.setattr("tickserve.runfile.check_folder", lambda found: None)
+    monkeypatch.setattr(os, "getuid", lambda: os.geteuid() + 1)
+    with pytest.raises(ComponentError, match="another user's"):
+        local_credential(PORT)
+
+
+def test_a_runtime_folder_open_to_others_is_refused(runtime_folder: Path) -> None:
+    told(runtime_folder)
+    runtime_folder.chmod(0o755)
+    with pytest.raises(ComponentError, match="XDG_RUNTIME_DIR: the runtime folder is open to others"):
+        local_credential(PORT)
+    runtime_folder.rename(runtime_folder.with_name("elsewhere"))
+    runtime_folder.symlink_to("elsewhere")
+    with pytest.raises(ComponentError, match="open to others"):
+        local_credential(PORT)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"started": 1}, {"pid": 2**30}, {"pid": None}, {"credential": "text"}, {"credential": ["h"]}, {"http": ""}],
+)
+def test_a_file_that_names_no_running_server_is_none_and_stays(runtime_folder: Path, changes: dict[str, Any]) -> None:
+    path = told(runtime_folder, **changes)
+    with pytest.raises(ComponentError, match="no run file names a server"):
+        local_credential(PORT)
+    assert path.exists(), "a client removes nothing"
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"[]", b"7", b"\xff", b"[" * 100_000])
+def test_a_file_that_is_no_run_file_is_none(runtime_folder: Path, data: bytes) -> None:
+    told(runtime_folder).write_bytes(data)
+    with pytest.raises(ComponentError, match="no run file names a server"):
+        local_credential(PORT)
+
+
+def test_neither_a_link_nor_a_pipe_is_read(runtime_folder: Path) -> None:
+    path = told(runtime_folder)
+    path.rename(runtime_folder / "elsewhere")
+    path.symlink_to("elsewhere")
+    os.mkfifo(runtime_folder / "1.json", 0o600)
+    with pytest.raises(ComponentError, match="no run file names a server"):
+        local_credential(PORT)
+
+
+def test_no_server_of_this_user_is_told_from_another_one(runtime_folder: Path) -> None:
+    with pytest.raises(ComponentError, match="was none"):
+        local_credential(PORT)
+    assert not runtime_folder.exists(), "a client makes nothing"
+    told(runtime_folder)
+    with pytest.raises(ComponentError, match=f"at 127.0.0.1:1: .*was servers at {PORT}"):
+        local_credential("127.0.0.1:1")
+    for url in (f"grpc://{PORT}", f"https://{PORT}", "local://models", "host", 7):
+        with pytest.raises(UsageError):
+            local_credential(url)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,11 @@ def test_wrong_type_and_range_name_the_key(load: Any, text: str, field: str) -> 
     assert "desk.toml" in str(error)
 
 
+def test_a_client_may_share_memory_and_the_load_test_may_not(load: Any) -> None:
+    assert load("[client]\ntransport = 'shm'").config.client.transport == "shm"
+    assert "expected 'http' or 'grpc', was 'shm'" in str(refused(load, "[loadtest]\ntransports = ['shm']"))
+
+
 @pytest.mark.parametrize(
     ("text", "key"),
     [

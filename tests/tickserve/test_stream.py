@@ -263,6 +263,14 @@ def test_a_row_without_an_answer_waits_and_the_state_skips_none() -> None:
         np.testing.assert_array_equal(array, client.transport.inputs()[name])
 
 
+@pytest.mark.parametrize("made", [manifest, stateful])
+def test_a_stream_proves_its_features_to_a_client_that_requires_it(made: Any) -> None:
+    target, client = stream(made(), require_features=True)
+    assert feed(target, range(WARMUP + 2))[-1].signal.ok  # type: ignore[union-attr]
+    assert target.poll().signal.ok  # type: ignore[union-attr]
+    assert len(client.transport.requests) == 3
+
+
 def test_poll_catches_up() -> None:
     target, client = stream(stateful(), UP_ANSWER, TransportError("gone"))
     feed(target, range(WARMUP + 1))
@@ -442,7 +450,7 @@ def test_awaited_streams_do_the_same() -> None:
     made = stateful()
     sync, _ = stream(made, UP_ANSWER)
     mock = mock_client(made, [UP_ANSWER])
-    target = AsyncStream(Awaited(mock.transport, {MODEL: made}), MODEL)  # type: ignore[arg-type]
+    target = AsyncStream(Awaited(mock.transport, {MODEL: made}, require_features=True), MODEL)  # type: ignore[arg-type]
 
     async def run() -> list[Step]:
         assert (await target.poll()).signal is None

@@ -68,6 +68,16 @@ def test_the_contract_is_the_real_clients() -> None:
         client.score("mock-model", ROW)
 
 
+def test_a_mock_may_require_proof_of_the_features() -> None:
+    manifest = make_manifest()
+    client = mock_client(manifest, require_features=True)
+    with pytest.raises(InputRejectedError, match="feature_digest"):
+        client.score("mock-model", ROW)
+    assert not client.transport.requests
+    assert client.score("mock-model", ROW, feature_digest=manifest.features.digest).ok
+    assert client.score("mock-model", ROW, columns=manifest.features.columns).ok
+
+
 def test_old_events_are_stale_and_fallbacks_are_labelled() -> None:
     client = mock_client(make_manifest(), max_age_ms=1_000)
     assert client.score("mock-model", ROW, newest_event_ns=time.time_ns() - 10**10).status == "STALE"

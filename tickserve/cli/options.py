@@ -8,6 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from tickserve.client._url import TransportName
+from tickserve.config import Config
 from tickserve.settings import Settings, load_settings
 
 Data = Annotated[list[Path] | None, typer.Option("--data", help="A market data file or folder; may be repeated.")]
@@ -30,3 +32,8 @@ DEFAULT_REPOSITORY = Path("model_repository")
 def settings_of(config: Path | None, profile: str | None, overrides: Mapping[str, Any] | None = None) -> Settings:
     """The settings in force for a command. Raises ConfigError."""
     return load_settings(config, profile=profile, overrides=overrides)
+
+
+def transport_to(url: str, config: Config) -> TransportName | None:
+    """How to speak to `url`: as its scheme says, else as `client.transport` does."""
+    return None if "://" in url else config.client.transport

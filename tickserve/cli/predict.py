@@ -112,7 +112,7 @@ def _ask(
     url: str, version: Path, manifest: Manifest, inputs: pipeline.Arrays, config: Config, times: Any
 ) -> dict[str, Any]:
     """The answers of exactly `version`: one that a server has not loaded is said as that, not as a foreign answer."""
-    transport = None if "://" in url else config.client.transport
+    transport = options.transport_to(url, config)
     count = len(inputs[manifest.inputs[0].name])
     limit = manifest.export.max_batch if manifest.export else count
     starts = range(0, count or 1, limit)

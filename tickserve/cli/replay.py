@@ -31,6 +31,8 @@ def replay(
     deadline_ms: Annotated[float, typer.Option("--deadline-ms", min=1, max=600_000, help="For each request.")] = 5_000,
     shown: Annotated[int, typer.Option("--show", min=0, max=10_000, help="Differences that are printed.")] = 10,
     tolerant: Tolerant = False,
+    profile: options.Profile = None,
+    config: options.ConfigFile = None,
     as_json: options.AsJson = False,
 ) -> None:
     """Send every recorded request again, as it was, and compare the answers bit for bit.
@@ -39,9 +41,10 @@ def replay(
     """
     if url is not None and repository is not None:
         raise UsageError("give one of them", field="--url, --repository")
+    settings = options.settings_of(config, profile).config
     where = f"local://{repository}" if repository is not None else url or "127.0.0.1:8000"
     records = read_journal(journal, tolerant=tolerant)
-    with closing(open_transport(where, None)) as transport:
+    with closing(open_transport(where, options.transport_to(where, settings))) as transport:
         result = ask_again(records, transport, deadline_ms=deadline_ms, tolerance=tolerance, shown=shown)
     told = result.to_json() | {"tolerance": tolerance}
     emit(told, as_json, lambda: _show(told))

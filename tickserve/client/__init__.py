@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from tickserve.client._client import Client
+from tickserve.client._credential import local_credential
 from tickserve.client._fallback import FallbackPolicy, Hold, Local
 from tickserve.client._manifests import load_manifests, newest_versions
 from tickserve.client._observer import Decision, Observer, Observers
@@ -36,6 +37,7 @@ __all__ = [
     "Tls",
     "Transport",
     "load_manifests",
+    "local_credential",
     "newest_versions",
 ]
 

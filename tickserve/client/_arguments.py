@@ -36,6 +36,13 @@ def positive_ms(field: str, value: object, error: type[UsageError] | type[InputR
     return number
 
 
+def yes_or_no(field: str, value: object) -> bool:
+    """A switch: True or False and nothing that is only taken for one. Raises UsageError."""
+    if not isinstance(value, bool):
+        raise UsageError("not a switch", field=field, expected="True or False", was=shown(value))
+    return value
+
+
 def whole_number(field: str, value: object, message: str, expected: str) -> int:
     """A whole number from 1 that fits 64 bits, from any integer type (numpy's too). Raises InputRejectedError."""
     number = 0

@@ -64,6 +64,7 @@ class AsyncClient:
         fallback: FallbackName | FallbackPolicy | None = None,
         observer: Observer | Sequence[Observer] | None = None,
         risk_actions: str | os.PathLike[str] | RiskActions | None = None,
+        require_features: bool = False,
     ) -> None:
         urls = addresses(url)
         self._transport, replica = _open(urls, transport, resilience, tls)
@@ -75,6 +76,7 @@ class AsyncClient:
             observer=observer,
             replica=replica,
             risk_actions=risk_actions,
+            require_features=require_features,
         )
         if follow_ms is not None:
             self._core.follow(manifest, follow_ms, readiness(urls, transport, tls, self._transport))

@@ -13,6 +13,7 @@ from typing import Any
 
 from tickserve.client._check import Inputs
 from tickserve.client._core import Core, Prepared
+from tickserve.client._credential import Credential
 from tickserve.client._fallback import FallbackName, FallbackPolicy
 from tickserve.client._local import local_path
 from tickserve.client._manifests import Manifests
@@ -21,7 +22,6 @@ from tickserve.client._open import addresses, open_servers, readiness
 from tickserve.client._replicas import Guarded, Replicas
 from tickserve.client._resilience import Resilience
 from tickserve.client._risk import RiskActions
-from tickserve.client._shm import Credential
 from tickserve.client._tls import Tls
 from tickserve.client._url import TransportName
 from tickserve.errors import RequestError
@@ -44,8 +44,9 @@ class Client:
     - `follow_ms`: with a repository folder, notice its version in force changing (a swap, a rollback) at most so late,
       and go over to it once the servers have it loaded (docs/client.md).
     - `tls`: with `https://` or `grpcs://`, whom to trust and what to show (`Tls`); the system's authorities without it.
-    - `transport="shm"` shares memory with a server on this machine, `credential=(header, value)` being what opens its
-      shared-memory API (`EmbeddedTriton.credential`): worth it from some ten kilobytes a request.
+    - `transport="shm"` shares memory with a server on this machine: worth it from some 64 KB a request on. What
+      opens its shared-memory API is found where `tickserve serve` of this user runs it (`local_credential`); elsewhere
+      it is `credential=(header, value)` (docs/client.md).
     - `deadline_ms`: for a call that names none; it covers connecting, sending and waiting.
     - `max_age_ms`: signals from older market events are `STALE`; `newest_event_ns` is then required.
 
@@ -55,6 +56,7 @@ class Client:
     - `observer`: told of each decision; several as a tuple: `observer=(journal, metrics)`.
     - `risk_actions`: the action file of `tickserve monitor export`, or `RiskActions(path, ...)`: signals are labelled,
       their `size_factor` is lowered, or no position is taken, as it says (docs/drift.md).
+    - `require_features`: a call that gives neither `feature_digest` nor `columns` is refused before it is sent.
 
     Safe for threads. A forked child connects anew. A lone call looks for its answer for up to 0.4 ms before it sleeps.
     A host name is looked up once; a connection that cannot be made has it looked up again.
@@ -76,6 +78,7 @@ class Client:
         fallback: FallbackName | FallbackPolicy | None = None,
         observer: Observer | Sequence[Observer] | None = None,
         risk_actions: str | os.PathLike[str] | RiskActions | None = None,
+        require_features: bool = False,
     ) -> None:
         urls = addresses(url)
         self._transport, replica = open_servers(urls, transport, resilience, tls, credential)
@@ -88,6 +91,7 @@ class Client:
                 observer=observer,
                 replica=replica,
                 risk_actions=risk_actions,
+                require_features=require_features,
             )
             if follow_ms is not None:
                 self._core.follow(manifest, follow_ms, readiness(urls, transport, tls, self._transport))

@@ -9,7 +9,15 @@ import os
 import time
 from collections.abc import Sequence
 
-from tickserve.client._arguments import MAX_REQUEST_ID, check_lane, check_request_id, positive_ms, shown, whole_number
+from tickserve.client._arguments import (
+    MAX_REQUEST_ID,
+    check_lane,
+    check_request_id,
+    positive_ms,
+    shown,
+    whole_number,
+    yes_or_no,
+)
 from tickserve.client._call import NS_PER_US, Call, RequestIds
 from tickserve.client._check import Inputs
 from tickserve.client._fallback import FallbackName, FallbackPolicy, choose_fallback, flat
@@ -50,6 +58,7 @@ class Core:
         observer: Observer | Sequence[Observer] | None,
         replica: str | None = None,
         risk_actions: str | os.PathLike[str] | RiskActions | None = None,
+        require_features: bool = False,
     ) -> None:
         self._deadline_ms = positive_ms("deadline_ms", deadline_ms, UsageError)
         self._budget = _budget(self._deadline_ms)
@@ -63,6 +72,7 @@ class Core:
         self.statistics = Statistics()
         self.follower: Follower | None = None
         self._risk = choose_risk(risk_actions)
+        self._require_features = yes_or_no("require_features", require_features)
         self.closed = False
 
     @property
@@ -141,6 +151,13 @@ class Core:
             call.risk = self._risk.of(contract.name, call.started)
         if columns is not None or feature_digest is not None:
             contract.check_features(columns, feature_digest)
+        elif self._require_features:
+            raise InputRejectedError(
+                "this client requires proof of the features",
+                field="feature_digest",
+                expected="feature_digest= or columns= of each call",
+                was="neither",
+            )
         call.checked = checked = contract.check_inputs(inputs)
         if newest_event_ns is not None or self._max_age_us is not None:
             call.newest_event_ns, call.age_us = newest_event_ns, self._age_us(newest_event_ns)

@@ -6,13 +6,14 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from tickserve.client._arguments import shown
+from tickserve.client._credential import Credential
 from tickserve.client._grpc import GrpcTransport
 from tickserve.client._http import HttpTransport
 from tickserve.client._local import LocalTransport, local_path, trusted_keys
 from tickserve.client._ready import Readiness
 from tickserve.client._replicas import Guarded, Replicas
 from tickserve.client._resilience import Resilience
-from tickserve.client._shm import Credential, ShmTransport
+from tickserve.client._shm import ShmTransport
 from tickserve.client._tls import Tls
 from tickserve.client._transport import Transport
 from tickserve.client._url import Endpoint, TransportName, parse_endpoint

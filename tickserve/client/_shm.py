@@ -17,6 +17,7 @@ from urllib.parse import quote
 import numpy as np
 
 from tickserve.client._arguments import shown
+from tickserve.client._credential import Credential, header_line, local_credential
 from tickserve.client._fork import renew_after_fork
 from tickserve.client._http import decode, json_string
 from tickserve.client._pool import Pool, as_error
@@ -24,9 +25,9 @@ from tickserve.client._region import Place, Region, places
 from tickserve.client._transport import Array, InferRequest, InferResponse, parse_version, refused, sized
 from tickserve.client._url import Endpoint
 from tickserve.client._wire import Connection, Reply, WireError
-from tickserve.errors import DeadlineExceededError, ProtocolError, RequestError, UsageError
+from tickserve.errors import ComponentError, DeadlineExceededError, ProtocolError, RequestError, UsageError
 
-Credential = tuple[str, str]
+FORBIDDEN = 403
 UNKNOWN_REGION = b"Unable to find shared memory region"
 CLOSE_NS = 1_000_000_000
 FORGET_NS = 2_000_000  # of a good call
@@ -52,10 +53,14 @@ class _UnknownRegionError(Exception):
 
 
 class ShmTransport:
-    """One server on this machine, whose closed APIs open to `credential`. Safe for threads and after a fork."""
+    """One server on this machine, whose closed APIs open to `credential`. Safe for threads and after a fork.
+
+    Without one, what the server's run file holds is looked up when the server asks for it, at every start of its anew.
+    """
 
     def __init__(self, endpoint: Endpoint, credential: Credential | None) -> None:
-        self._authority, self._closed_apis = endpoint.authority, _header(credential)
+        self._authority, self._closed_apis = endpoint.authority, header_line(credential)
+        self._looked_up = credential is None
         self._pool: Pool[Connection] = Pool(endpoint, Connection)
         self._outputs: dict[_Shape, tuple[_Output, ...]] = {}
         self._idle: deque[Region] = deque()
@@ -147,9 +152,18 @@ class ShmTransport:
         return Region(size, lambda name, key, length: self._register(name, key, length, deadline_ns))
 
     def _register(self, name: str, key: str, size: int, deadline_ns: int) -> None:
-        reply = self._manage("register", name, {"key": key, "offset": 0, "byte_size": size}, deadline_ns)
+        body = {"key": key, "offset": 0, "byte_size": size}
+        reply = self._manage("register", name, body, deadline_ns)
+        hint = "is the server on this machine, and is credential= its own?"
+        if reply.head.status == FORBIDDEN and self._looked_up:
+            try:
+                self._closed_apis = header_line(local_credential(self._authority))
+            except (ComponentError, UsageError) as error:
+                hint = str(error)
+            else:
+                reply = self._manage("register", name, body, deadline_ns)
         if reply.head.status != 200:
-            raise _management_error(reply)
+            raise _management_error(reply, hint)
 
     def _retire(self, region: Region) -> None:
         region.close()
@@ -182,28 +196,13 @@ class ShmTransport:
         return reply
 
 
-def _header(credential: object) -> bytes:
-    """The header line that opens the closed APIs; nothing for a server that does not close them."""
-    if credential is None:
-        return b""
-    match credential:
-        case (str(name), str(value)) if _is_token(name) and _is_token(value) and ":" not in name:
-            return f"{name}: {value}\r\n".encode()
-    raise UsageError("not a credential", field="credential", expected="(header, value) of printable ASCII")
-
-
-def _is_token(text: str) -> bool:
-    return text.isascii() and text.isprintable() and text == text.strip() != ""
-
-
-def _management_error(reply: Reply) -> RequestError:
+def _management_error(reply: Reply, hint: str) -> RequestError:
     try:
         message = str(json.loads(bytes(reply.data[reply.start : reply.start + 10_000]))["error"])
     except (ValueError, KeyError, TypeError):
         message = "no reason"
     error = refused(message, f"HTTP {reply.head.status} to shared memory", may_be_unknown=False)
-    error.hint = "is the server on this machine, and is credential= its own?"
-    return error
+    return type(error)(str(error), hint=hint)
 
 
 @lru_cache(maxsize=256)

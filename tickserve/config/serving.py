@@ -71,7 +71,9 @@ class SwapSettings(Section):
 class ClientSettings(Section):
     """The scoring client."""
 
-    transport: Literal["http", "grpc"] = "http"
+    transport: Literal["http", "grpc", "shm"] = Field(
+        "http", description="of predict and replay to host:port; shm: shared memory with a server on this machine"
+    )
     deadline_ms: float = Field(100.0, gt=0)
     attempts: int = Field(3, ge=1, le=100, description="replicas that one call may ask")
     retry_tokens: int = Field(100, ge=2, le=1_000_000, description="retries stop while half of them are spent")

@@ -111,6 +111,7 @@ RULES: tuple[Rule, ...] = (
     Rule("several model instances", "export.instances", _above(1)),
     Rule("native backend", "serve.backend", _is("native")),
     Rule("gRPC", "client.transport", _is("grpc")),
+    Rule("shared memory with the server", "client.transport", _is("shm")),
     Rule("hedged calls", "client.hedge_budget", _above(0)),
 )
 # What no setting turns off.
