@@ -2,63 +2,104 @@
 
     python -m benchmarks.inprocess --repository model_repository
 
-The two take turns in short blocks, so that a slow spell of the machine meets both. The client's call goes from the
-array to checked numbers; the bare one hands ONNX Runtime the array and checks nothing.
+Without the journal and with it; back to back, and at an engine's pace (`--rate`). They take turns, so that a slow spell
+of the machine meets all. The client's call goes from the array to checked numbers; the bare one hands ONNX Runtime the
+array and checks nothing. Back to back a journaled call also encodes what the journal's thread is given no time for.
 """
 
 from __future__ import annotations
 
 import json
+import random
 import sys
+import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import as_inputs, machine, measure, one_row, options
+from benchmarks.fixed_rate import wait_until
+from benchmarks.harness import Call, Times, as_inputs, machine, measure, one_row, options
 from tickserve.client import Client, newest_versions
 from tickserve.client._local import open_session
 from tickserve.errors import TickserveError
+from tickserve.journal import Journal
 from tickserve.model_config import MODEL_FILE
 
-BARE, OURS = "bare ONNX Runtime", "tickserve local://"
+BARE, OURS, JOURNALED = "bare ONNX Runtime", "tickserve local://", "journal on"
 BAR = 2.0  # the design's bar, as a ratio of the p50 of BARE
+PACED_CALLS = 300  # of each contestant
 
 
-def compare(client: Client, model: str, folder: Path, rounds: int, block: int) -> dict[str, Any]:
-    """p50 and p99 of both, in microseconds, for one row of `model`."""
-    feed = one_row(folder, client.manifests[model])
+def paced(calls: dict[str, Call], rate: float) -> dict[str, Times]:
+    """Microseconds of every call, by contestant, with 1/rate between two; whose turn it is, is drawn anew each time."""
+    times: dict[str, list[int]] = {name: [] for name in calls}
+    order, due = random.Random(7), time.monotonic_ns()
+    for _ in range(PACED_CALLS):
+        for name in order.sample(list(calls), len(calls)):
+            due += int(1e9 / rate)
+            wait_until(due)
+            start = time.perf_counter_ns()
+            calls[name]()
+            times[name].append(time.perf_counter_ns() - start)
+            due = max(due, time.monotonic_ns())
+    return {name: np.array(taken) / 1e3 for name, taken in times.items()}
+
+
+def row_of(model: str, pace: str, times: dict[str, Times]) -> dict[str, Any]:
+    """p50 and p99 of each contestant, in microseconds, and the ratios of the p50 to that of BARE."""
+    found: dict[str, Any] = {"model": model, "pace": pace, "calls": len(times[BARE])}
+    base = float(np.median(times[BARE]))
+    for key, name in (("bare", BARE), ("local", OURS), ("journal", JOURNALED)):
+        median, tail = (float(np.percentile(times[name], quantile)) for quantile in (50, 99))
+        found |= {f"{key}_p50_us": median, f"{key}_p99_us": tail, f"{key}_p50_ratio": median / base}
+    return found
+
+
+def compare(
+    clients: tuple[Client, Client], model: str, folder: Path, rounds: int, block: int, rate: float
+) -> list[dict[str, Any]]:
+    """One row of `model` in each pace."""
+    plain, journaled = clients
+    feed = one_row(folder, plain.manifests[model])
     inputs = as_inputs(feed)
     session = open_session((folder / MODEL_FILE).read_bytes())
-    times = measure({BARE: lambda: session.run(None, feed), OURS: lambda: client.score(model, inputs)}, rounds, block)
-    figures = {name: [float(np.percentile(taken, q)) for q in (50, 99)] for name, taken in times.items()}
-    return {
-        "model": model,
-        "calls": rounds * block,
-        "bare_p50_us": figures[BARE][0],
-        "bare_p99_us": figures[BARE][1],
-        "p50_us": figures[OURS][0],
-        "p99_us": figures[OURS][1],
-        "p50_ratio": figures[OURS][0] / figures[BARE][0],
+    calls: dict[str, Call] = {
+        BARE: lambda: session.run(None, feed),
+        OURS: lambda: plain.score(model, inputs),
+        JOURNALED: lambda: journaled.score(model, inputs),
     }
+    back_to_back = row_of(model, "back to back", measure(calls, rounds, block))
+    return [back_to_back, row_of(model, f"{rate:g}/s", paced(calls, rate))]
 
 
 def show(rows: list[dict[str, Any]]) -> None:
-    print(f"{'model':<32}{'bare p50 us':>13}{'local p50 us':>14}{'local p99 us':>14}{'p50 ratio':>11}   bar")
+    heads = ("bare p50 us", "local p50 us", "ratio", "journal on", "ratio", "p99 us")
+    print(f"{'model':<26}{'pace':<14}" + "".join(f"{head:>13}" for head in heads) + f"   bar <= {BAR:.1f}x")
     for row in rows:
         print(
-            f"{row['model']:<32}{row['bare_p50_us']:>13.1f}{row['p50_us']:>14.1f}{row['p99_us']:>14.1f}"
-            f"{row['p50_ratio']:>10.2f}x   <= {BAR:.1f}x"
+            f"{row['model']:<26}{row['pace']:<14}{row['bare_p50_us']:>13.1f}{row['local_p50_us']:>13.1f}"
+            f"{row['local_p50_ratio']:>12.2f}x{row['journal_p50_us']:>13.1f}{row['journal_p50_ratio']:>12.2f}x"
+            f"{row['journal_p99_us']:>13.1f}"
         )
 
 
 def main(arguments: list[str]) -> int:
     parser = options(__doc__, rounds=40, model="every model of the repository")
+    parser.add_argument("--rate", type=float, default=500, help="calls a second of the second pace")
     chosen = parser.parse_args(arguments)
     folders = newest_versions(chosen.repository)
-    with Client(f"local://{chosen.repository}", deadline_ms=5_000) as client:
-        models = [chosen.model] if chosen.model else list(folders)
-        rows = [compare(client, model, folders[model], chosen.rounds, chosen.block) for model in models]
+    with ExitStack() as stack:
+        journal = stack.enter_context(Journal(Path(stack.enter_context(tempfile.TemporaryDirectory())) / "journal"))
+        clients = [
+            stack.enter_context(Client(f"local://{chosen.repository}", deadline_ms=5_000, observer=observer))
+            for observer in (None, journal)
+        ]
+        rows = []
+        for model in [chosen.model] if chosen.model else list(folders):
+            rows += compare((clients[0], clients[1]), model, folders[model], chosen.rounds, chosen.block, chosen.rate)
     if chosen.json:
         print(json.dumps({"machine": machine(), "rows": rows}))
         return 0
