@@ -82,6 +82,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.asyncio_clients
 	$(BIN)/python -m benchmarks.shared_memory
 	$(BIN)/python -m benchmarks.overhead
+	$(BIN)/python -m benchmarks.wire_compression
 	$(BIN)/python -m benchmarks.fixed_rate
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.journal

@@ -1,6 +1,6 @@
 """Two embedded servers behind one client under a paced load, and one fault after another: what each costs.
 
-    python -m benchmarks.faults --repository model_repository [--only sigkill] [--json]
+    python -m benchmarks.faults --repository model_repository [--only sigkill] [--transport grpc] [--json]
 
 Every answer is held against its golden number. "overrun" is by how much the slowest call came back after its deadline,
 "stall" by how much a thread that only slept did, for which the machine is to blame;
@@ -10,6 +10,7 @@ Every answer is held against its golden number. "overrun" is by how much the slo
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import logging
 import os
@@ -21,7 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -71,6 +72,9 @@ class Report:
 class Stage:
     """Two servers of one model, and where their requests can be interfered with."""
 
+    transport: Literal["http", "grpc"] = "http"
+    length = 1.0  # of the load before, in and after a fault, in times the usual
+
     def __init__(self, repository: Path, model: str | None = None, deadline_ms: float = 100) -> None:
         self.repository, self.deadline_ms = repository, deadline_ms
         self._idle: list[EmbeddedTriton] = []
@@ -105,9 +109,25 @@ class Stage:
         server.start()
         return server
 
+    def over(self, transport: Literal["http", "grpc"], length: float = 1.0) -> Stage:
+        """The same servers, asked over `transport`, for `length` times the usual time."""
+        same = copy.copy(self)
+        same.transport, same.length = transport, length
+        return same
+
+    def address(self, server: EmbeddedTriton) -> str:
+        """Where clients of this stage ask `server`."""
+        return server.grpc_url if self.transport == "grpc" else server.http_url
+
     def client(self, addresses: list[str], resilience: Resilience | None = None) -> Client:
         """A client of all of them."""
-        return Client(addresses, manifest=self.manifest, deadline_ms=self.deadline_ms, resilience=resilience)
+        return Client(
+            addresses,
+            manifest=self.manifest,
+            transport=self.transport,
+            deadline_ms=self.deadline_ms,
+            resilience=resilience,
+        )
 
     def load(self, client: Client, **options: Any) -> PacedLoad:
         """A load on `client`."""
@@ -137,15 +157,15 @@ def observe(
         with stage.load(client, **options) as load:
             time.sleep(0.5)  # the first calls connect
             held, began = Held.now(), time.monotonic_ns()
-            time.sleep(before_s)
+            time.sleep(before_s * stage.length)
             struck = time.monotonic_ns()
             fault()
-            time.sleep(during_s)
+            time.sleep(during_s * stage.length)
             heal()
             healed = time.monotonic_ns()
             recovery = until_true(lambda: closed(client), 30)
             recovered = time.monotonic_ns()
-            time.sleep(after_s)
+            time.sleep(after_s * stage.length)
             now = Held.now()
         ended = time.monotonic_ns()
         return Report(
@@ -162,15 +182,15 @@ def observe(
 def _ends(stage: Stage, name: str, number: signals.Signals) -> Report:
     """A server that ends by `number`, and is started again on its port."""
     with stage.servers() as (one, other), ExitStack() as stack:
-        port = int(one.http_url.rpartition(":")[2])
+        address = stage.address(one)
+        again = FREE_PORTS.model_copy(update={f"{stage.transport}_port": int(address.rpartition(":")[2])})
 
         def heal() -> None:
             one.stop()
-            settings = ServeSettings(http_port=port, grpc_port=0, metrics_port=0)
-            stack.enter_context(EmbeddedTriton(stage.repository, settings, [stage.model]))
+            stack.enter_context(EmbeddedTriton(stage.repository, again, [stage.model]))
 
         return observe(
-            stage, name, [one.http_url, other.http_url], lambda: os.kill(one.pid, number), heal, during_s=4.0
+            stage, name, [address, stage.address(other)], lambda: os.kill(one.pid, number), heal, during_s=4.0
         )
 
 
@@ -190,14 +210,14 @@ def sigstop(stage: Stage) -> Report:
         return observe(
             stage,
             "sigstop",
-            [one.http_url, other.http_url],
+            [stage.address(one), stage.address(other)],
             lambda: os.kill(one.pid, signals.SIGSTOP),
             lambda: os.kill(one.pid, signals.SIGCONT),
         )
 
 
 def _through_relays(stage: Stage, name: str, order: str, **options: Any) -> Report:
-    with stage.servers() as (one, other), Relay(one.http_url) as bad, Relay(other.http_url) as good:
+    with stage.servers() as (one, other), Relay(stage.address(one)) as bad, Relay(stage.address(other)) as good:
         return observe(
             stage,
             name,
@@ -225,7 +245,7 @@ def slow(stage: Stage) -> Report:
 
 def all_down(stage: Stage) -> Report:
     """Fault 10: every replica refuses."""
-    with stage.servers() as (one, other), Relay(one.http_url) as first, Relay(other.http_url) as second:
+    with stage.servers() as (one, other), Relay(stage.address(one)) as first, Relay(stage.address(other)) as second:
 
         def both(order: str) -> None:
             first.order(order)
@@ -242,8 +262,9 @@ def all_down(stage: Stage) -> Report:
 
 def dropped_link(stage: Stage) -> Report:
     """A link that goes down between client and one replica, in a network namespace of its own."""
-    with stage.servers() as (one, other), Link(one.http_url) as link:
-        return observe(stage, "dropped link", [link.address, other.http_url], link.down, link.up, during_s=3.0)
+    with stage.servers() as (one, other), Link(stage.address(one)) as link:
+        addresses = [link.address, stage.address(other)]
+        return observe(stage, "dropped link", addresses, link.down, link.up, during_s=3.0)
 
 
 FAULTS: dict[str, Callable[[Stage], Report]] = {
@@ -275,16 +296,18 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="published models")
     parser.add_argument("--model", help="default: the first model of the repository")
     parser.add_argument("--only", choices=sorted(FAULTS), help="one fault")
+    parser.add_argument("--transport", choices=["http", "grpc"], default="http", help="of the client; default: http")
     parser.add_argument("--json", action="store_true")
     chosen = parser.parse_args(arguments)
     try:
-        stage = Stage(chosen.repository, chosen.model)
+        stage = Stage(chosen.repository, chosen.model).over(chosen.transport)
     except TickserveError as error:
         print(f"{error}; publish a model first: tickserve demo", file=sys.stderr)
         return error.exit_code
     wanted = [chosen.only] if chosen.only else list(FAULTS)
     if not chosen.json:
-        print(f"{machine()}\n200 calls/s of {stage.model}, 4 threads, deadline 100 ms, two replicas; times in ms\n")
+        print(f"{machine()}\n200 calls/s of {stage.model} over {stage.transport}, ", end="")
+        print("4 threads, deadline 100 ms, two replicas; times in ms\n")
         print(
             f"{'fault':<13}{'calls':>6}{'failed':>8}{'wrong':>7}{'overrun':>9}{'stall':>7}{'p50':>9}{'p99':>8}", end=""
         )

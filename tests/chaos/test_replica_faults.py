@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -24,6 +25,21 @@ pytestmark = pytest.mark.system
 SLACK_MS = 30
 FREE_DESCRIPTORS, FREE_MB = 16, 48
 
+Fault = Callable[[Stage], Report]
+# Every fault takes seconds, so some are played over gRPC too; those that judge no share of calls in half of the time.
+GRPC_LENGTH = {faults.sigkill: 0.5, faults.sigstop: 1.0, faults.slow: 0.5, faults.dropped_link: 0.75}
+
+
+def over_grpc(fault: Fault) -> Fault:
+    return lambda stage: fault(stage.over("grpc", GRPC_LENGTH[fault]))
+
+
+def played(*chosen: Fault) -> Any:
+    """Each fault over HTTP, and over gRPC where that has a length."""
+    both = [(f"{fault.__name__}-http", fault) for fault in chosen]
+    both += [(f"{fault.__name__}-grpc", over_grpc(fault)) for fault in chosen if fault in GRPC_LENGTH]
+    return pytest.mark.parametrize("fault", [fault for _, fault in both], ids=[name for name, _ in both])
+
 
 def hold_invariants(report: Report, deadline_ms: float) -> None:
     for span in (report.before, report.during, report.after):
@@ -37,24 +53,25 @@ def hold_invariants(report: Report, deadline_ms: float) -> None:
     assert {one["in_flight"] for one in report.statistics["replicas"].values()} == {0}
 
 
-@pytest.mark.parametrize("fault", [faults.sigkill, faults.sigterm, faults.reset], ids=lambda fault: fault.__name__)
-def test_no_request_fails_when_one_of_two_goes(stage: Stage, fault: Callable[[Stage], Report]) -> None:
+@played(faults.sigkill, faults.sigterm, faults.reset)
+def test_no_request_fails_when_one_of_two_goes(stage: Stage, fault: Fault) -> None:
     report = fault(stage)
     hold_invariants(report, stage.deadline_ms)
     assert report.during.failed == 0, report.during.statuses
     assert report.statistics["retries"] > 0
 
 
-@pytest.mark.parametrize("fault", [faults.sigstop, faults.half_open], ids=lambda fault: fault.__name__)
-def test_one_that_hangs_is_hedged_and_comes_back(stage: Stage, fault: Callable[[Stage], Report]) -> None:
+@played(faults.sigstop, faults.half_open)
+def test_one_that_hangs_is_hedged_and_comes_back(stage: Stage, fault: Fault) -> None:
     report = fault(stage)
     hold_invariants(report, stage.deadline_ms)
     assert report.during.failed <= report.during.calls * 0.02, report.during.statuses
     assert report.statistics["hedges_won"] > 0
 
 
-def test_one_ten_times_slower_hardly_shows(stage: Stage) -> None:
-    report = faults.slow(stage)
+@played(faults.slow)
+def test_one_ten_times_slower_hardly_shows(stage: Stage, fault: Fault) -> None:
+    report = fault(stage)
     hold_invariants(report, stage.deadline_ms)
     assert report.during.failed == 0
     # The target is p99 <= 1.5x of a healthy pair (benchmarks/faults.py prints both); here the machine's noise is in it.
@@ -70,8 +87,9 @@ def test_all_down_is_told_at_once_and_heals(stage: Stage) -> None:
 
 
 @pytest.mark.usefixtures("namespaces")
-def test_a_link_that_drops_is_left_and_found_again(stage: Stage) -> None:
-    report = faults.dropped_link(stage)
+@played(faults.dropped_link)
+def test_a_link_that_drops_is_left_and_found_again(stage: Stage, fault: Fault) -> None:
+    report = fault(stage)
     hold_invariants(report, stage.deadline_ms)
     assert report.recovery_s is not None
     # A trial comes within a second. This path is two relays longer than the other's, and a warm hedge won each trial.

@@ -14,12 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from export import split_rows, trees
+from export.edge_rows import extreme_rows, rows_with_nan
+from export.gates import run_gates
 from export.job import to_onnx
 from export.parity import first_difference, in_chunks
 from export.publish import read_pairs
 from export.research import Research, load_research
 from export.runtime import open_session, run
 from export.split_rows import Bounds, Split, SplitRows, read_splits, rows_on_splits
+from tickserve.errors import GateRefusedError
 from tickserve.manifest import Manifest, load_manifest
 
 NAN = np.float32(np.nan)
@@ -216,3 +219,25 @@ def test_a_forest_of_bare_leaves_has_no_rows(real_rows: Any) -> None:
     splits = read_splits(trees.trees_of(stump))
     made = rows_on_splits(real_rows.features[:5], splits, trees=6)
     assert (splits, made.on_value.shape, made.missing.shape) == ([], (0, 6), (0, 6))
+
+
+def test_only_the_missing_gate_sees_one_missing_route_turned(
+    booster: Any, research: Research, trees_bundle_once: Path, manifest: Manifest, made: SplitRows
+) -> None:
+    """A split that no other gate's rows pass with the value missing."""
+    recorded = read_pairs(trees_bundle_once / "parity.npz", manifest)
+    others = [recorded.rows, rows_with_nan(recorded.rows), extreme_rows(recorded.rows, manifest), made.on_value]
+    forest = trees.trees_of(booster)
+
+    def missed(rows: np.ndarray) -> set[Node]:
+        return passed(forest, rows[np.isnan(rows).any(axis=1)], lambda value, _: bool(np.isnan(value)))
+
+    only = missed(made.missing).difference(*map(missed, others))
+    assert only
+    graph = to_onnx(manifest, research)
+    found = attributes(graph)
+    places = [place for place, node in named_as_in(forest, found).items() if node in only]
+    turned(found, places[0])
+    session = open_session(graph.SerializeToString())
+    with pytest.raises(GateRefusedError, match=r"gate parity\.missing refused"):
+        run_gates(lambda rows: run(session, {"features": rows}), recorded, research, manifest, [1, 2, 3, 16])
