@@ -73,6 +73,8 @@ lint: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/hadolint Dockerfile
 
+# DATA is an order book. Left out is what needs more than that: compression (bars), psi (two days), universe (a folder of
+# symbols), install (the network).
 bench: $(READY)
 	$(BIN)/python -m benchmarks.features $(if $(DATA),--data "$(DATA)")
 	$(BIN)/python -m benchmarks.client
@@ -87,6 +89,11 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.faults
 	$(BIN)/python -m benchmarks.journal
 	$(BIN)/python -m benchmarks.stepped_lstm
+	$(BIN)/python -m benchmarks.vmap_members
+	$(BIN)/python -m benchmarks.queue_policy
+	$(BIN)/python -m benchmarks.batching_ranking
+	$(BIN)/python -m benchmarks.runtimes
+	$(BIN)/python -m benchmarks.swap --swaps 20
 	$(if $(DATA),$(BIN)/python -m benchmarks.trees --data "$(DATA)")
 	$(if $(DATA),$(BIN)/python -m benchmarks.training --data "$(DATA)")
 	$(if $(DATA),$(BIN)/python -m benchmarks.families --data "$(DATA)")

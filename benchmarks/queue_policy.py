@@ -1,6 +1,6 @@
 """How often the embedded Triton overlooks a request: queue policies and instance counts, in a closed loop.
 
-    python -m benchmarks.queue_policy --repository model_repository --model btcusdt-l5-gbdt
+    python -m benchmarks.queue_policy --repository model_repository [--instances-from 3]
 
 For each setting the model is served from a copy, and 1, 2, 4 and 8 callers ask for one row after the other. Any answer
 later than `STALL_MS` is counted: this build's batcher, when nobody wakes it, looks again after 500 ms.
@@ -8,7 +8,6 @@ later than `STALL_MS` is counted: this build's batcher, when nobody wakes it, lo
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import socket
@@ -22,20 +21,20 @@ import numpy as np
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as schema
 
-from benchmarks.harness import told_apart
+from benchmarks.harness import Subject, options, subject, told_apart
 from loadtest.open_loop import Feed, message
 from serving.embedded import EmbeddedTriton
 from tickserve.config import ServeSettings
-from tickserve.manifest import load_manifest
 from tickserve.model_config import CONFIG_NAME
-from tickserve.pipeline import golden_inputs, newest_version
+from tickserve.pipeline import golden_inputs
 
 STALL_MS = 100.0
 CALLERS = (1, 2, 4, 8)
 FREE = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
-# Queue policy, lanes, delay in microseconds, instances.
+# Queue policy, lanes, delay in microseconds, instances. `empty` is what export writes to say that there is no bound.
 SETTINGS = (
     ("none", False, 0, 1),
+    ("empty", False, 0, 1),
     ("size", False, 0, 1),
     ("reject", False, 0, 1),
     ("none", True, 0, 1),
@@ -55,7 +54,9 @@ def configure(path: Path, policy: str, lanes: bool, delay_us: int, instances: in
     batching = config.dynamic_batching
     batching.ClearField("default_queue_policy")
     batching.max_queue_delay_microseconds = delay_us
-    if policy != "none":
+    if policy == "empty":
+        batching.default_queue_policy.SetInParent()
+    elif policy != "none":
         batching.default_queue_policy.max_queue_size = 64
     if policy == "reject":
         batching.default_queue_policy.default_timeout_microseconds = 250_000
@@ -95,35 +96,30 @@ def closed_loop(feed: Feed, callers: int, seconds: float) -> tuple[list[float], 
 
 def main() -> None:
     """Print one line for each setting and number of callers."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"))
-    parser.add_argument("--model", required=True)
+    parser = options(__doc__)
     parser.add_argument("--seconds", type=float, default=3.0)
     parser.add_argument("--instances-from", type=int, default=1, help="only settings with so many instances or more")
-    parser.add_argument("--json", action="store_true")
-    options = parser.parse_args()
-    with told_apart(options.json):
-        rows = measured(options)
-    if options.json:
+    chosen = parser.parse_args()
+    with told_apart(chosen.json):
+        rows = measured(subject(chosen.repository, chosen.model), chosen.seconds, chosen.instances_from)
+    if chosen.json:
         print(json.dumps({"rows": rows}))
 
 
-def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """A row for each setting and number of callers, printed as it comes."""
+def measured(model: Subject, seconds: float, fewest: int) -> list[dict[str, Any]]:
+    """A row for each setting of `fewest` instances or more and number of callers, printed as it comes."""
     rows: list[dict[str, Any]] = []
-    version = newest_version(options.repository, options.model)
-    manifest = load_manifest(version)
-    inputs = golden_inputs(version, manifest)[0]
+    name, inputs = model.manifest.name, golden_inputs(model.folder, model.manifest)[0]
     print("policy  lanes  delay_us  instances  callers   calls  p50_ms  p99_ms  max_ms  stalls  refused")
-    for setting in [row for row in SETTINGS if row[3] >= options.instances_from]:
+    for setting in [row for row in SETTINGS if row[3] >= fewest]:
         with tempfile.TemporaryDirectory() as folder:
             copy = Path(folder) / "models"
-            shutil.copytree(options.repository / options.model, copy / options.model)
-            configure(copy / options.model / CONFIG_NAME, *setting)
+            shutil.copytree(model.repository / name, copy / name)
+            configure(copy / name / CONFIG_NAME, *setting)
             with EmbeddedTriton(copy, FREE) as server:
-                feed = Feed(server.http_url, options.model, inputs, 200.0)
+                feed = Feed(server.http_url, name, inputs, 200.0)
                 for callers in CALLERS:
-                    taken, refused = closed_loop(feed, callers, options.seconds)
+                    taken, refused = closed_loop(feed, callers, seconds)
                     p50, p99 = np.percentile(taken, [50, 99])
                     stalls = sum(ms > STALL_MS for ms in taken)
                     policy, lanes, delay_us, instances = setting
@@ -132,9 +128,9 @@ def measured(options: argparse.Namespace) -> list[dict[str, Any]]:
                         f"{p50:>7.2f} {p99:>7.2f} {max(taken):>7.0f} {stalls:>7} {refused:>8}",
                         flush=True,
                     )
-                    name = f"{policy}{', lanes' if lanes else ''}, {delay_us} us, x{instances}, {callers} callers"
+                    row = f"{policy}{', lanes' if lanes else ''}, {delay_us} us, x{instances}, {callers} callers"
                     told = {"calls": len(taken), "p50_ms": float(p50), "p99_ms": float(p99), "max_ms": max(taken)}
-                    rows.append({"setting": name, **told, "stalls": stalls, "refused": refused})
+                    rows.append({"setting": row, **told, "stalls": stalls, "refused": refused})
     return rows
 
 

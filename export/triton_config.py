@@ -131,16 +131,18 @@ def _output(tensor: TensorSpec) -> Any:
 
 
 def _batching(settings: ExportSettings) -> Any:
-    """Dynamic batching, and a bounded queue that refuses where the settings ask for one.
+    """Dynamic batching, and a queue policy that is always said: a bound that refuses, or, empty, that there is none.
 
     A queue policy or priority levels switch off Triton's prefetching; a request that arrives while every instance is
     busy or just finishing then may not wake the batcher, which looks again after 500 ms (docs/batching.md). So a
-    bounded queue is a choice, not the default. Single decisions are the default lane, 1; bulk scoring names lane 2.
+    bounded queue is a choice, not the default; a policy with nothing in it leaves prefetching on. Single decisions are
+    the default lane, 1; bulk scoring names lane 2.
     """
     batching = schema.ModelDynamicBatching(
         preferred_batch_size=sorted(set(settings.preferred_batch_rows)),
         max_queue_delay_microseconds=settings.queue_delay_us,
     )
+    batching.default_queue_policy.SetInParent()
     if settings.queue_policy == "reject":
         batching.default_queue_policy.CopyFrom(_reject(settings))
     if settings.priority_lanes:

@@ -142,7 +142,9 @@ def candidates(
             # A large batch may be measured faster than a lone row; the rules hold a request to either.
             slack = min(slack_us(deadline_us, service, rows) for rows in (1, largest))
             for share in (0.0,) if bounded or not preferred else DELAY_SHARES:
-                setting = Setting(max_batch, int(share * slack), preferred, instances, 0, 0, lanes)
+                setting = Setting(
+                    max_batch, int(share * slack), preferred, instances, 0, 0, lanes, unbounded_on_purpose=not bounded
+                )
                 if bounded:
                     setting = _bounded(setting, service, slack, largest, cores)
                 found.append(setting)
@@ -199,7 +201,8 @@ def _reasons(found: Derivation) -> dict[str, str]:
             f"{setting.queue_timeout_us}: who waited longer cannot be answered inside {found.deadline_us:.0f} us"
         )
         reasons["max_queue_size"] = (
-            f"{setting.queue_size}: what can be scored within that time; the peak needs {outcome.deepest}"
+            f"{setting.queue_size}: what is scored within that time, so whoever joins a longer queue is late. It is a "
+            f"ceiling for an overload: the recorded peak needs {outcome.deepest}"
         )
     else:
         reasons["max_queue_size"] = (
@@ -241,6 +244,8 @@ def apply_to_config(path: Path, setting: Setting) -> None:
     batching = schema.ModelDynamicBatching(
         preferred_batch_size=setting.preferred, max_queue_delay_microseconds=setting.delay_us
     )
+    if setting.unbounded_on_purpose:
+        batching.default_queue_policy.SetInParent()
     if setting.queue_size:
         queue = batching.default_queue_policy
         queue.timeout_action, queue.allow_timeout_override = schema.ModelQueuePolicy.REJECT, True

@@ -26,7 +26,11 @@ STEADY_INSTANCES = 3
 
 @dataclass(frozen=True)
 class Setting:
-    """One way to batch. Times in microseconds; a `queue_size` or `queue_timeout_us` of 0 means none."""
+    """One way to batch. Times in microseconds; a `queue_size` or `queue_timeout_us` of 0 means none.
+
+    `unbounded_on_purpose`: that the queue has no bound is said, not left out; config.pbtxt says it by a
+    `default_queue_policy` with nothing in it, which leaves Triton's prefetching on (benchmarks/queue_policy.py).
+    """
 
     max_batch: int
     delay_us: int
@@ -37,6 +41,7 @@ class Setting:
     lanes: bool
     default_lane: int = SINGLE_LANE
     rejects: bool = True
+    unbounded_on_purpose: bool = False
 
     @property
     def has_policy(self) -> bool:
@@ -62,10 +67,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class Finding:
-    """A rule that a setting breaks."""
+    """A rule that a setting breaks; a `note` is a choice that it says it made, with what that costs."""
 
     field: str
     reason: str
+    note: bool = False
 
 
 def lint(
@@ -75,7 +81,7 @@ def lint(
     service: ServiceTimes | None = None,
     two_lanes: bool = False,
 ) -> list[Finding]:
-    """The rules that `setting` breaks. Rules of time need the deadline, and the service times for the slack.
+    """The rules that `setting` breaks, and its notes. Rules of time need the deadline; the slack, the service times.
 
     `two_lanes`: bulk scoring shares the model with single decisions.
     """
@@ -106,7 +112,7 @@ def _sizes(setting: Setting) -> list[Finding]:
 def _queue(setting: Setting) -> list[Finding]:
     findings = []
     if not setting.queue_size:
-        findings.append(Finding("max_queue_size", "the queue is unbounded: overload turns into waiting without end"))
+        findings.append(_unbounded(setting))
     elif not setting.rejects:
         findings.append(
             Finding("timeout_action", "expected REJECT, was DELAY: late requests stay and are scored in vain")
@@ -120,6 +126,17 @@ def _queue(setting: Setting) -> list[Finding]:
         reason = "a queue delay beside a queue policy can slow this server down until a reload: expected 0"
         findings.append(Finding("max_queue_delay_microseconds", f"{reason}, was {setting.delay_us}"))
     return findings
+
+
+def _unbounded(setting: Setting) -> Finding:
+    if setting.unbounded_on_purpose and not setting.has_policy:
+        reason = (
+            f"no bound, on purpose: beside a bound fewer than {STEADY_INSTANCES} instances can overlook a request for "
+            f"500 ms, and this has {setting.instances}; an overload waits in the server, and each caller by its own "
+            "deadline (docs/batching.md)"
+        )
+        return Finding("max_queue_size", reason, note=True)
+    return Finding("max_queue_size", "the queue is unbounded: overload turns into waiting without end")
 
 
 def slack_us(deadline_us: float, service: ServiceTimes, rows: int) -> float:
@@ -175,6 +192,7 @@ def setting_of_config(path: Path) -> Setting:
         lanes=batching.priority_levels > 0,
         default_lane=batching.default_priority_level or SINGLE_LANE,
         rejects=all(level.timeout_action == schema.ModelQueuePolicy.REJECT for level in levels),
+        unbounded_on_purpose=batching.HasField("default_queue_policy") and queue == schema.ModelQueuePolicy(),
     )
 
 
@@ -189,4 +207,5 @@ def setting_of_settings(settings: ExportSettings) -> Setting:
         queue_size=settings.queue_size if bounded else 0,
         queue_timeout_us=settings.queue_timeout_us if bounded else 0,
         lanes=settings.priority_lanes,
+        unbounded_on_purpose=not bounded,
     )

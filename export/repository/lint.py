@@ -1,6 +1,7 @@
 """Lint: what a person should know about a repository before Triton does.
 
-A finding is an error where Triton would load something it should not, or not load what is in force; else a warning.
+A finding is an error where Triton would load something it should not, or not load what is in force; else a warning. A
+note is a choice that the configuration says it made, with what it costs.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ EXPLICIT = (
     "dynamic_batching",
     "default_model_filename",
 )
+LEVELS = ("error", "warning", "note")
 EVERY_ROOT = frozenset({LOCK_NAME, MARKER_NAME, "README.md", ".gitignore"})
 
 
@@ -49,7 +51,7 @@ EVERY_ROOT = frozenset({LOCK_NAME, MARKER_NAME, "README.md", ".gitignore"})
 class Finding:
     """What is wrong, and where: `place` is a name relative to the repository."""
 
-    level: Literal["error", "warning"]
+    level: Literal["error", "warning", "note"]
     rule: str
     place: str
     message: str
@@ -63,7 +65,7 @@ def lint(repository: Repository, *, trusted: TrustedKeys | None = None, model: s
         found += [*_config(repository, name), *_choice(repository, name), *_files(repository, name)]
         for version in repository.versions(name):
             found += _version(repository, name, version, trusted)
-    return sorted(found, key=lambda each: (each.level, each.place, each.rule, each.message))
+    return sorted(found, key=lambda each: (LEVELS.index(each.level), each.place, each.rule, each.message))
 
 
 def _strays_of_the_root(repository: Repository) -> Iterator[Finding]:
@@ -89,8 +91,8 @@ def _config(repository: Repository, model: str) -> Iterator[Finding]:
             yield Finding("warning", "explicit", place, f"{field} is not set: Triton would choose")
     yield from _batching(config, place)
     yield from _gated(repository, model, options, place)
-    for broken in rules.lint(rules.setting_of_config(path)):
-        yield Finding("warning", "batching", place, f"{broken.field}: {broken.reason}")
+    for found in rules.lint(rules.setting_of_config(path)):
+        yield Finding("note" if found.note else "warning", "batching", place, f"{found.field}: {found.reason}")
     versions = repository.versions(model)
     for version in sorted(set(options.manifests) - set(versions)):
         yield Finding("warning", "listed", place, f"lists version {version}, which is not there")

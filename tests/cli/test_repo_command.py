@@ -68,8 +68,14 @@ def test_where_no_model_is_nothing_is_verified(tickserve: Run, tmp_path: Path) -
     assert "nothing was verified" in done.stderr
 
 
-def test_lint_exits_1_on_errors_and_0_on_warnings(tickserve: Run, models: Path) -> None:
-    assert {each["level"] for each in answer(tickserve, "lint")} <= {"warning"}
+def test_lint_exits_1_on_errors_and_0_on_warnings_and_notes(tickserve: Run, models: Path) -> None:
+    assert {each["level"] for each in answer(tickserve, "lint")} == {"note"}
+    shown = tickserve("repo", "lint")
+    assert (shown.returncode, shown.stdout.count("note ")) == (0, 1)
+    assert "(batching): max_queue_size: no bound, on purpose" in shown.stdout
+    config = models / NAME / "config.pbtxt"
+    config.write_text(config.read_text().replace("  default_queue_policy {\n  }\n", ""))
+    assert {each["level"] for each in answer(tickserve, "lint")} == {"warning"}
     (models / NAME / "9").mkdir()
     found = answer(tickserve, "lint", code=1)
     assert found[0]["rule"] == "version"

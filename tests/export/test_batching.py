@@ -205,6 +205,43 @@ def test_each_rule_is_named(change: dict[str, Any], field: str) -> None:
     assert field in [item.field for item in found]
 
 
+def test_no_bound_is_a_note_only_where_it_is_said(trees_bundle_once: Path, tmp_path: Path) -> None:
+    path = tmp_path / "config.pbtxt"
+    path.write_text(build_config(load_manifest(trees_bundle_once), ExportSettings(), {}))
+    said = setting_of_config(path)
+    assert said == setting_of_settings(ExportSettings())
+    (note,) = lint(said, deadline_us=500_000)
+    assert (note.field, note.note) == ("max_queue_size", True)
+    assert "fewer than 3 instances can overlook a request for 500 ms, and this has 1" in note.reason
+    unsaid = text_format.Parse(path.read_text(), schema.ModelConfig())
+    for policy in ("", "default_timeout_microseconds: 9", "allow_timeout_override: true"):
+        unsaid.dynamic_batching.ClearField("default_queue_policy")
+        if policy:
+            text_format.Parse(policy, unsaid.dynamic_batching.default_queue_policy)
+        path.write_text(text_format.MessageToString(unsaid))
+        notes = {found.field: found.note for found in lint(setting_of_config(path))}
+        assert notes["max_queue_size"] is False, policy
+    lanes = replace(said, lanes=True)
+    assert [found.note for found in lint(lanes)] == [
+        False,
+        False,
+    ]  # lanes are a policy: the stall is there, not the bound
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_what_is_applied_says_whether_it_has_a_bound(trees_bundle_once: Path, tmp_path: Path, bounded: bool) -> None:
+    path = tmp_path / "config.pbtxt"
+    export = ExportSettings(max_batch=32, preferred_batch_rows=(4,))
+    path.write_text(build_config(load_manifest(trees_bundle_once), export, {}))
+    peak = of_times(np.arange(0, 500_000_000, 900_000))
+    found = batching.derive(peak, SERVICE, deadline_us=20_000, max_batch=32, bounded=bounded, cores=4)
+    batching.apply_to_config(path, found.chosen.setting)
+    assert setting_of_config(path) == found.chosen.setting
+    assert [finding.note for finding in lint(found.chosen.setting)] == ([] if bounded else [True])
+    if bounded:
+        assert f"the recorded peak needs {found.chosen.outcome.deepest}" in found.reasons["max_queue_size"]
+
+
 def test_a_setting_is_applied_to_a_published_configuration_and_read_back(
     trees_bundle_once: Path, tmp_path: Path
 ) -> None:

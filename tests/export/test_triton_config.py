@@ -51,7 +51,9 @@ def test_the_config_says_everything(manifest: Manifest, settings: ExportSettings
         ("score", schema.TYPE_FP32, [1]),
         ("bundle_id", schema.TYPE_INT64, [1]),
     ]
-    assert not config.dynamic_batching.HasField("default_queue_policy")
+    # That there is no bound is said, by a policy with nothing in it.
+    assert config.dynamic_batching.HasField("default_queue_policy")
+    assert config.dynamic_batching.default_queue_policy == schema.ModelQueuePolicy()
     assert list(config.dynamic_batching.preferred_batch_size) == [4, 8]
     assert [(group.count, group.kind) for group in config.instance_group] == [(1, schema.ModelInstanceGroup.KIND_AUTO)]
     assert config.version_policy.latest.num_versions == settings.keep_versions

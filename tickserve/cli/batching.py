@@ -160,8 +160,11 @@ def lint(
             service = times.from_json(_derived(out_folder / f"{model}.json")["service"])
     deadline_us = _deadline_us(deadline_ms, settings.export)
     found = rules.lint(setting, deadline_us=deadline_us, service=service, two_lanes=two_lanes)
-    findings = [{"field": item.field, "reason": item.reason} for item in found]
-    emit({"setting": setting.to_json(), "findings": findings}, as_json, lambda: _show_findings(findings))
+    findings, notes = (
+        [{"field": item.field, "reason": item.reason} for item in found if item.note is note] for note in (False, True)
+    )
+    result = {"setting": setting.to_json(), "findings": findings, "notes": notes}
+    emit(result, as_json, lambda: _show_findings(findings, notes))
     if findings:
         raise GateRefusedError(
             f"{len(findings)} of the batching rules broken: " + ", ".join(f["field"] for f in findings)
@@ -298,8 +301,9 @@ def _show_verified(result: dict[str, Any]) -> None:
     out.print(f"driver late, p99: {result['measured']['driver_late_p99_us']:.0f} us", markup=False)
 
 
-def _show_findings(findings: list[dict[str, str]]) -> None:
-    for item in findings:
-        out.print(f"{item['field']}: {item['reason']}", markup=False)
+def _show_findings(findings: list[dict[str, str]], notes: list[dict[str, str]]) -> None:
+    for kind, items in (("", findings), ("note: ", notes)):
+        for item in items:
+            out.print(f"{kind}{item['field']}: {item['reason']}", markup=False)
     if not findings:
         out.print("no rule is broken")

@@ -215,13 +215,16 @@ def lint(
     config: options.ConfigFile = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Look for what will go wrong: fields left to Triton, strays, links, unlisted or unsigned versions (exit 1)."""
+    """Look for what will go wrong: fields left to Triton, strays, links, unlisted or unsigned versions.
+
+    Exit code 1 for an error; a warning or a note of a deliberate choice only says so.
+    """
     settings = _settings(config, profile, require_signature)
     trusted = signing.trusted_keys(settings.repository)
     with _opened(repository, settings) as place:
         found = stages.load("export.repository.lint").lint(place, trusted=trusted, model=model)
     rows = [asdict(each) for each in found]
-    emit(rows, as_json, lambda: _show("findings", rows) if rows else out.print("nothing found"))
+    emit(rows, as_json, lambda: _show_findings(rows))
     errors = sum(each.level == "error" for each in found)
     if errors:
         raise GateRefusedError(f"{errors} errors", field="lint")
@@ -376,6 +379,13 @@ def keygen(
 def _show(title: str, rows: Sequence[dict[str, Any]]) -> None:
     columns = list(dict.fromkeys(name for row in rows for name in row)) or ["model", "version"]
     table(title, columns, [[_cell(row.get(name)) for name in columns] for row in rows])
+
+
+def _show_findings(rows: Sequence[dict[str, Any]]) -> None:
+    for row in rows:
+        out.print(f"{row['level']} {row['place']} ({row['rule']}): {row['message']}", markup=False)
+    if not rows:
+        out.print("nothing found")
 
 
 def _cell(value: object) -> object:

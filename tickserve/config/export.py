@@ -17,7 +17,7 @@ class ExportSettings(Section):
     preferred_batch_rows: tuple[int, ...] = (8, 32, 128)
     queue_delay_us: int = Field(0, ge=0, description="longest wait for a fuller batch; adds itself to a lone request")
     queue_policy: Literal["none", "reject"] = Field(
-        "none", description="reject bounds the queue; Triton then may stall lone requests (docs/architecture.md)"
+        "none", description="none: no bound, said in config.pbtxt; reject: a bound, which takes three instances"
     )
     queue_size: int = Field(1_024, ge=1, description="with reject: requests waiting before the server refuses")
     queue_timeout_us: int = Field(250_000, ge=1_000, description="with reject: longest wait before refusal")
