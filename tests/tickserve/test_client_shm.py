@@ -325,7 +325,7 @@ def test_a_run_file_of_another_user_is_refused(runtime_folder: Path, monkeypatch
         local_credential(PORT)
 
 
-def test_a_runtime_folder_open_to_others_is_refused(runtime_folder: Path) -> None:
+def test_a_run_folder_open_to_others_is_not_believed(runtime_folder: Path) -> None:
     told(runtime_folder)
     runtime_folder.chmod(0o755)
     with pytest.raises(ComponentError, match="XDG_RUNTIME_DIR: the runtime folder is open to others"):
