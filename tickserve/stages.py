@@ -16,7 +16,7 @@ from tickserve.errors import MissingExtraError, StageMissingError
 
 STAGES = ("market", "models", "export", "training", "serving", "loadtest", "monitoring")
 EXTRAS = {
-    "tritonclient": "grpc",
+    "tritonclient": "export",
     "numba": "stream",
     "onnxruntime": "inprocess",
     "pytriton": "triton",

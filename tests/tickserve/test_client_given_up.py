@@ -181,10 +181,12 @@ def test_over_asyncio_a_lost_hedge_cancels_nothing(servers: list[Server], monkey
         settings = Resilience(hedge_budget=1, breaker_failures=1_000)
         pairs = [(one.authority, transport) for one, transport in zip(servers, transports, strict=True)]
         both = AsyncReplicas(pairs, settings)
-        for number in range(6):
+        number = 0
+        while both.statistics()["hedges_won"] < 2:  # who is asked first is drawn by lot
+            number += 1
+            assert number < 40
             answer = await both.infer(request(f"slow{number}"), time.monotonic_ns() + 10**9)
             assert (answer.request_id, answer.replica) == (f"slow{number}", fast.authority)
-        assert both.statistics()["hedges_won"] > 0
         owed = len(transports[0]._parked)
         assert owed > 0
         slow.go.set()
