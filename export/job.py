@@ -17,11 +17,14 @@ from export.repository.lock import locked
 from export.research import Research, load_research
 from export.runtimes.survey import Options, open_chosen, options_of, survey, without
 from export.stepping import state_gates
+from export.triton_config import chosen_by_policy, parse_config
+from export.verify import versions_of
 from models.latency_shapes import UNTRAINED, is_untrained
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError, GateRefusedError
 from tickserve.manifest import GOLDEN_NAME, TREES, ExportRecord, GateResult, Manifest, load_bundle, load_manifest
 from tickserve.meter import Meter
+from tickserve.model_config import CONFIG_NAME
 from tickserve.runtimes import Gated, RuntimeRecord
 from tickserve.store import sha256_bytes
 
@@ -108,6 +111,7 @@ def export_bundle(
     exported = manifest.model_copy(update={"export": record})
     version, path = publish.publish(publish.Release(exported, graph, golden), repository, settings, terms)
     say(f"{manifest.name}: published version {version}")
+    _say_rows(repository / manifest.name, version, settings, say)
     extra = {
         "latency": _latency(bundle, manifest, graph, surveyed, settings),
         "cross_check": gates.cross_check(research, recorded),
@@ -160,6 +164,14 @@ def _again(repository: Path, manifest: Manifest, version: int, settings: ExportS
     published = load_manifest(path)
     passed = published.export.gates if published.export else ()
     return Published(manifest.name, version, path, published, passed, _report(manifest, version, passed), reused=True)
+
+
+def _say_rows(folder: Path, version: int, settings: ExportSettings, say: Progress) -> None:
+    """Say where the version is loaded with fewer rows than it was gated for, which engines are told."""
+    text = (folder / CONFIG_NAME).read_text("utf-8")
+    most = parse_config(text).max_batch
+    if version in chosen_by_policy(text, versions_of(folder)) and most < settings.max_batch:
+        say(f"{folder.name}: a request may have {most} rows, while a version is loaded that was gated for no more")
 
 
 def _judged(

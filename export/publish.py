@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 
+from export.largest_batch import fitted, largest_batch
 from export.onnx_graph import PROBABILITIES
 from export.packed import pack
 from export.parity import Recorded
@@ -261,8 +262,9 @@ def _write_config(
     also: set[int],
 ) -> None:
     load = sorted({*versions_to_load(digests, current, settings.keep_versions), *also})
+    rows = largest_batch(folder, load, manifest)
     manifest = ruling(folder, manifest)
-    text = build_config(manifest, settings, digests, by_number(digests, load, settings.keep_versions))
+    text = build_config(manifest, fitted(settings, rows), digests, by_number(digests, load, settings.keep_versions))
     options = parse_config(text)
     if (options.inputs, options.outputs) != (manifest.inputs, manifest.outputs):
         raise ArtifactError("the configuration does not read back as the manifest", field=CONFIG_NAME)

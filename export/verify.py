@@ -7,8 +7,9 @@ from pathlib import Path
 
 from export import check_model, parity, runtime
 from export.contents import export_record, named_files
+from export.largest_batch import over_gated
 from export.onnx_graph import PROBABILITIES
-from export.triton_config import check_config_matches, read_config
+from export.triton_config import check_config_matches, chosen_by_policy, read_config
 from tickserve import golden
 from tickserve.errors import ArtifactError, DigestMismatchError, TickserveError, UnsafeModelError
 from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, load_manifest, verify_file
@@ -86,11 +87,25 @@ def verify_versions(
         except OSError as error:
             name = Path(str(error.filename or folder)).name
             refused[version] = ArtifactError(f"cannot read: {error.strerror}", field=name)
+    text = (folder / CONFIG_NAME).read_text("utf-8")
+    while over := _over_gated(text, options, verified):
+        # Without these the policy may choose older ones, which are looked at in turn.
+        refused |= over
+        verified = {version: manifest for version, manifest in verified.items() if version not in over}
     return verified, refused
 
 
+def _over_gated(text: str, options: BackendOptions, verified: dict[int, Manifest]) -> dict[int, TickserveError]:
+    """Those that the configuration loads with more rows than their gates judged."""
+    found = {version: over_gated(options, verified[version]) for version in chosen_by_policy(text, sorted(verified))}
+    return {version: error for version, error in found.items() if error is not None}
+
+
 def verify_served(folder: Path, version: int, options: BackendOptions, trusted: TrustedKeys | None = None) -> Manifest:
-    """`verify_version`, and the version held against its model's configuration and the trusted keys, if any."""
+    """`verify_version`, and the version held against its model's configuration and the trusted keys, if any.
+
+    The largest batch is not looked at here: it is changed to suit a version when that is loaded.
+    """
     path = folder / str(version)
     if not (path / MANIFEST_NAME).is_file():
         raise ArtifactError(f"no {MANIFEST_NAME}: not a published version", field=MANIFEST_NAME)
@@ -102,15 +117,6 @@ def verify_served(folder: Path, version: int, options: BackendOptions, trusted: 
     manifest = verify_version(path)
     if manifest.name != folder.name:
         raise ArtifactError("wrong model name", field="name", expected=folder.name, was=manifest.name)
-    gated = manifest.export.max_batch if manifest.export else 0
-    if options.max_batch != gated:
-        # A larger batch than was gated, or a smaller one: either way not what the parity gate saw.
-        raise ArtifactError(
-            f"{CONFIG_NAME} serves another largest batch than was gated",
-            field="max_batch_size",
-            expected=str(gated),
-            was=str(options.max_batch),
-        )
     check_config_matches(options, check_model.read_model(path / MODEL_FILE))
     return manifest
 

@@ -26,6 +26,7 @@ from serving.embedded import EmbeddedTriton
 from serving.golden import infer, read_golden
 from tickserve.errors import ComponentError, ServerRejectedError
 from tickserve.manifest import load_manifest
+from tickserve.model_config import served_rows
 
 PROC = Path("/proc")
 # Full batches that each instance scores: the allocator's pools are full well before the last.
@@ -115,7 +116,7 @@ def _rows(folder: Path, count: int | None) -> dict[str, Any]:
     """The golden inputs, repeated to `count` rows; for None to the largest batch."""
     manifest = load_manifest(folder)
     golden = read_golden(folder, manifest)
-    wanted = count or (manifest.export.max_batch if manifest.export else 1)
+    wanted = count or served_rows(folder, manifest) or 1
     return {
         tensor.name: np.resize(golden[tensor.name], (wanted, *golden[tensor.name].shape[1:]))
         for tensor in manifest.inputs

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from tickserve import golden
 from tickserve.errors import GateRefusedError, ProtocolError, ServerRejectedError, TransportError
 from tickserve.manifest import GOLDEN_NAME, Manifest, load_manifest
+from tickserve.model_config import served_rows
 
 Array = npt.NDArray[Any]
 Arrays = dict[str, Array]
@@ -32,8 +33,11 @@ def check_golden(
     *,
     timeout_s: float = 30.0,
     headers: Mapping[str, str] | None = None,
+    most_rows: int | None = None,
 ) -> dict[str, float | int | str]:
     """Score the golden rows of `version_dir` on the server at `http_url` ("host:port"), sending `headers` along.
+
+    A request has at most `most_rows`, without it what the configuration beside the version serves.
 
     Returns the largest absolute difference from research and the rows compared. Raises GateRefusedError when a number
     lies outside the manifest's tolerance or the bundle_id is another's, ServerRejectedError, TransportError and
@@ -42,7 +46,7 @@ def check_golden(
     manifest = load_manifest(version_dir)
     pairs = read_golden(version_dir, manifest)
     rows = len(pairs[manifest.inputs[0].name])
-    limit = manifest.export.max_batch if manifest.export else rows
+    limit = most_rows or served_rows(version_dir, manifest) or rows
     worst = 0.0
     connection = http.client.HTTPConnection(http_url, timeout=timeout_s)
     try:

@@ -7,13 +7,14 @@ server elsewhere has a repository of its own, so the list of versions goes along
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from google.protobuf import json_format, text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as schema
 
+from export.largest_batch import fit_to
 from serving import stubs, view
 from serving.target import Target
 from tickserve.errors import ComponentError
@@ -89,20 +90,23 @@ class Loader:
                 time.sleep(POLL_S)
 
 
-def preferred_batches(folder: Path) -> tuple[int, ...]:
-    """The batch sizes that config.pbtxt of a model's folder asks the batcher for."""
-    return tuple(_parse(folder).dynamic_batching.preferred_batch_size)
+def expected_batches(folder: Path, versions: Iterable[int]) -> tuple[int, ...]:
+    """The batch sizes to expect while `versions` of a model are loaded: the preferred ones, last the largest."""
+    config = _parse(folder)
+    fit_to(config, folder, versions)
+    return *config.dynamic_batching.preferred_batch_size, config.max_batch_size
 
 
 def _parse(folder: Path) -> Any:
     return text_format.Parse((folder / CONFIG_NAME).read_text("utf-8"), schema.ModelConfig())
 
 
-def _config(folder: Path, versions: Iterable[int]) -> dict[str, Any]:
-    """The model's configuration in Triton's JSON form, naming `versions`."""
+def _config(folder: Path, versions: Sequence[int]) -> dict[str, Any]:
+    """The model's configuration in Triton's JSON form, naming `versions`, with rows that all of them were gated for."""
     config = _parse(folder)
     config.version_policy.Clear()
     config.version_policy.specific.versions.extend(versions)
+    fit_to(config, folder, versions)
     value: dict[str, Any] = json_format.MessageToDict(config, preserving_proto_field_name=True)
     return value
 

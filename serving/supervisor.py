@@ -127,7 +127,7 @@ class Supervisor:
             with suppress(ProcessLookupError):
                 os.kill(stub.pid, signal.SIGKILL)
         Loader(self._target, model, self._timeout_s).reload(version)
-        path = self._target.repository / model / str(version)
+        path = self._folder(model) / str(version)
         check_golden(self._target.http_url, model, version, path, headers=self._target.control.headers)
         self._suspects[served] = 0
         self._progress.pop(served, None)

@@ -172,15 +172,16 @@ class _Swap:
         with self._timed("load"):
             self._loader.load([*served, self._version], (self._version,))
         rows = self._rows(manifest)
+        sizes = loading.expected_batches(self._folder, [*served, self._version])
         with self._timed("warm"):
-            self._warm(manifest, rows)
+            self._warm(sizes, rows)
         with self._timed("golden"):
             headers = self._target.control.headers
             path = self._folder / str(self._version)
-            check_golden(self._target.http_url, self._model, self._version, path, headers=headers)
+            url, most = self._target.http_url, sizes[-1]
+            check_golden(url, self._model, self._version, path, headers=headers, most_rows=most)
         with self._timed("memory"):
-            batch = manifest.export.max_batch if manifest.export else 1
-            return memory_sentinel.watch(self._target, self._version, manifest, _batch(rows, batch), self._settings)
+            return memory_sentinel.watch(self._target, self._version, manifest, _batch(rows, most), self._settings)
 
     def _verify(self) -> Manifest:
         options = read_config(self._folder / CONFIG_NAME)
@@ -196,10 +197,9 @@ class _Swap:
         pairs = read_golden(self._folder / str(self._version), manifest)
         return {tensor.name: pairs[tensor.name] for tensor in manifest.inputs}
 
-    def _warm(self, manifest: Manifest, rows: Arrays) -> None:
+    def _warm(self, expected: Sequence[int], rows: Arrays) -> None:
         """One request of each batch size that the batcher makes: allocations and kernels are chosen per shape."""
-        most = manifest.export.max_batch if manifest.export else 1
-        sizes = sorted({1, *loading.preferred_batches(self._folder), most})
+        sizes = sorted({1, *expected})
         connection = http.client.HTTPConnection(self._target.http_url, timeout=self._settings.load_timeout_s)
         try:
             for size in (*sizes, *sizes):

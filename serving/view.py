@@ -19,6 +19,7 @@ from pathlib import Path
 from google.protobuf import text_format  # type: ignore[import-untyped]
 from tritonclient.grpc import model_config_pb2 as schema
 
+from export.largest_batch import fit_to
 from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME
 from tickserve.model_config import CONFIG_NAME, MANIFEST_PARAMETER, MODEL_FILE, manifest_parameter
 
@@ -33,7 +34,10 @@ def lay_out_models(repository: Path, versions: Mapping[str, Iterable[int]], fold
 
 
 def show(source: Path, target: Path, versions: Iterable[int]) -> None:
-    """Make `target` the view of the model in `source` with exactly `versions`; a server that looks sees all of it."""
+    """Make `target` the view of the model in `source` with exactly `versions`; a server that looks sees all of it.
+
+    It serves the largest batch of the configuration, or fewer rows where one of `versions` was gated for fewer.
+    """
     numbers = sorted(versions)
     config = text_format.Parse((source / CONFIG_NAME).read_text("utf-8"), schema.ModelConfig())
     digests = {number: config.parameters[manifest_parameter(number)].string_value for number in numbers}
@@ -41,6 +45,7 @@ def show(source: Path, target: Path, versions: Iterable[int]) -> None:
         del config.parameters[name]
     config.version_policy.Clear()
     config.version_policy.specific.versions.extend(numbers)
+    fit_to(config, source, numbers)
     target.mkdir(parents=True, exist_ok=True)
     for number in numbers:
         _show_version(source.resolve() / str(number), target / str(number), digests[number])

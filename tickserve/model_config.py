@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from tickserve.errors import ArtifactError
-from tickserve.manifest import TensorSpec
+from tickserve.manifest import Manifest, TensorSpec
 
 BACKEND = "onnxruntime"
 MODEL_FILE = "model.onnx"
@@ -22,6 +23,7 @@ INTRA_OP_THREADS = "intra_op_thread_count"
 INTER_OP_THREADS = "inter_op_thread_count"
 EXECUTION_MODE = "execution_mode"
 SEQUENTIAL = "0"
+MAX_BATCH_LINE = re.compile(rb"^max_batch_size: ([1-9][0-9]{0,8})$", re.MULTILINE)
 MANIFEST_PARAMETER = re.compile(r"manifest\.([1-9][0-9]*)")
 
 # `dynamic_batching { priority_levels }`: the batcher takes lane 1 first; a request that names none is in lane 1.
@@ -96,6 +98,18 @@ class BackendOptions:
     def graph_optimization(self) -> str:
         """The name of ONNX Runtime's GraphOptimizationLevel."""
         return GRAPH_LEVELS[self.graph_level]
+
+
+def served_rows(version: Path, manifest: Manifest) -> int | None:
+    """The rows that a request for the published version in the folder `version` may have; None for a bundle.
+
+    Those it was gated for, or fewer: config.pbtxt beside it may serve fewer while it loads a version gated for fewer.
+    """
+    if manifest.export is None:
+        return None
+    path = version.parent / CONFIG_NAME
+    found = MAX_BATCH_LINE.search(path.read_bytes()) if path.is_file() else None
+    return min(manifest.export.max_batch, int(found[1])) if found else manifest.export.max_batch
 
 
 def manifest_parameter(version: int) -> str:

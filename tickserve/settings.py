@@ -11,7 +11,7 @@ import difflib
 import json
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,13 +172,24 @@ def _refusal(message: str, key: str, value: Any, flat: Flat) -> ConfigError:
     field, separator, rest = message.partition(": expected ")
     if separator:  # found by a validator of tickserve/config/, which names the keys itself
         prefix = f"{key}." if key and not field.startswith(key) else ""
-        where = next((flat[name][1] for name in (prefix + field, *flat) if name in flat), "the configuration")
-        return ConfigError(f"expected {rest} (from {where})", field=prefix + field)
+        where = _where_from([prefix + name for name in field.split(", ")], flat)
+        return ConfigError(f"expected {rest}{where}", field=prefix + field)
     origin = flat.get(key, (None, "the configuration"))[1]
     expected = message.removeprefix("Input should be ")
     if expected == message:
         return ConfigError(f"{message} (from {origin})", field=key)
     return ConfigError(f"wrong value from {origin}", field=key, expected=expected, was=repr(value)[:80])
+
+
+def _where_from(keys: Sequence[str], flat: Flat) -> str:
+    """Where their values came from, key by key where that differs; nothing for keys that are not known."""
+    named: dict[str, list[str]] = {}
+    for key in keys:
+        if key in flat:
+            named.setdefault(flat[key][1], []).append(key.rpartition(".")[2])
+    if len(named) < 2:
+        return f" (from {next(iter(named))})" if named else ""
+    return " (" + "; ".join(f"{', '.join(names)} from {origin}" for origin, names in named.items()) + ")"
 
 
 def load_settings(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from export.largest_batch import over_gated
 from export.repository.listing import loaded
 from export.repository.places import Repository, require_model
 from export.triton_config import read_config
@@ -43,7 +44,11 @@ def _verdict(repository: Repository, model: str, version: int, trusted: TrustedK
     try:
         signer = signed_by(repository.root / model / str(version))
         folder = repository.folder(model, version)
-        verify_served(folder.parent, version, read_config(folder.parent / CONFIG_NAME), trusted)
+        options = read_config(folder.parent / CONFIG_NAME)
+        manifest = verify_served(folder.parent, version, options, trusted)
+        error = over_gated(options, manifest) if version in loaded(repository, model) else None
+        if error is not None:
+            raise error
         if golden:
             verify_version(folder, run_golden=True)
     except ComponentError:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from export.largest_batch import largest_batch, with_largest_batch
 from export.repository.loaded import by_number, versions_to_load
 from export.repository.places import Repository, require_model
 from export.triton_config import read_config, with_gated, with_versions
@@ -98,8 +99,8 @@ def configure(
 ) -> None:
     """Write config.pbtxt for the versions there are, with `new`, to load what `current` asks for and `also`.
 
-    `text` replaces its other content. Threads and graph level are those gated for the version that is in force by now.
-    Untouched when nothing changes; under the lock.
+    `text` replaces its other content. Threads and graph level are those gated for the version that is in force by now,
+    the largest batch is one that every version to load was gated for. Untouched when nothing changes; under the lock.
     """
     folder = repository.root / model
     old = (folder / CONFIG_NAME).read_text("utf-8") if (folder / CONFIG_NAME).is_file() else None
@@ -111,5 +112,6 @@ def configure(
     ruling = in_force(repository, model)
     if ruling in versions or new is not None:
         changed = with_gated(changed, load_manifest(folder / str(ruling if ruling in versions else new)))
+    changed = with_largest_batch(changed, largest_batch(folder, load))
     if changed != old:
         repository.put(f"{model}/{CONFIG_NAME}", changed.encode())

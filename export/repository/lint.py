@@ -16,6 +16,7 @@ from tritonclient.grpc import model_config_pb2 as schema
 
 from export.batching import rules
 from export.contents import named_files
+from export.largest_batch import largest_batch
 from export.repository.force import in_force
 from export.repository.listing import loaded
 from export.repository.lock import LOCK_NAME
@@ -91,6 +92,7 @@ def _config(repository: Repository, model: str) -> Iterator[Finding]:
             yield Finding("warning", "explicit", place, f"{field} is not set: Triton would choose")
     yield from _batching(config, place)
     yield from _gated(repository, model, options, place)
+    yield from _largest(repository, model, options, place)
     for found in rules.lint(rules.setting_of_config(path)):
         yield Finding("note" if found.note else "warning", "batching", place, f"{found.field}: {found.reason}")
     versions = repository.versions(model)
@@ -122,6 +124,20 @@ def _gated(repository: Repository, model: str, options: BackendOptions, place: s
     for what, (judged, asked) in pairs.items():
         if judged != asked:
             yield Finding("error", "gated", place, f"asks for {what} {asked}; version {now} was gated with {judged}")
+
+
+def _largest(repository: Repository, model: str, options: BackendOptions, place: str) -> Iterator[Finding]:
+    """A version that would be loaded with more rows than its gates judged, or is in force with fewer."""
+    most, now = options.max_batch, in_force(repository, model)
+    for version in loaded(repository, model):
+        gated = largest_batch(repository.root / model, [version])
+        if gated is None:
+            continue  # a finding of its own says that the manifest is not valid
+        if gated < most:
+            yield Finding("error", "batch", place, f"serves up to {most} rows; version {version} was gated for {gated}")
+        elif version == now and gated > most:
+            message = f"serves up to {most} rows; version {now}, in force, was gated for {gated}"
+            yield Finding("warning", "batch", place, message)
 
 
 def _batching(config: Any, place: str) -> Iterator[Finding]:

@@ -242,10 +242,12 @@ def _check_contract(manifest: Manifest, model: str, config: Written) -> None:
         "name": (model, manifest.name),
         "export.bundle_digest": (manifest.digest(), record.bundle_digest),
         "export.bundle_id": (manifest.bundle_id(), record.bundle_id),
-        "max_batch_size": (record.max_batch, options.max_batch),
         "input": (manifest.inputs, options.inputs),
         "output": (manifest.outputs, options.outputs),
     }
+    if options.max_batch > record.max_batch:
+        # Fewer rows than were gated are right: another version that the source loads was gated for no more.
+        held["max_batch_size"] = (f"at most {record.max_batch}", options.max_batch)
     for field, (expected, was) in held.items():
         if expected != was:
             error = DigestMismatchError if field == "export.bundle_digest" else ArtifactError
@@ -311,8 +313,8 @@ def _commit(staged: _Staged, into: Path, staging: Path) -> list[str]:
     else:
         _renew_signature(staged.folder, target / str(version))
     before = _before(target, version)
-    _write_config(target, staged.config, {**before, version: digest})
     previous = next(iter(before), None)
+    _write_config(target, staged.config, {**before, version: digest}, _gated(target, previous))
     if _choice(target) != (version, digest):
         write_atomic(target / CURRENT_NAME, Current(version, digest, previous).to_json())
     _write_config(target, staged.config, {version: digest})
@@ -373,8 +375,18 @@ def _before(target: Path, version: int) -> dict[int, str]:
         return {}
 
 
-def _write_config(target: Path, config: Written, digests: dict[int, str]) -> None:
-    path, data = target / CONFIG_NAME, config.only(digests).encode()
+def _gated(target: Path, version: int | None) -> int | None:
+    """The rows a version was gated for: while it is loaded beside another, neither is served with more."""
+    if version is None:
+        return None
+    with suppress(TickserveError):
+        record = load_manifest(target / str(version)).export
+        return record.max_batch if record else None
+    return None
+
+
+def _write_config(target: Path, config: Written, digests: dict[int, str], most_rows: int | None = None) -> None:
+    path, data = target / CONFIG_NAME, config.only(digests, most_rows).encode()
     if not path.is_file() or path.read_bytes() != data:
         write_atomic(path, data)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from export import job, publish
 from export.contents import named_files
+from export.largest_batch import largest_batch, with_largest_batch
 from export.repository.force import configure, in_force, put_in_force
 from export.repository.loaded import by_number, versions_to_load
 from export.repository.naming import naming
@@ -147,7 +148,9 @@ def _into_folder(folder: Path, target: Repository, version: int, keep: int, term
         text = (folder.parent / CONFIG_NAME).read_text("utf-8") if terms.activate or old is None else old
         load = sorted({*versions_to_load(digests, current, keep), *also})
         changed = with_versions(text, digests, by_number(digests, load, keep), keep)
-        changed = with_gated(changed, publish.ruling(place, load_manifest(folder)))
+        coming = load_manifest(folder)
+        changed = with_gated(changed, publish.ruling(place, coming))
+        changed = with_largest_batch(changed, largest_batch(place, load, coming))
         if changed != old:
             write_atomic(path, changed.encode())
 

@@ -43,12 +43,15 @@ class Written:
     options: BackendOptions
     _fields: tuple[tuple[str, tuple[str, ...]], ...]
 
-    def only(self, versions: Mapping[int, str]) -> str:
-        """Its text with these versions, each with the digest of its manifest, to know and to load; else unchanged."""
+    def only(self, versions: Mapping[int, str], most_rows: int | None = None) -> str:
+        """Its text with these versions, each with the digest of its manifest, to know and to load.
+
+        With `most_rows` it serves no larger batch, prefers none and warms none up; else it is unchanged.
+        """
         lines = [HEADER.rstrip("\n")]
         for name, text in self._fields:
             if name != "version_policy" and not _lists_manifest(name, text):
-                lines += text
+                lines += text if most_rows is None else _with_rows(name, text, most_rows)
         for version in sorted(versions):
             lines += ["parameters {", f'  key: "{manifest_parameter(version)}"', "  value {"]
             lines += [f'    string_value: "{versions[version]}"', "  }", "}"]
@@ -60,6 +63,17 @@ def _lists_manifest(name: str, text: tuple[str, ...]) -> bool:
     """Whether these lines are a parameter that lists a version's manifest."""
     found = re.fullmatch(r'  key: "(.*)"', text[1]) if name == "parameters" else None
     return bool(found and MANIFEST_PARAMETER.fullmatch(found[1]))
+
+
+def _with_rows(name: str, text: tuple[str, ...], most: int) -> tuple[str, ...]:
+    """The lines of a top-level field, for at most `most` rows."""
+    if name == "max_batch_size":
+        return (f"{name}: {min(most, int(text[0].rpartition(' ')[2]))}",)
+    sizes = {line: int(line.rpartition(" ")[2]) for line in text if re.match(r"  (preferred_)?batch_size: ", line)}
+    over = {line for line, rows in sizes.items() if rows > most}
+    if name == "model_warmup":
+        return () if over else text
+    return tuple(line for line in text if line not in over)
 
 
 def read_written(data: bytes) -> Written:

@@ -11,8 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from tests.cli.conftest import Run
+from tickserve.cli import app
+from tickserve.errors import UsageError
 
 COMMAND = [sys.executable, "-m", "tickserve.cli"]
 
@@ -78,3 +81,10 @@ def test_two_runs_in_one_second_have_a_folder_each(tmp_path: Path) -> None:
 
     folders = {_run_folder(tmp_path / "runs", "aapl") for _ in range(5)}
     assert len(folders) == 5
+
+
+def test_predict_counts_newest_rows_of_market_data_only(root: Path) -> None:
+    for options in (["--last", "5"], ["--last", "1"], ["--last", "5", "--rows", "rows.json"]):
+        done = CliRunner().invoke(app, ["predict", "any-model", "--repository", str(root), *options])
+        assert isinstance(done.exception, UsageError)
+        assert str(done.exception) == "--last: names the newest rows of market data: expected with --data, was without"

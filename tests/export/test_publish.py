@@ -17,9 +17,13 @@ import pytest
 
 import export.publish as publishing
 from export import export_bundle
+from export.publish import Terms
+from export.repository import check as checking
 from export.repository.lock import LOCK_NAME, locked
+from export.repository.places import Local
 from export.triton_config import read_config
 from export.verify import verify_version, verify_versions, versions_of
+from serving.repository import survey
 from tests.export.conftest import verify_model
 from tickserve.config import ExportSettings
 from tickserve.errors import ArtifactError, ComponentError, DigestMismatchError, UnsafeModelError
@@ -72,8 +76,24 @@ def test_another_largest_batch_is_gated_and_published_anew(
     trees_bundle: Path, repository: Path, settings: ExportSettings
 ) -> None:
     export_bundle(trees_bundle, repository, settings)
-    again = export_bundle(trees_bundle, repository, settings.model_copy(update={"max_batch": 32}))
+    told: list[str] = []
+    larger = settings.model_copy(update={"max_batch": 32})
+    again = export_bundle(trees_bundle, repository, larger, told.append)
     assert (again.version, again.reused) == (2, False)
+    assert "a request may have 16 rows" in told[-1]
+
+
+def test_a_version_that_waits_takes_no_rows_from_the_one_in_force(
+    trees_bundle: Path, repository: Path, settings: ExportSettings
+) -> None:
+    export_bundle(trees_bundle, repository, settings)
+    smaller = settings.model_copy(update={"max_batch": 8})
+    for reused in (False, True):
+        waits = export_bundle(trees_bundle, repository, smaller, terms=Terms(activate=False))
+        assert (waits.version, waits.reused) == (2, reused)
+        assert read_config(repository / NAME / "config.pbtxt").max_batch == 16
+        assert list(survey(repository / NAME).served) == [1]
+        assert [each.error for each in checking.verify(Local(repository)) if each.error] == []
 
 
 @pytest.mark.parametrize("field", ["features", "architecture"])
@@ -323,11 +343,11 @@ def test_something_else_named_like_a_version_is_not_one(
     assert "manifest.json" in str(refused[2])
 
 
-def test_a_version_gated_for_another_largest_batch_is_not_trusted(
+def test_a_version_that_would_be_served_with_more_rows_than_it_was_gated_for_is_not_trusted(
     trees_bundle: Path, repository: Path, settings: ExportSettings
 ) -> None:
     export_bundle(trees_bundle, repository, settings)
     config = repository / NAME / "config.pbtxt"
     config.write_text(config.read_text().replace("max_batch_size: 16", "max_batch_size: 4096"))
-    with pytest.raises(ArtifactError, match=r"max_batch_size.*expected 16, was 4096"):
+    with pytest.raises(ArtifactError, match=r"max_batch_size.*expected at most 16, was 4096"):
         verify_model(repository / NAME)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import shutil
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -18,11 +20,12 @@ import pytest
 
 from serving import loading, memory_sentinel, stubs, triton_files, view
 from serving.embedded import EmbeddedTriton
+from serving.golden import infer
 from serving.swap import Swapped, rollback, swap
 from serving.target import Target
 from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Tiny, edit_config, publish_tiny
 from tickserve.client import Client
-from tickserve.config import SwapSettings
+from tickserve.config import ExportSettings, SwapSettings
 from tickserve.current import read_current
 from tickserve.errors import (
     ArtifactError,
@@ -32,12 +35,14 @@ from tickserve.errors import (
     ServerRejectedError,
     SignatureError,
 )
+from tickserve.manifest import load_manifest
 from tickserve.signing import generate_key, sign_version
 from tickserve.store import sha256_file
 
 QUICK = SwapSettings(drain_quiet_ms=150, memory_requests=64)
 ROWS = np.random.default_rng(7).normal(size=(1, FEATURES)).astype(np.float32)
 LEAKS, DRIFTS = 666, 667
+FEWER = ExportSettings(max_batch=16, preferred_batch_rows=(8, 16))
 
 # The real backend, except that models trained with two certain seeds misbehave once they serve, and a row of sevens
 # takes its time.
@@ -319,6 +324,50 @@ def test_a_changed_configuration_comes_with_the_new_version(served: Served) -> N
     assert served.server.problem is None
 
 
+def rows_of(server: EmbeddedTriton, model: str) -> int:
+    """The largest batch that the server takes, as it tells anyone."""
+    with urllib.request.urlopen(f"http://{server.http_url}/v2/models/{model}/config", timeout=10) as answer:
+        return int(json.load(answer)["max_batch_size"])
+
+
+def answered(server: EmbeddedTriton, tiny: Tiny, rows: int) -> bool:
+    """Whether a request of that many rows is answered, or else refused for them."""
+    connection = http.client.HTTPConnection(server.http_url, timeout=10)
+    try:
+        infer(connection, tiny.name, int(tiny.path.name), {"features": np.repeat(ROWS, rows, axis=0)})
+    except ServerRejectedError as error:
+        if "batch-size must be <=" not in str(error):
+            raise
+        return False
+    finally:
+        connection.close()
+    return True
+
+
+@pytest.mark.system
+def test_a_version_gated_for_fewer_rows_waits_is_swapped_in_and_out(repository: Path) -> None:
+    """64 rows in force; 16 wait; a server starts, swaps to them and back; and starts again with either."""
+    first = Tiny("tiny", np.empty(0), repository / "tiny" / "1", load_manifest(repository / "tiny" / "1"))
+    second = publish_tiny(repository, "tiny", 2, FEWER, activate=False)
+    ids = ids_of(first, second)
+    with EmbeddedTriton(repository, STUBS) as server:
+        assert server.versions["tiny"] == (1,)
+        assert answered(server, first, 64)
+        with traffic(server.http_url, repository, ["tiny"], ids, rate=50, follow_ms=20) as seen:
+            assert swap(server.target, "tiny", 2, settings=QUICK).drained
+            assert rows_of(server, "tiny") == 16
+            assert (answered(server, second, 16), answered(server, second, 17)) == (True, False)
+            assert rollback(server.target, "tiny", settings=QUICK).drained
+        assert (seen.errors, seen.wrong) == ([], [])
+        assert server.versions["tiny"] == (1,)
+        assert answered(server, first, 64)
+        assert swap(server.target, "tiny", 2, settings=QUICK).drained
+    with EmbeddedTriton(repository, STUBS) as server:
+        assert server.versions["tiny"] == (1, 2)
+        assert server.refused == {}
+        assert (answered(server, second, 16), answered(server, second, 17)) == (True, False)
+
+
 def test_a_version_that_is_still_asked_for_stays(served: Served) -> None:
     publish_next(served.repository, "stuck", 2)
     impatient = QUICK.model_copy(update={"drain_timeout_s": 0.5})
@@ -415,8 +464,11 @@ def test_the_sentinel_measures_no_process_it_cannot_see(served: Served) -> None:
 
 @pytest.mark.system
 def test_a_server_elsewhere_swaps_by_the_list_in_the_load_request(repository: Path, tmp_path: Path) -> None:
-    """As production's Triton with explicit control: its own repository, no view, the credential from outside."""
-    publish_next(repository, "tiny", 2)
+    """As production's Triton with explicit control: its own repository, no view, the credential from outside.
+
+    Version 2 takes fewer rows, which is in the load request as well.
+    """
+    publish_tiny(repository, "tiny", 2, FEWER, activate=False)
     server = EmbeddedTriton(repository, ANY_PORTS)
     server.start()
     try:

@@ -138,6 +138,18 @@ def test_contradictions_are_refused(load: Any, text: str, key: str) -> None:
     assert key in str(refused(load, text))
 
 
+def test_a_contradiction_says_where_each_value_came_from(load: Any) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_settings(environ={"TICKSERVE_SERVE__GRPC_PORT": "9100"}, overrides={"serve.http_port": 9100})
+    assert str(caught.value).endswith(
+        "was [9100, 9100, 8002] (http_port from option; grpc_port from environment TICKSERVE_SERVE__GRPC_PORT; "
+        "metrics_port from default)"
+    )
+    text = "[serve]\nhttp_port = 1\ngrpc_port = 1\nmetrics_port = 2"
+    assert str(refused(load, text)).endswith("was [1, 1, 2] (from desk.toml)")
+    assert "default" not in str(refused(load, "[export]\nmax_batch = 16\npreferred_batch_rows = [32]"))
+
+
 @pytest.mark.parametrize(
     "data", [b"", b"  \n\t", b"\xff\xfe[\x00", b"[gbdt\n", b"a = \n", b"a = 1\na = 2", b"\x00", *TOO_MUCH]
 )

@@ -19,7 +19,7 @@ from tickserve.cli.output import emit, out, says, table
 from tickserve.config import Config, ExportSettings
 from tickserve.errors import ArtifactError, GateRefusedError, UsageError
 from tickserve.manifest import Manifest, load_manifest
-from tickserve.model_config import CONFIG_NAME
+from tickserve.model_config import CONFIG_NAME, served_rows
 from tickserve.store import check_writable, write_json_atomic
 
 app = typer.Typer(
@@ -68,7 +68,7 @@ def derive(
         peak,
         service,
         deadline_us=_deadline_us(deadline_ms, settings.export),
-        max_batch=_max_batch(manifest),
+        max_batch=_max_batch(version, manifest),
         max_instances=settings.batching.max_instances,
         allowed=settings.batching.misses,
         bounded=bounded,
@@ -175,10 +175,11 @@ def _deadline_us(deadline_ms: float | None, export: ExportSettings) -> float:
     return float(export.deadline_us) if deadline_ms is None else deadline_ms * 1e3
 
 
-def _max_batch(manifest: Manifest) -> int:
-    if manifest.export is None:
+def _max_batch(version: Path, manifest: Manifest) -> int:
+    rows = served_rows(version, manifest)
+    if rows is None:
         raise ArtifactError("expected a published version, was a bundle", field="export")
-    return manifest.export.max_batch
+    return rows
 
 
 def recorded_peak(
@@ -243,7 +244,9 @@ def measured_service(server: Any, model: str, version: Path, manifest: Manifest,
     inputs, _ = pipeline.golden_inputs(version, manifest)
     measure = stages.load("loadtest.service_times").measure_service
     with Client(server.http_url, manifest=manifest) as client:
-        return measure(server.http_url, client, model, inputs, _max_batch(manifest), config.batching.service_calls)
+        return measure(
+            server.http_url, client, model, inputs, _max_batch(version, manifest), config.batching.service_calls
+        )
 
 
 def _derived(path: Path) -> dict[str, Any]:

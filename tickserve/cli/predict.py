@@ -17,6 +17,7 @@ from tickserve.client._local import LocalModel
 from tickserve.config import Config
 from tickserve.errors import GateRefusedError, SchemaError, UsageError
 from tickserve.manifest import Manifest, load_manifest
+from tickserve.model_config import served_rows
 from tickserve.pipeline import FloatArray
 
 MAX_SHOWN = 20
@@ -29,7 +30,9 @@ def predict(
     ] = "127.0.0.1:8000",
     repository: options.Repository = options.DEFAULT_REPOSITORY,
     data: options.Data = None,
-    last: Annotated[int, typer.Option("--last", min=1, max=4_096, help="With --data: the newest rows.")] = 1,
+    last: Annotated[
+        int | None, typer.Option("--last", min=1, max=4_096, help="With --data: the newest rows; 1 by default.")
+    ] = None,
     rows: Annotated[Path | None, typer.Option("--rows", help="A JSON file: a list of feature rows.")] = None,
     symbol: options.Symbol = None,
     profile: options.Profile = None,
@@ -43,6 +46,8 @@ def predict(
     settings = options.settings_of(config, profile).config
     if data and rows:
         raise UsageError("give one of them", field="--data, --rows")
+    if last is not None and not data:
+        raise UsageError("names the newest rows of market data", field="--last", expected="with --data", was="without")
     version = pipeline.newest_version(repository, model)
     manifest = load_manifest(version)
     inputs: pipeline.Arrays
@@ -52,7 +57,7 @@ def predict(
         built = pipeline.build_features(source, settings)
         if manifest.provenance.symbol not in ("", source.symbol):
             says(f"note: {model} was trained on {manifest.provenance.symbol}, this data is {source.symbol}")
-        inputs, times = _last(built, manifest, last, version)
+        inputs, times = _last(built, manifest, last or 1, version)
     elif rows:
         inputs = _as_inputs(_rows_of(rows), manifest, version)
     else:
@@ -114,7 +119,7 @@ def _ask(
     """The answers of exactly `version`: one that a server has not loaded is said as that, not as a foreign answer."""
     transport = options.transport_to(url, config)
     count = len(inputs[manifest.inputs[0].name])
-    limit = manifest.export.max_batch if manifest.export else count
+    limit = served_rows(version, manifest) or count
     starts = range(0, count or 1, limit)
     resilience = None if url.startswith("local://") else Resilience.of(config.client)
     with Client(
