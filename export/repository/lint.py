@@ -88,9 +88,9 @@ def _config(repository: Repository, model: str) -> Iterator[Finding]:
     for field in EXPLICIT:
         if field not in given:
             yield Finding("warning", "explicit", place, f"{field} is not set: Triton would choose")
+    yield from _largest(repository, model, options, place)
     yield from _batching(config, place)
     yield from _gated(repository, model, options, place)
-    yield from _largest(repository, model, options, place)
     for broken in rules.lint(rules.setting_of_config(path)):
         yield Finding("warning", "batching", place, f"{broken.field}: {broken.reason}")
     versions = repository.versions(model)
