@@ -90,9 +90,9 @@ def _config(repository: Repository, model: str) -> Iterator[Finding]:
     for field in EXPLICIT:
         if field not in given:
             yield Finding("warning", "explicit", place, f"{field} is not set: Triton would choose")
+    yield from _largest(repository, model, options, place)
     yield from _batching(config, place)
     yield from _gated(repository, model, options, place)
-    yield from _largest(repository, model, options, place)
     for found in rules.lint(rules.setting_of_config(path)):
         yield Finding("note" if found.note else "warning", "batching", place, f"{found.field}: {found.reason}")
     versions = repository.versions(model)

@@ -162,6 +162,13 @@ def test_it_is_so_in_a_copy_too(every: bool, waiting: Local, tmp_path: Path) -> 
     assert serves(copy) == (8, [1, 2])
 
 
+def test_a_version_that_comes_into_a_copy_takes_its_rows_along(waiting: Local, tmp_path: Path) -> None:
+    copy = Local(tmp_path / "copy")
+    for version, then in ((1, (16, [1])), (2, (8, [1, 2]))):
+        transfer(waiting, copy, keep=KEEP, terms=Terms(), version=version)
+        assert serves(copy) == then
+
+
 def test_a_sync_never_shows_a_version_with_more_rows(
     waiting: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,10 +18,12 @@ import numpy as np
 import psutil
 import pytest
 
+from export.repository import force
+from export.repository.places import Local
 from serving import loading, memory_sentinel, stubs, triton_files, view
 from serving.embedded import EmbeddedTriton
 from serving.golden import infer
-from serving.swap import Swapped, rollback, swap
+from serving.swap import KEEP, Swapped, rollback, swap
 from serving.target import Target
 from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Tiny, edit_config, publish_tiny
 from tickserve.client import Client
@@ -42,7 +44,7 @@ from tickserve.store import sha256_file
 QUICK = SwapSettings(drain_quiet_ms=150, memory_requests=64)
 ROWS = np.random.default_rng(7).normal(size=(1, FEATURES)).astype(np.float32)
 LEAKS, DRIFTS = 666, 667
-FEWER = ExportSettings(max_batch=16, preferred_batch_rows=(8, 16))
+FEWER = ExportSettings(max_batch=8, preferred_batch_rows=(4, 8))  # fewer than the golden rows, too
 
 # The real backend, except that models trained with two certain seeds misbehave once they serve, and a row of sevens
 # takes its time.
@@ -330,6 +332,11 @@ def rows_of(server: EmbeddedTriton, model: str) -> int:
         return int(json.load(answer)["max_batch_size"])
 
 
+def noted(server: EmbeddedTriton, rows: list[int]) -> Callable[..., None]:
+    """What a swap calls at its flip: it keeps the largest batch of `tiny` while both versions are loaded."""
+    return lambda *_: rows.append(rows_of(server, "tiny"))
+
+
 def answered(server: EmbeddedTriton, tiny: Tiny, rows: int) -> bool:
     """Whether a request of that many rows is answered, or else refused for them."""
     connection = http.client.HTTPConnection(server.http_url, timeout=10)
@@ -346,17 +353,19 @@ def answered(server: EmbeddedTriton, tiny: Tiny, rows: int) -> bool:
 
 @pytest.mark.system
 def test_a_version_gated_for_fewer_rows_waits_is_swapped_in_and_out(repository: Path) -> None:
-    """64 rows in force; 16 wait; a server starts, swaps to them and back; and starts again with either."""
+    """64 rows in force; 8 wait; a server starts, swaps to them and back; and starts again with either."""
     first = Tiny("tiny", np.empty(0), repository / "tiny" / "1", load_manifest(repository / "tiny" / "1"))
     second = publish_tiny(repository, "tiny", 2, FEWER, activate=False)
     ids = ids_of(first, second)
+    both: list[int] = []
     with EmbeddedTriton(repository, STUBS) as server:
         assert server.versions["tiny"] == (1,)
         assert answered(server, first, 64)
         with traffic(server.http_url, repository, ["tiny"], ids, rate=50, follow_ms=20) as seen:
-            assert swap(server.target, "tiny", 2, settings=QUICK).drained
-            assert rows_of(server, "tiny") == 16
-            assert (answered(server, second, 16), answered(server, second, 17)) == (True, False)
+            assert swap(server.target, "tiny", 2, settings=QUICK, flipped=noted(server, both)).drained
+            assert both == [8], "while both are loaded too"
+            assert rows_of(server, "tiny") == 8
+            assert (answered(server, second, 8), answered(server, second, 9)) == (True, False)
             assert rollback(server.target, "tiny", settings=QUICK).drained
         assert (seen.errors, seen.wrong) == ([], [])
         assert server.versions["tiny"] == (1,)
@@ -365,7 +374,10 @@ def test_a_version_gated_for_fewer_rows_waits_is_swapped_in_and_out(repository: 
     with EmbeddedTriton(repository, STUBS) as server:
         assert server.versions["tiny"] == (1, 2)
         assert server.refused == {}
-        assert (answered(server, second, 16), answered(server, second, 17)) == (True, False)
+        assert (answered(server, second, 8), answered(server, second, 9)) == (True, False)
+        force.rollback(Local(repository), "tiny", 1, keep=KEEP)  # in the files, for whoever starts a server
+        assert swap(server.target, "tiny", 1, settings=QUICK).drained
+        assert answered(server, first, 64)
 
 
 def test_a_version_that_is_still_asked_for_stays(served: Served) -> None:
@@ -477,7 +489,9 @@ def test_a_server_elsewhere_swaps_by_the_list_in_the_load_request(repository: Pa
         for grpc in (server.grpc_url, None):
             away = Target(server.http_url, grpc, server.credential, repository)
             old = loading.Loader(away, "tiny", 20).served()
-            done = swap(away, "tiny", 3 - old[0], settings=QUICK)
+            both: list[int] = []
+            done = swap(away, "tiny", 3 - old[0], settings=QUICK, flipped=noted(server, both))
+            assert both == [8]
             assert done.drained
             assert "not measured" in str(done.memory)
             assert away.control.versions("tiny") == (3 - old[0],)
