@@ -83,6 +83,7 @@ bench: $(READY)
 	$(BIN)/python -m benchmarks.inprocess
 	$(BIN)/python -m benchmarks.asyncio_clients
 	$(BIN)/python -m benchmarks.shared_memory
+	$(BIN)/python -m benchmarks.warmth
 	$(BIN)/python -m benchmarks.overhead
 	$(BIN)/python -m benchmarks.wire_compression
 	$(BIN)/python -m benchmarks.fixed_rate

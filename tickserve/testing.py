@@ -17,6 +17,7 @@ import numpy.typing as npt
 from tickserve.client._client import Client
 from tickserve.client._core import Core
 from tickserve.client._transport import DTYPES, Array, InferRequest, InferResponse
+from tickserve.client._warm import Warmed, deadline_of
 from tickserve.errors import DeadlineExceededError, ModelNotFoundError, RequestError, UsageError
 from tickserve.features.spec import FeatureSpec
 from tickserve.manifest import (
@@ -191,6 +192,11 @@ class MockClient(Client):
         self._transport: Any = transport
         self._core = Core(dict(manifests), **(known | options))
         self._infer = transport.infer
+
+    def warm(self, model: str | None = None, *, deadline_ms: float = 1_000) -> tuple[Warmed, ...]:
+        """As if all were reached at once; the script is left to the calls that decide."""
+        deadline_of(deadline_ms)
+        return tuple(Warmed("mock", name, 0.0, None) for name in self._core.to_rehearse(model))
 
 
 def mock_client(

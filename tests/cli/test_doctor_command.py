@@ -20,6 +20,7 @@ def test_doctor_finds_what_the_demo_needs(tickserve: Run) -> None:
     findings = {item["what"]: item for item in json.loads(done.stdout)}
     assert findings["numpy"]["ok"]
     assert findings["stage folders"]["ok"]
+    assert {"woken late from a sleep", "held up while running"} <= findings.keys()
     assert all(item["fix"] for item in findings.values() if not item["ok"])
     assert not any(item["fix"] for item in findings.values() if item["ok"])
     assert {item["ok"] for item in findings.values()} <= {True, False, None}

@@ -158,6 +158,20 @@ def test_a_look_after_a_pause_waits_within_its_bound(repository: Path) -> None:
     hasty.look_until(lambda: hasty.pinned == 1)
 
 
+def test_who_looks_aside_does_not_wait_and_the_next_call_after_a_pause_does(repository: Path) -> None:
+    asked = Asked()
+    following = Following(repository, asked, every_ms=SLOW_S * 1e3, patience_s=30)
+    following.follower._next_ns = 0
+    asked.go.clear()
+    write_current(repository / following.model, 2)
+    following.follower.look_aside()
+    assert (following.taken, len(asked.questions)) == ([1], 1)
+    following.follower._called_ns -= 10**9
+    threading.Timer(0.05, asked.go.set).start()
+    following.follower.look()
+    assert (following.taken, len(asked.questions)) == ([1, 2], 1)
+
+
 def test_several_models_share_the_wait(tmp_path: Path, make_manifest: MakeManifest) -> None:
     names = [f"model{number}" for number in range(5)]
     for name in names:

@@ -119,6 +119,14 @@ def test_a_made_manifest_survives_being_written_and_read() -> None:
         assert again.classes == CLASSES
 
 
+def test_warming_takes_nothing_from_the_script() -> None:
+    client = mock_client(make_manifest())
+    assert [each.error for each in client.warm()] == [None]
+    assert not client.transport.requests
+    with pytest.raises(UsageError, match="deadline_ms"):
+        client.warm(deadline_ms=0)
+
+
 def test_unknown_options_are_refused() -> None:
     with pytest.raises(UsageError, match="transport"):
         mock_client(make_manifest(), transport="http")

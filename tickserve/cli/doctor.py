@@ -8,7 +8,7 @@ import typer
 
 from tickserve.cli import options
 from tickserve.cli.output import emit, table
-from tickserve.doctor import accelerator, installed, kernel, optimizations, threads
+from tickserve.doctor import accelerator, installed, jitter, kernel, optimizations, threads
 from tickserve.errors import ComponentError
 
 
@@ -29,7 +29,9 @@ def doctor(
         columns = ("optimisation", "", "why", "set by")
         emit([each.to_json() for each in found], as_json, lambda: table("optimisations", columns, rows))
         return
-    findings = [*installed.findings(), *threads.findings(), *kernel.findings(), *accelerator.findings()]
+    # Jitter first: libraries that load have the machine busy for a while after.
+    shaken = jitter.findings()
+    findings = [*installed.findings(), *threads.findings(), *kernel.findings(), *shaken, *accelerator.findings()]
     lines = [(item.what, item.found, item.word, "" if item.ok else item.fix) for item in findings]
     columns = ("what", "found", "", "fix")
     emit([item.to_json() for item in findings], as_json, lambda: table("doctor", columns, lines))

@@ -16,6 +16,7 @@ from tickserve.client._resilience import Resilience
 from tickserve.client._risk import RiskActions
 from tickserve.client._tls import Tls
 from tickserve.client._transport import InferRequest, InferResponse, Tensor, Transport
+from tickserve.client._warm import Warmed
 
 if TYPE_CHECKING:
     from tickserve.client._async import AsyncClient
@@ -36,6 +37,7 @@ __all__ = [
     "Tensor",
     "Tls",
     "Transport",
+    "Warmed",
     "load_manifests",
     "local_credential",
     "newest_versions",

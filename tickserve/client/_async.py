@@ -10,6 +10,7 @@ from typing import Any
 from tickserve.client._async_grpc import AsyncGrpcTransport
 from tickserve.client._async_http import AsyncHttpTransport
 from tickserve.client._async_replicas import AsyncGuarded, AsyncReplicas, AsyncTransport
+from tickserve.client._async_warm import AsyncKeeper, warm
 from tickserve.client._check import Inputs
 from tickserve.client._core import Core, Prepared
 from tickserve.client._fallback import FallbackName, FallbackPolicy
@@ -22,6 +23,7 @@ from tickserve.client._risk import RiskActions
 from tickserve.client._tls import Tls
 from tickserve.client._transport import InferRequest, InferResponse
 from tickserve.client._url import Endpoint, TransportName
+from tickserve.client._warm import Warmed
 from tickserve.errors import RequestError, UsageError
 from tickserve.manifest import Manifest
 from tickserve.signal import Signal
@@ -65,6 +67,7 @@ class AsyncClient:
         observer: Observer | Sequence[Observer] | None = None,
         risk_actions: str | os.PathLike[str] | RiskActions | None = None,
         require_features: bool = False,
+        keep_warm_ms: float | None = None,
     ) -> None:
         urls = addresses(url)
         self._transport, replica = _open(urls, transport, resilience, tls)
@@ -80,8 +83,13 @@ class AsyncClient:
         )
         if follow_ms is not None:
             self._core.follow(manifest, follow_ms, readiness(urls, transport, tls, self._transport))
+        self._keeper: AsyncKeeper | None = None
+        if keep_warm_ms is not None:
+            self._core.idle = self._keeper = AsyncKeeper(self._core, self._transport, keep_warm_ms)
 
     async def __aenter__(self) -> AsyncClient:
+        if self._keeper is not None:
+            self._keeper.start()
         return self
 
     async def __aexit__(
@@ -114,6 +122,10 @@ class AsyncClient:
         """Close the connections; idempotent. A call after this raises UsageError."""
         self._core.close()
         self._transport.close()
+
+    async def warm(self, model: str | None = None, *, deadline_ms: float = 1_000) -> tuple[Warmed, ...]:
+        """What `Client.warm` does, on all replicas at once."""
+        return await warm(self._core, self._transport, model, deadline_ms)
 
     async def score(
         self,

@@ -18,7 +18,7 @@ from time import monotonic_ns
 from typing import Generic, TypeVar, cast
 
 from tickserve.client import _parked
-from tickserve.client._pool import as_error
+from tickserve.client._pool import SPARE, as_error
 from tickserve.client._socket import (
     DeadlinePassedError,
     DisconnectedError,
@@ -193,6 +193,15 @@ class AsyncLineTransport(Generic[R]):
             raise as_error(error, self.address) from error
         return AsyncLinePending(self, line, message, request.request_id, deadline_ns)
 
+    async def spare(self, deadline_ns: int) -> None:
+        """Have a connection left for whoever calls beside the next call. Raises RequestError."""
+        self._settle_here()
+        try:
+            while sum(line.open for line in self._idle) < SPARE and not self._closed:
+                self.settle(await self.connect(deadline_ns))
+        except WireError as error:
+            raise as_error(error, self.address) from error
+
     async def connect(self, by_ns: int) -> AsyncLine[R]:
         """A new connection. Raises WireError."""
         loop = asyncio.get_running_loop()
@@ -244,7 +253,7 @@ class AsyncLineTransport(Generic[R]):
             timer.cancel()
             self.settle(line)
 
-    def _take(self) -> AsyncLine[R] | None:
+    def _settle_here(self) -> None:
         loop = asyncio.get_running_loop()
         if loop is not self._loop:  # another asyncio.run: the old loop's connections went with it
             if self._loop is not None and self._loop.is_running():
@@ -252,6 +261,9 @@ class AsyncLineTransport(Generic[R]):
             self._idle.clear()
             self._parked.clear()
             self._loop = loop
+
+    def _take(self) -> AsyncLine[R] | None:
+        self._settle_here()
         while self._idle:
             line = self._idle.pop()
             if line.open:

@@ -87,6 +87,11 @@ class AsyncGuarded:
             breaker.succeeded()
         return response
 
+    @property
+    def replicas(self) -> tuple[Server, ...]:
+        """The one server."""
+        return self._balance.replicas
+
     def close(self) -> None:
         """Close the transport."""
         self._transport.close()
@@ -107,6 +112,11 @@ class AsyncReplicas:
 
     def __init__(self, servers: Sequence[tuple[str, AsyncTransport]], resilience: Resilience) -> None:
         self._balance: Balance[AsyncTransport] = Balance(servers, resilience)
+
+    @property
+    def replicas(self) -> tuple[Server, ...]:
+        """Every server."""
+        return self._balance.replicas
 
     def close(self) -> None:
         """Close every transport."""

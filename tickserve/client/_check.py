@@ -114,6 +114,11 @@ class Contract:
             tensors.append(Tensor(rule.name, rule.datatype, array.shape, array.tobytes()))
         return Checked(tuple(tensors), batch, flags)
 
+    def zeros(self) -> Inputs:
+        """One row of zeros as an engine gives it: an array where there is one input, else by tensor name."""
+        rows = {rule.name: np.zeros((1, *rule.shape), rule.dtype) for rule in self._inputs}
+        return next(iter(rows.values())) if len(rows) == 1 else rows
+
     def check_features(self, columns: Sequence[str] | None, digest: str | None) -> None:
         """Refuse features of another spec or in another order than the model was trained on."""
         if digest is not None and not (isinstance(digest, str) and digest == self.feature_digest):

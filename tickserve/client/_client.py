@@ -15,6 +15,7 @@ from tickserve.client._check import Inputs
 from tickserve.client._core import Core, Prepared
 from tickserve.client._credential import Credential
 from tickserve.client._fallback import FallbackName, FallbackPolicy
+from tickserve.client._keep_warm import Keeper
 from tickserve.client._local import local_path
 from tickserve.client._manifests import Manifests
 from tickserve.client._observer import Observer
@@ -24,6 +25,7 @@ from tickserve.client._resilience import Resilience
 from tickserve.client._risk import RiskActions
 from tickserve.client._tls import Tls
 from tickserve.client._url import TransportName
+from tickserve.client._warm import Warmed, warm
 from tickserve.errors import RequestError
 from tickserve.manifest import Manifest
 from tickserve.signal import Signal
@@ -57,6 +59,7 @@ class Client:
     - `risk_actions`: the action file of `tickserve monitor export`, or `RiskActions(path, ...)`: signals are labelled,
       their `size_factor` is lowered, or no position is taken, as it says (docs/drift.md).
     - `require_features`: a call that gives neither `feature_digest` nor `columns` is refused before it is sent.
+    - `keep_warm_ms`: after so long without a call, a thread makes calls that decide nothing (docs/client.md, Warmth).
 
     Safe for threads. A forked child connects anew. A lone call looks for its answer for up to 0.4 ms before it sleeps.
     A host name is looked up once; a connection that cannot be made has it looked up again.
@@ -79,6 +82,7 @@ class Client:
         observer: Observer | Sequence[Observer] | None = None,
         risk_actions: str | os.PathLike[str] | RiskActions | None = None,
         require_features: bool = False,
+        keep_warm_ms: float | None = None,
     ) -> None:
         urls = addresses(url)
         self._transport, replica = open_servers(urls, transport, resilience, tls, credential)
@@ -95,6 +99,8 @@ class Client:
             )
             if follow_ms is not None:
                 self._core.follow(manifest, follow_ms, readiness(urls, transport, tls, self._transport))
+            if keep_warm_ms is not None:
+                self._core.idle = Keeper(self._core, self._transport, keep_warm_ms)
         except BaseException:
             self._transport.close()
             raise
@@ -138,6 +144,18 @@ class Client:
         """Close the connections; idempotent. A call after this raises UsageError."""
         self._core.close()
         self._transport.close()
+
+    def warm(self, model: str | None = None, *, deadline_ms: float = 1_000) -> tuple[Warmed, ...]:
+        """Connect to every replica and score a few rows of zeros there, on `model` or on every pinned one.
+
+        So a session's first call is not the cold one. It is no decision: no observer, fallback, breaker or statistic
+        hears of it. What was reached is in the answer, a `Warmed` for each model and replica; a server that does not
+        answer is an `error` in it and nothing is raised. `deadline_ms` covers all of it; each replica may take its
+        share of what is left. A version that is loaded in this process cannot be interrupted.
+
+        Raises UsageError, InputRejectedError and ModelNotFoundError for a closed client and wrong arguments.
+        """
+        return warm(self._core, self._transport, model, deadline_ms)
 
     def score(
         self,

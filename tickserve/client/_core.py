@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from typing import Protocol
 
 from tickserve.client._arguments import (
     MAX_REQUEST_ID,
@@ -41,6 +42,19 @@ from tickserve.signal import Signal
 
 MOST_PATIENCE_MS = 250.0
 
+
+class Idle(Protocol):
+    """Told of each call as it begins."""
+
+    def called(self, model: str, now_ns: int) -> None:
+        """The engine calls `model`. It must return in less than a microsecond."""
+        ...
+
+    def close(self) -> None:
+        """No call follows; idempotent."""
+        ...
+
+
 # What a call has come to before it is sent; without a request its signal is known already.
 Prepared = tuple[Pinned, Checked, InferRequest | None]
 
@@ -71,6 +85,7 @@ class Core:
         self._bind_fallback(self._pinned)
         self.statistics = Statistics()
         self.follower: Follower | None = None
+        self.idle: Idle | None = None
         self._risk = choose_risk(risk_actions)
         self._require_features = yes_or_no("require_features", require_features)
         self.closed = False
@@ -83,6 +98,8 @@ class Core:
     def close(self) -> None:
         """No call begins after this; idempotent."""
         self.closed = True
+        if self.idle is not None:
+            self.idle.close()
         if self._risk is not None:
             self._risk.close()
 
@@ -115,8 +132,7 @@ class Core:
     def open_call(self, request_id: str | None) -> Call:
         """A call that begins now. Raises UsageError when the client is closed."""
         started = time.monotonic_ns()
-        if self.closed:
-            raise UsageError("the client is closed", hint="open another one")
+        self._check_open()
         if self.follower is not None:
             self.follower.look()
         # An observer alone is told when the call began on the clock of the wall.
@@ -147,6 +163,8 @@ class Core:
         lane = None if priority is None else check_lane(priority)
         pinned = self._pin_of(model, version)
         contract, asked = pinned
+        if self.idle is not None:
+            self.idle.called(contract.name, call.started)
         if self._risk is not None:
             call.risk = self._risk.of(contract.name, call.started)
         if columns is not None or feature_digest is not None:
@@ -228,6 +246,40 @@ class Core:
         assert checked is not None  # noqa: S101 - refused input gets no number
         return call.stale(pinned, checked, f"; {type(error).__name__}: {error}")
 
+    def to_rehearse(self, model: str | None) -> list[str]:
+        """`model`, or all that are pinned. Raises UsageError, InputRejectedError and ModelNotFoundError."""
+        self._check_open()
+        self.look_aside()
+        if model is not None:
+            return [self._pin_of(model, None).contract.name]
+        if not self._pinned:
+            raise _nothing_pinned()
+        return list(self._pinned)
+
+    def look_aside(self) -> None:
+        """Follow the repository, where the client does, without waiting for any server."""
+        if self.follower is not None:
+            self.follower.look_aside()
+
+    def rehearse(self, model: str) -> tuple[Pinned, InferRequest]:
+        """A request for one row of zeros, as the engine would send it, which is no call of the engine's.
+
+        Raises RequestError.
+        """
+        pinned = self._pin_of(model, None)
+        contract, asked = pinned
+        checked = contract.check_inputs(contract.zeros())
+        fields = (contract.name, asked, self._ids.next(), self._budget[1], checked.tensors, None)
+        return pinned, named(InferRequest, fields)
+
+    def rehearsed(self, pinned: Pinned, request: InferRequest, response: InferResponse) -> None:
+        """Hold the answer to a request of `rehearse` against the manifest. Raises ProtocolError."""
+        pinned.contract.check_response(response, 1, pinned.version, request.request_id)
+
+    def _check_open(self) -> None:
+        if self.closed:
+            raise UsageError("the client is closed", hint="open another one")
+
     def _observed(self, call: Call, prepared: Prepared, signal: Signal) -> Signal:
         self.statistics.signal(signal.status)
         if self._observer is not None:
@@ -259,7 +311,7 @@ class Core:
         except ValueError as error:
             raise InputRejectedError(str(error), field="model") from error
         if not self._pinned:
-            raise UsageError("no model is pinned", field="manifest", expected="Client(url, manifest=...)", was="none")
+            raise _nothing_pinned()
         raise ModelNotFoundError(
             f"no manifest is pinned for model {model!r}", field="model", expected=", ".join(sorted(self._pinned)[:8])
         )
@@ -286,6 +338,10 @@ class Core:
 
     def _too_old(self, age_us: float | None) -> bool:
         return self._max_age_us is not None and age_us is not None and age_us > self._max_age_us
+
+
+def _nothing_pinned() -> UsageError:
+    return UsageError("no model is pinned", field="manifest", expected="Client(url, manifest=...)", was="none")
 
 
 def _budget(milliseconds: float) -> tuple[int, int]:

@@ -39,6 +39,7 @@ class _Change:
         self.folder, self.version = folder, int(folder.name)
         self.problem: str | None = None
         self.told = False
+        self.waited = True  # whether the one call that waits for the answer has come
         self.again_ns = 0
         self.answered: threading.Event | None = None  # of the question that is under way; None: nobody asks
 
@@ -77,20 +78,33 @@ class Follower:
         """Repin what has changed since the last look. What cannot be trusted is logged, and the old pin holds."""
         now = time.monotonic_ns()
         called, self._called_ns = self._called_ns, now
+        paused = now - called > min(self._every_ns, PAUSE_NS)
+        if paused and not all(change.waited for change in list(self._changes.values())):
+            self._next_ns = 0  # who looked aside left the waiting to this call
+        self._look(now, paused=paused)
+
+    def look_aside(self) -> None:
+        """Look for whoever is no call: nothing is waited for, and the next call after a pause still waits."""
+        self._look(time.monotonic_ns(), paused=False, aside=True)
+
+    def _look(self, now: int, *, paused: bool, aside: bool = False) -> None:
         # Another thread that looks just now does it for this one too: its own call begins before the flip or after.
         if now < self._next_ns or not self._lock.acquire(blocking=False):
             return
         try:
             self._next_ns = now + self._every_ns
-            paused = now - called > min(self._every_ns, PAUSE_NS)
             until = time.monotonic() + (self._patience_s if paused else 0.0)  # for all models together
             for model, seen in self._seen.items():
                 mark = _mark(self._repository / model / CURRENT_NAME)
                 if mark is not None and mark != seen:
                     self._seen[model] = mark
-                    self._notice(model, until)
+                    self._notice(model, until, aside=aside)
                 elif model in self._changes:
-                    self._go_over(model, self._changes[model])
+                    change = self._changes[model]
+                    if not aside and not change.waited:
+                        change.waited = True
+                        _wait(change, until)
+                    self._go_over(model, change)
         finally:
             self._lock.release()
 
@@ -100,7 +114,7 @@ class Follower:
         for change in self._changes.values():
             change.answered = None
 
-    def _notice(self, model: str, until: float) -> None:
+    def _notice(self, model: str, until: float, *, aside: bool) -> None:
         """Take what `current.json` says by now, or begin to ask for it and wait for the answer `until` then."""
         before, folder = self._changes.pop(model, None), self._in_force(model)
         if folder is None:
@@ -110,11 +124,10 @@ class Follower:
             self._take(model, folder)
             return
         change.told = before is not None and before.told and before.version == change.version
+        change.waited = not aside
         self._changes[model] = change
         self._ask(model, change)
-        left_s = until - time.monotonic()
-        if left_s > 0 and change.answered is not None:
-            change.answered.wait(left_s)
+        _wait(change, until)
         self._go_over(model, change)
 
     def _go_over(self, model: str, change: _Change) -> None:
@@ -169,6 +182,12 @@ class Follower:
             self._repin({model: folder})
         except (TickserveError, OSError) as error:
             _refuse(model, error)
+
+
+def _wait(change: _Change, until: float) -> None:
+    left_s = until - time.monotonic()
+    if left_s > 0 and change.answered is not None:
+        change.answered.wait(left_s)
 
 
 def _refuse(model: str, error: Exception) -> None:

@@ -18,12 +18,40 @@ class Forked(Protocol):
         ...
 
 
+class Paused(Protocol):
+    """Has a thread in native code now and then, whose locks would be held for ever in a child."""
+
+    def before_fork(self) -> None:
+        """Stop there until `fork_over`; called before each fork."""
+        ...
+
+    def fork_over(self) -> None:
+        """Go on; called in the parent."""
+        ...
+
+
 _watched: WeakSet[Forked] = WeakSet()
+_paused: WeakSet[Paused] = WeakSet()
 
 
 def renew_after_fork(holder: Forked) -> None:
     """Have `holder.after_fork()` called in every child that is forked while `holder` lives."""
     _watched.add(holder)
+
+
+def pause_at_fork(holder: Paused) -> None:
+    """Have `holder` stop while its process forks."""
+    _paused.add(holder)
+
+
+def _before() -> None:
+    for holder in list(_paused):
+        holder.before_fork()
+
+
+def _in_parent() -> None:
+    for holder in list(_paused):
+        holder.fork_over()
 
 
 def _in_child() -> None:
@@ -32,4 +60,4 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # absent where there is no fork
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(before=_before, after_in_parent=_in_parent, after_in_child=_in_child)

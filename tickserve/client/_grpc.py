@@ -62,6 +62,13 @@ class GrpcTransport:
             raise as_error(error, self._authority) from error
         return decode(answer)
 
+    def spare(self, deadline_ns: int) -> None:
+        """Have a connection left for whoever calls beside the next call. Raises RequestError."""
+        try:
+            self._pool.spare(deadline_ns)
+        except WireError as error:
+            raise as_error(error, self._authority) from error
+
     def begin(self, request: InferRequest, deadline_ns: int, connect_by_ns: int) -> LinePending[Answer]:
         """The first half of `infer`: what is given waits and receives. Raises RequestError."""
         return begin_on(

@@ -74,6 +74,13 @@ class HttpTransport:
             raise as_error(error, self._authority) from error
         return decode(reply, request.request_id)
 
+    def spare(self, deadline_ns: int) -> None:
+        """Have a connection left for whoever calls beside the next call. Raises RequestError."""
+        try:
+            self._pool.spare(deadline_ns)
+        except WireError as error:
+            raise as_error(error, self._authority) from error
+
     def begin(self, request: InferRequest, deadline_ns: int, connect_by_ns: int) -> LinePending[Reply]:
         """The first half of `infer`: what is given waits and receives. Raises RequestError."""
         message, identity = encode(request, self._authority), request.request_id

@@ -25,6 +25,8 @@ from tickserve.client._tls import UntrustedError, secured
 from tickserve.client._url import Endpoint
 from tickserve.errors import CertificateError, DeadlineExceededError, ProtocolError, RequestError, TransportError
 
+SPARE = 2
+
 R = TypeVar("R", covariant=True)
 
 
@@ -118,6 +120,11 @@ class Pool(Generic[C]):
             self.parked.add(connection)
         else:
             connection.close()
+
+    def spare(self, deadline_ns: int) -> None:
+        """Have two connections idle: one for whoever asks now, one for who asks meanwhile. Raises WireError."""
+        while len(self._idle) < SPARE and not self.closed:
+            self.give(self.open(deadline_ns))
 
     def keep(self, connection: C) -> None:
         """Take a connection back after an exchange, or close it when it cannot be used again."""

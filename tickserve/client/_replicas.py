@@ -55,6 +55,11 @@ class Guarded:
             breaker.succeeded()
         return response
 
+    @property
+    def replicas(self) -> tuple[Server, ...]:
+        """The one server."""
+        return self._balance.replicas
+
     def close(self) -> None:
         """Close the transport."""
         self._transport.close()
@@ -75,6 +80,11 @@ class Replicas:
 
     def __init__(self, servers: Sequence[tuple[str, Transport]], resilience: Resilience) -> None:
         self._balance: Balance[Transport] = Balance(servers, resilience)
+
+    @property
+    def replicas(self) -> tuple[Server, ...]:
+        """Every server."""
+        return self._balance.replicas
 
     def close(self) -> None:
         """Close every transport."""
