@@ -33,7 +33,7 @@ from export.tensorrt.target import Target, missing
 from export.triton_config import build_config, parse_config
 from serving.embedded import EmbeddedTriton
 from tests.export import tiny
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.client import Client
 from tickserve.config import Config, ExportSettings, ServeSettings, TensorrtSettings
 from tickserve.errors import (
