@@ -112,9 +112,10 @@ main()
 
 @pytest.mark.parametrize("number", SIGNALS)
 @pytest.mark.parametrize(("code", "undone"), [(WHILE_IMPORTED, ""), (WHILE_RUNNING, "undone\n")])
-def test_a_command_that_is_told_to_end_says_one_line(root: Path, code: str, undone: str, number: int) -> None:
-    command = [sys.executable, "-c", code, "serve", str(int(number))]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=60)
+def test_a_command_that_is_told_to_end_says_one_line(tmp_path: Path, code: str, undone: str, number: int) -> None:
+    (tmp_path / "command.py").write_text(code)
+    command = [sys.executable, "-m", "command", "serve", str(int(number))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (128 + number, undone, "interrupted\n")
 
 
