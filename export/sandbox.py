@@ -99,6 +99,8 @@ def _worker(source: int, kind: str, size: int, limits: Limits) -> Iterator[subpr
             stderr=subprocess.DEVNULL,
             cwd="/",
             env={"PATH": os.defpath} | ONE_THREAD,
+            # A terminal's Ctrl-C is not for it: a check that died of that would be taken for the model's fault.
+            process_group=0,
         )
     except OSError as error:
         raise ComponentError(f"the process that checks model files cannot start: {error.strerror}") from error

@@ -206,24 +206,30 @@ class EmbeddedTriton:
             # A taken port is reported before anything else is done.
             self._surveys = self._verified()
         sweep()
-        self._open_folder()
         try:
+            self._open_folder()
             self._start_on_ports(files)
             self._check_answers()
             self._ready = True
             self._supervise()
-        except BaseException:
+        except Exception:
             self.stop()
+            raise
+        except BaseException:  # told to end: nobody has asked this server anything yet, so it is not waited for
+            self._end(patience_s=0)
             raise
 
     def stop(self) -> None:
         """End the server and its stubs and remove its folder; may be called again, and before `start`."""
+        self._end(self._settings.stop_timeout_s)
+
+    def _end(self, patience_s: float) -> None:
         bad, self._ready = self.problem is not None, False
         if self._supervisor is not None:
             self._supervisor.stop()
             self._supervisor = None
         if self._process is not None:
-            self._process.stop(self._settings.stop_timeout_s)
+            self._process.stop(patience_s)
             self._process = self._secret = None
         self.tail()
         if self._folder is not None:
@@ -307,6 +313,7 @@ class EmbeddedTriton:
         command = self._command(files, backends, models, prefix)
         variables = environment(files, backends, self._settings)
         self._process = ServerProcess(command, variables, self._log, prefix, self._empty_folder())
+        self._process.start()
         self._wait_ready(time.monotonic() + self._settings.start_timeout_s)
 
     def _empty_folder(self) -> Path:

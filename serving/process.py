@@ -37,9 +37,10 @@ LAUNCH = (
 
 
 class ServerProcess:
-    """A running server. `shm_prefix` names the shared memory that belongs to it and is removed with it.
+    """A server that runs from `start` to `stop`.
 
-    `folder` is where it runs: an empty one, because its Python processes import from there before anywhere else.
+    `shm_prefix` names the shared memory that belongs to it and is removed with it. `folder` is where it runs: an empty
+    one, because its Python processes import from there before anywhere else.
     """
 
     def __init__(
@@ -51,6 +52,11 @@ class ServerProcess:
         self._failure: OSError | None = None
         # A daemon: an interpreter that exits without stop() must not wait here; the death signal ends the server then.
         self._keeper = threading.Thread(target=self._keep, args=(command, env), name="triton-keeper", daemon=True)
+        self._wanted = False
+
+    def start(self) -> None:
+        """Start it; whatever this raises (Ctrl-C too), `stop` ends what was started. Raises ServerStartError."""
+        self._wanted = True
         self._keeper.start()
         self._started.wait()
         if self._process is None:
@@ -59,7 +65,7 @@ class ServerProcess:
     @property
     def pid(self) -> int:
         """Process id of the server, which also leads its process group."""
-        assert self._process is not None  # noqa: S101 - held by __init__
+        assert self._process is not None  # noqa: S101 - held by `start`
         return self._process.pid
 
     @property
@@ -78,6 +84,10 @@ class ServerProcess:
 
     def stop(self, timeout_s: float) -> None:
         """Ask the server to end, then end its process group. Returns when every process of it is gone."""
+        if self._wanted:
+            self._started.wait(KILL_WAIT_S)
+        if self._process is None:
+            return
         with suppress(ProcessLookupError):
             if self.running:
                 os.kill(self.pid, signal.SIGTERM)

@@ -11,7 +11,7 @@ import pytest
 import typer.main
 
 from tests.named_tests import NAMED, fault
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.config import Config
 from tickserve.doctor.optimizations import RULES
 from tickserve.settings import flatten

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # importing `typing` would take most of the time until the command can be interrupted cleanly
 if TYPE_CHECKING:
+    from typing import Any
+
     from tickserve.client import Client
     from tickserve.signal import Signal
 

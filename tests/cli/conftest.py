@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.errors import TickserveError
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]

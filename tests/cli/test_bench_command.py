@@ -14,7 +14,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from tests.cli.conftest import Run
-from tickserve.cli import app, bench
+from tickserve.cli import bench
+from tickserve.cli.commands import app
 from tickserve.errors import ArtifactError, GateRefusedError, StageMissingError, UsageError
 from tickserve.figures import FORMAT, better, load_result
 from tickserve.machine import fingerprint

@@ -41,7 +41,7 @@ def test_no_arguments_is_help_and_an_unknown_command_exits_2(tickserve: Run) -> 
 
 def test_help_loads_no_heavy_library() -> None:
     code = (
-        "import sys; from tickserve.cli import app; "
+        "import sys; from tickserve.cli.commands import app; "
         "print([m for m in ('torch','xgboost','polars','ray','pandas','numba') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.cli.output import out
 from tickserve.config import Config
 from tickserve.errors import UsageError

@@ -10,11 +10,14 @@ import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 from typer.testing import CliRunner
 
 from tests.cli.conftest import Run
-from tickserve.cli import app
+from tests.serving.conftest import publish_tiny
+from tickserve.cli import interrupts
+from tickserve.cli.commands import app
 from tickserve.errors import UsageError
 
 COMMAND = [sys.executable, "-m", "tickserve.cli"]
@@ -88,3 +91,92 @@ def test_predict_counts_newest_rows_of_market_data_only(root: Path) -> None:
         done = CliRunner().invoke(app, ["predict", "any-model", "--repository", str(root), *options])
         assert isinstance(done.exception, UsageError)
         assert str(done.exception) == "--last: names the newest rows of market data: expected with --data, was without"
+
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+WHILE_IMPORTED = """
+import builtins, os, sys
+from tickserve.cli import main
+imported, number = builtins.__import__, int(sys.argv.pop())
+def watched(name, *rest):
+    if name == "typer":
+        os.kill(os.getpid(), number)
+    return imported(name, *rest)
+builtins.__import__ = watched
+main()
+"""
+WHILE_RUNNING = """
+import os, sys, time
+from tickserve import pipeline
+from tickserve.cli import main
+number = int(sys.argv.pop())
+def interrupted(repository):
+    try:
+        exec("os.kill(os.getpid(), number); time.sleep(60)")
+    finally:
+        print("undone")
+pipeline.models_in = interrupted
+main()
+"""
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize(("code", "undone"), [(WHILE_IMPORTED, ""), (WHILE_RUNNING, "undone\n")])
+def test_a_command_that_is_told_to_end_says_one_line(tmp_path: Path, code: str, undone: str, number: int) -> None:
+    (tmp_path / "command.py").write_text(code)
+    command = [sys.executable, "-m", "command", "serve", str(int(number))]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, undone, "interrupted\n")
+
+
+def test_little_is_imported_before_a_signal_is_handled() -> None:
+    code = "import sys; import tickserve.cli; print({'typer', 'rich', 'numpy', 'tickserve.errors'} & {*sys.modules})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"
+
+
+def test_what_a_library_made_of_an_interrupt_is_one_and_an_exit_code_of_its_own_is_none() -> None:
+    def raised(error: BaseException, cause: BaseException) -> BaseException:
+        error.__cause__ = cause
+        return error
+
+    assert interrupts.behind(raised(ImportError("initialization failed"), KeyboardInterrupt())) == signal.SIGINT
+    assert interrupts.behind(raised(SystemExit(130), KeyboardInterrupt())) == signal.SIGINT
+    assert interrupts.behind(interrupts.Terminated(143)) == signal.SIGTERM
+    assert interrupts.behind(raised(SystemExit(0), KeyboardInterrupt())) is None
+    assert interrupts.behind(SystemExit(130)) is None, "a child's own: that has said so"
+    assert interrupts.behind(ValueError()) is None
+
+
+def children_of(pid: int, doing: str, within_s: float = 60) -> list[psutil.Process]:
+    """The processes below `pid`, once one of them has `doing` in its command line."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            found = psutil.Process(pid).children(recursive=True)
+            if any(doing in " ".join(child.cmdline()) for child in found):
+                return found
+        except psutil.NoSuchProcess:
+            pass
+        time.sleep(0.005)
+    raise AssertionError(f"nothing does {doing!r}")
+
+
+@pytest.mark.system
+@pytest.mark.parametrize("number", SIGNALS)
+@pytest.mark.parametrize("whom", ["group", "parent"])
+@pytest.mark.parametrize("doing", ["inspection", "tritonserver"])
+def test_a_start_that_is_told_to_end_ends_at_once(tmp_path: Path, number: int, whom: str, doing: str) -> None:
+    """While a model file is checked, and while the server comes up: no model is blamed, and nothing is left."""
+    publish_tiny(tmp_path / "model_repository", "tiny", 1)
+    ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
+    process = subprocess.Popen(
+        [*COMMAND, "serve", *ports], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    children = children_of(process.pid, doing)
+    (os.killpg if whom == "group" else os.kill)(process.pid, number)
+    sent = time.monotonic()
+    _, said = process.communicate(timeout=60)
+    assert time.monotonic() - sent < 5, "a second, on a machine with nothing else to do"
+    assert (process.returncode, said.splitlines()[1:]) == (128 + number, ["interrupted"])
+    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.errors import ComponentError, ProtocolError, TickserveError, UsageError
 
 

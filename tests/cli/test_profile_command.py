@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from tests.cli.conftest import Run
 from tickserve.child import run_child
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.errors import ComponentError, MissingExtraError, TickserveError, UsageError
 from tickserve.profiling import tools
 from tickserve.profiling.tools import Asked

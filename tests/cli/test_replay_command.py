@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -113,3 +114,34 @@ def test_inspect_tells_apart_what_was_never_sent(tickserve: Run, recorded: tuple
     done = tickserve("journal", "inspect", tmp_path / "journal")
     assert done.returncode == 0, done.stderr
     assert "total of 1 never sent" in done.stdout
+
+
+def test_what_lies_before_damage_is_told_and_behind_it_with_tolerant(
+    tickserve: Run, recorded: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Three files of two frames, 4 and 8 calls; a bit of the second frame of the second file is flipped."""
+    repository, folder = recorded[0], tmp_path / "journal"
+    for _ in range(3):
+        with Journal(folder) as journal, Client(f"local://{repository}", observer=journal) as client:
+            for count in (4, 8):
+                for _ in range(count):
+                    client.score(MODEL, np.zeros((1, 4), np.float32))
+                assert journal.flush()
+    damaged = journal_files(folder)[1]
+    data = bytearray(damaged.read_bytes())
+    data[-5] ^= 1
+    damaged.write_bytes(data)
+    for more, calls in (((), 12 + 4), (("--tolerant",), 12 + 4 + 12)):
+        inspected = tickserve("journal", "inspect", folder, *more)
+        assert f"{calls} decisions, 0 actions" in inspected.stdout
+        replayed = tickserve("replay", folder, "--repository", repository, *more)
+        assert f"{calls} requests sent again, {calls} answers identical" in replayed.stdout
+        for done in (inspected, replayed):
+            assert done.returncode == 3
+            assert re.search(rf"error: {damaged.name}: .* crc32, at offset \d+\n$", done.stderr), done.stderr
+            assert ("the rest of a file is not read" in done.stderr) == bool(more)
+        told = json.loads(tickserve("journal", "inspect", folder, "--json", *more).stdout)
+        assert (told["decisions"], damaged.name in told["damage"]) == (calls, True)
+    damaged.write_bytes(b"\0" + data[1:])
+    alone = tickserve("journal", "inspect", damaged, "--json")
+    assert (alone.returncode, alone.stdout) == (3, ""), "nothing that could be told"

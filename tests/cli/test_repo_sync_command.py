@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from export.publish import Terms
 from tests.export.tiny import NAME, publish_seeds
 from tickserve import signing
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.cli.sync import bytes_of
 from tickserve.errors import ComponentError, ConfigError, SignatureError, TickserveError, UsageError
 

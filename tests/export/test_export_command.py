@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from export.validation import Evidence, judged
 from serving import runfile
 from tests.export.bundles import Rewrite, nothing_published
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.config import ValidationSettings
 from tickserve.errors import ArtifactError, GateRefusedError, TickserveError
 

@@ -28,7 +28,7 @@ from export.runtimes.measure import EFFORTS, Effort, interleaved, picked
 from export.runtimes.survey import batches_of, judge, options_of, survey, without
 from export.triton_config import build_config, parse_config, read_config
 from loadtest.report import write_report
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.client import _local
 from tickserve.config import ExportSettings, RepositorySettings
 from tickserve.errors import ConfigError, GateRefusedError

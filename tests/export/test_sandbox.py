@@ -265,3 +265,10 @@ def test_a_forest_is_no_graph_and_the_reverse(booster: Any) -> None:
         inspect(bytes(booster.save_raw("ubj")))
     with pytest.raises(ArtifactError):
         inspect(unfolding(), FOREST)
+
+
+def test_a_terminal_that_interrupts_this_process_does_not_end_a_check() -> None:
+    source = os.memfd_create("model")
+    with sandbox._worker(source, FOREST, 0, Limits()) as worker:
+        assert os.getpgid(worker.pid) != os.getpgrp()
+    os.close(source)

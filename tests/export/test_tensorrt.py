@@ -38,7 +38,7 @@ from export.triton_config import build_config, parse_config
 from serving.embedded import EmbeddedTriton
 from serving.view import lay_out_models
 from tests.export import tiny
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.client import Client
 from tickserve.config import Config, ExportSettings, ServeSettings, TensorrtSettings
 from tickserve.errors import (

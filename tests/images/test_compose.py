@@ -137,7 +137,7 @@ def test_the_gpu_server_is_given_one_repository_where_the_sync_wrote_it() -> Non
 def test_the_load_test_speaks_the_commands_options() -> None:
     from typer.testing import CliRunner
 
-    from tickserve.cli import app
+    from tickserve.cli.commands import app
 
     text = CliRunner().invoke(app, ["loadtest", "run", "--help"], env={"COLUMNS": "200"}).stdout
     words = services()["loadtest"]["command"]

@@ -19,7 +19,7 @@ from export.publish import Release, publish
 from loadtest.open_loop import Feed, message
 from tests.serving.conftest import FEATURES, manifest_of, publish_tiny
 from tests.tickserve.test_journal_files import make_decision, tensor_of
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.config import ExportSettings
 from tickserve.errors import TickserveError
 from tickserve.journal import Journal

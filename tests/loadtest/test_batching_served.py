@@ -22,7 +22,7 @@ from loadtest.open_loop import Feed, OpenLoop, drive
 from serving.embedded import EmbeddedTriton
 from tests.serving import conftest as tiny_models
 from tests.serving.conftest import ANY_PORTS, FEATURES, Tiny, publish_tiny
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.client import Client
 from tickserve.config import ExportSettings
 from tickserve.errors import DeadlineExceededError, OverloadedError, TickserveError, UnavailableError

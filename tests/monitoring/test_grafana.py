@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from monitoring.dashboards import dashboards
 from monitoring.grafana import Grafana
 from tests.monitoring.grafana_stand_in import TOKEN, GrafanaStandIn, standing_in
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.config import MonitoringSettings
 from tickserve.errors import ComponentError, ProtocolError, TickserveError, UsageError
 

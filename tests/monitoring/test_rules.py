@@ -19,7 +19,7 @@ from monitoring.rules import alerts, groups
 from monitoring.rules.rule import duration, number
 from monitoring.rules.servers import in_session
 from tests.monitoring.test_live_alerts import NOT_LIVE
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.config import Config, MonitoringSettings
 from tickserve.settings import PROFILES, flatten, load_settings
 

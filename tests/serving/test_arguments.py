@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from serving import arguments
 from serving.arguments import closing_arguments, container_arguments, image_arguments
 from tests.serving.conftest import Running
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.config import ServeSettings
 from tickserve.errors import ConfigError
 

@@ -21,7 +21,7 @@ from export.repository.sign import sign
 from serving import runfile
 from serving.remote import read_credential, remote_target
 from tests.serving.conftest import publish_tiny
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.config import SwapSettings
 from tickserve.errors import ComponentError, ConfigError, TickserveError, UsageError
 from tickserve.signing import generate_key

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import gc
+import re
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,11 @@ from tickserve import Client
 from tickserve.client import Tensor
 from tickserve.config import JournalSettings
 from tickserve.errors import ConfigError, InputRejectedError, UsageError
-from tickserve.journal import ActionRecord, DecisionRecord, Journal, journal_files, read_journal
+from tickserve.journal import ActionRecord, DecisionRecord, Journal, JournalTail, journal_files, read_journal
 from tickserve.journal._folder import JournalFolder
 from tickserve.settings import load_settings
 from tickserve.signal import Signal
+from tickserve.testing import UP_ANSWER, make_manifest, mock_client
 
 MODEL = "hand-l1-gbdt"
 RANDOM = np.random.default_rng(7)
@@ -296,3 +299,71 @@ def test_a_signal_is_not_changed_by_being_observed(published: Path, tmp_path: Pa
     assert isinstance(one, Signal)
     np.testing.assert_array_equal(one.probabilities, other.probabilities)
     assert one.decision == other.decision
+
+
+@pytest.mark.parametrize("path", [None, 3, b"journal"])
+def test_what_is_no_path_is_named(path: Any) -> None:
+    for use in (Journal, JournalTail, lambda given: list(read_journal(given))):
+        with pytest.raises(UsageError, match=r"path: expected text or a Path, was") as caught:
+            use(path)
+        assert caught.value.field == "path"
+
+
+@pytest.mark.parametrize(("field", "wrong"), [("label", 3), ("settings", {"flush_ms": 1})])
+def test_a_wrong_argument_is_named(tmp_path: Path, field: str, wrong: Any) -> None:
+    with pytest.raises(UsageError, match=field):
+        Journal(tmp_path / "journal", **{field: wrong})
+    assert not (tmp_path / "journal").exists()
+
+
+class Unspeakable:
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+WRONG = [
+    ("realised", "sideways"),
+    ("realised", 1),
+    ("pnl_bp", "a"),
+    ("pnl_bp", "1.5"),
+    ("pnl_bp", float("nan")),
+    ("pnl_bp", True),
+    ("turnover", float("-inf")),
+    ("turnover", Unspeakable()),
+    ("row", -1),
+    ("row", 1.5),
+    ("row", np.zeros(2)),
+]
+
+
+def test_an_outcome_that_no_reader_could_use_is_counted_and_not_written(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Journal(tmp_path) as journal:
+        for field, wrong in WRONG:
+            journal.outcome("r", **{field: wrong})
+        journal.outcome("r", realised="up", pnl_bp=np.float32(1.5), turnover=Decimal("2.5"), row=np.int64(3))
+        journal.outcome("r", row=0)
+    assert (journal.stats.refused, journal.stats.written, journal.stats.lost) == (len(WRONG), 2, 0)
+    assert caplog.text.count("an outcome with no usable") == 1
+    assert "realised ('sideways')" in caplog.text
+    first, second = [record.fields for record in read_journal(tmp_path) if isinstance(record, ActionRecord)]
+    assert first == {"realised": "up", "pnl_bp": "1.5", "turnover": "2.5", "row": "3"}
+    assert second == {}
+
+
+def test_the_pages_code_runs(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    blocks = re.findall(r"```python\n(.*?)```", (root / "docs" / "journal.md").read_text(), re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+
+    def client(url: str, *, manifest: str, **options: Any) -> Any:
+        return mock_client(make_manifest("simulated-l5-gbdt"), [UP_ANSWER], deadline_ms=20_000, **options)
+
+    monkeypatch.setattr("tickserve.Client", client, raising=False)
+    for block in blocks:
+        exec(block.replace("(1, 40)", "(1, 3)"), {})  # the columns of the stand-in
+    decision, action = read_journal("journal")
+    assert isinstance(decision, DecisionRecord)
+    assert isinstance(action, ActionRecord)
+    assert (decision.status, action.request_id) == ("OK", decision.request_id)

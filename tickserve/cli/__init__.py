@@ -1,108 +1,31 @@
-"""The `tickserve` command: one tree over the stages; each stage is imported only when its command runs.
+"""The `tickserve` command.
 
 Exit codes: 0 done, 1 a gate or SLO refused, 2 bad usage or configuration, 3 bad input data, 4 a component is missing
-or unreachable.
+or unreachable, 130 interrupted (Ctrl-C), 143 told to end (SIGTERM).
 """
 
+# Next to nothing is imported here: until `main` runs, Ctrl-C ends in a traceback.
 from __future__ import annotations
 
-import signal
 import sys
-from types import FrameType
 
-import typer
-
-from tickserve import __version__
-from tickserve.cli import (
-    batching,
-    bench,
-    compress,
-    config,
-    data,
-    demo,
-    deploy,
-    doctor,
-    export,
-    features,
-    journal,
-    loadtest,
-    models,
-    monitor,
-    predict,
-    profile,
-    replay,
-    repo,
-    runtime,
-    serve,
-    tensorrt,
-    train,
-    tune,
-    universe,
-)
-from tickserve.cli.output import fail
-from tickserve.errors import TickserveError
-
-# What follows the first argument belongs to the program that the command starts.
-PASSED_ON = {"allow_interspersed_args": False}
-
-app = typer.Typer(
-    name="tickserve",
-    help="From market data to a served signal: train, export, serve and prove trading models.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-app.command("demo")(demo.demo)
-app.add_typer(data.app, name="data")
-app.add_typer(features.app, name="features")
-app.command("train")(train.train)
-app.command("tune")(tune.tune)
-app.command("compress")(compress.compress)
-app.add_typer(universe.app, name="universe")
-app.command("export")(export.export)
-app.add_typer(repo.app, name="repo")
-app.add_typer(runtime.app, name="runtime")
-app.add_typer(tensorrt.app, name="tensorrt")
-app.command("serve")(serve.serve)
-app.add_typer(models.app, name="models")
-app.command("predict")(predict.predict)
-app.add_typer(journal.app, name="journal")
-app.command("replay")(replay.replay)
-app.add_typer(loadtest.app, name="loadtest")
-app.add_typer(batching.app, name="batching")
-app.add_typer(deploy.app, name="deploy")
-app.add_typer(monitor.app, name="monitor")
-app.add_typer(config.app, name="config")
-app.command("profile", context_settings=PASSED_ON)(profile.profile)
-app.command("bench", context_settings=PASSED_ON)(bench.bench)
-app.command("doctor")(doctor.doctor)
-
-
-def _version(show: bool) -> None:
-    if show:
-        sys.stdout.write(f"tickserve {__version__}\n")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: bool = typer.Option(False, "--version", callback=_version, is_eager=True, help="Print the version."),
-) -> None:
-    """Hold the options of the command itself."""
-
-
-def _terminate(number: int, _: FrameType | None) -> None:
-    """Leave through the `finally` blocks, so that what was started is stopped and what was staged is removed."""
-    sys.exit(128 + number)
+from tickserve.cli import interrupts
 
 
 def main() -> None:
-    """Run the command; a typed error becomes one line on standard error and its exit code."""
-    signal.signal(signal.SIGTERM, _terminate)
+    """Run the command; a typed error becomes one line on standard error and its exit code, and so does an interrupt."""
+    interrupts.at_once()
+    from tickserve.cli.commands import app
+    from tickserve.cli.output import fail
+    from tickserve.errors import TickserveError
+
     try:
+        interrupts.in_order()
         app()
-    except TickserveError as error:
-        sys.exit(fail(error))
-    except KeyboardInterrupt:
-        sys.stderr.write("interrupted\n")
-        sys.exit(130)
+    except BaseException as error:
+        number = interrupts.behind(error)
+        if number is not None:
+            interrupts.leave(number)
+        if isinstance(error, TickserveError):
+            sys.exit(fail(error))
+        raise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +24,7 @@ from tickserve.profiling.tools import FORMATS, RATE, SEEN, SPY_LOG, TOOLS, Asked
 from tickserve.store import check_writable, write_json_atomic
 
 TOP = 25
+INTERRUPTED = (128 + signal.SIGINT, 128 + signal.SIGTERM)
 
 
 def profile(
@@ -47,6 +49,8 @@ def profile(
     says(f"{asked.tool}: {SEEN[asked.tool]}")
     started = time.perf_counter()
     code = _run(asked, place, as_json)
+    if code in INTERRUPTED and not asked.result(place).is_file():
+        raise typer.Exit(code)  # before there was anything to profile
     result = {
         "id": place.name,
         "tool": asked.tool,

@@ -9,11 +9,11 @@ from typing import Annotated, Any
 import typer
 
 from tickserve.cli import options
-from tickserve.cli.journal import JournalPath, Tolerant
+from tickserve.cli.journal import JournalPath, Readable, Tolerant
 from tickserve.cli.output import emit, out, table
 from tickserve.client._open import open_transport
 from tickserve.errors import ComponentError, EmptyDataError, GateRefusedError, UsageError
-from tickserve.journal import Replay, read_journal
+from tickserve.journal import Replay
 from tickserve.journal import replay as ask_again
 
 
@@ -37,17 +37,20 @@ def replay(
 ) -> None:
     """Send every recorded request again, as it was, and compare the answers bit for bit.
 
-    Any difference exits 1. Without one, what could not be replayed (server or version missing) exits 4.
+    Any difference exits 1. Without one, what could not be replayed (server or version missing) exits 4. A damaged
+    journal exits 3, whatever came of the records before the damage.
     """
     if url is not None and repository is not None:
         raise UsageError("give one of them", field="--url, --repository")
     settings = options.settings_of(config, profile).config
     where = f"local://{repository}" if repository is not None else url or "127.0.0.1:8000"
-    records = read_journal(journal, tolerant=tolerant)
+    records = Readable(journal, tolerant=tolerant)
     with closing(open_transport(where, options.transport_to(where, settings))) as transport:
         result = ask_again(records, transport, deadline_ms=deadline_ms, tolerance=tolerance, shown=shown)
-    told = result.to_json() | {"tolerance": tolerance}
+    records.check_any()
+    told = result.to_json() | {"tolerance": tolerance, "damage": records.told}
     emit(told, as_json, lambda: _show(told))
+    records.check()
     _judge(result, journal.name)
 
 

@@ -37,7 +37,10 @@ def serve(
         typer.Option("--target", help="For --print-arguments; embedded: what differs, and why."),
     ] = "container",
 ) -> None:
-    """Serve until interrupted. Ready means that every model answered its golden pairs with research's numbers."""
+    """Serve until interrupted. Ready means that every model answered its golden pairs with research's numbers.
+
+    Ctrl-C and SIGTERM stop a server that is ready in order (exit 0), and a start that is under way at once (130, 143).
+    """
     overrides = {
         "serve.http_port": http_port,
         "serve.grpc_port": grpc_port,
@@ -51,12 +54,10 @@ def serve(
     trusted = signing.trusted_keys(settings.repository)
     if not pipeline.models_in(repository):
         raise UsageError("no published model in the repository", field="--repository", hint="tickserve export first")
-    stop = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
     embedded = stages.load("serving.embedded")
     says("starting the embedded Triton (loopback only; for production use the container image)")
     with embedded.EmbeddedTriton(repository, settings.serve, models=model, log=log, trusted=trusted) as server:
+        stop = _told_to_stop()
         for name, versions in server.refused.items():
             for version, reason in versions.items():
                 warns(f"model {name} version {version} is not served: {reason}")
@@ -66,6 +67,14 @@ def serve(
             out.print(f"http {server.http_url}  grpc {server.grpc_url}  metrics {server.metrics_url}")
             _wait(server, stop)
     says("stopped")
+
+
+def _told_to_stop() -> threading.Event:
+    """Set by Ctrl-C and SIGTERM from now on: until the server is there they end the start (exit 130, 143)."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 def _print_arguments(settings: Any, target: str) -> None:

@@ -17,12 +17,20 @@ from pathlib import Path
 
 from tickserve import __version__
 from tickserve.config import JournalSettings
+from tickserve.errors import UsageError
 from tickserve.journal._schema import SCHEMA
 from tickserve.journal._segment import SUFFIX, Header, encode_header, torn_from
 from tickserve.store import check_writable
 
 HEADER_ROOM = 8 * 1024  # more than any header takes
 LOG = logging.getLogger("tickserve.journal")
+
+
+def path_of(given: object) -> Path:
+    """The path that a caller gave. Raises UsageError for what is none."""
+    if not isinstance(given, str | os.PathLike) or isinstance(os.fspath(given), bytes):
+        raise UsageError("no path", field="path", expected="text or a Path", was=type(given).__name__)
+    return Path(given)
 
 
 def segment_paths(folder: Path) -> list[Path]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import itertools
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -22,9 +23,10 @@ from tickserve.client import Decision
 from tickserve.client._fork import renew_after_fork
 from tickserve.config import JournalSettings
 from tickserve.errors import UsageError
-from tickserve.journal._folder import JournalFolder
+from tickserve.journal._folder import JournalFolder, path_of
 from tickserve.journal._schema import OUTCOME, ActionRecord, GapRecord, encode_action, encode_decision, encode_gap
 from tickserve.journal._segment import encode_frame, frame_record, load_zstandard
+from tickserve.manifest import CLASSES
 
 LOG = logging.getLogger("tickserve.journal")
 FRAME_BYTES = 256 * 1024  # raw; more records compress better, and a longer frame is more to lose
@@ -43,7 +45,10 @@ _Encoded = bytes | _Flushed | Exception  # what could not be encoded, the worker
 
 
 class JournalStats(NamedTuple):
-    """What a journal has done so far; `lost` were dropped at a full queue or could not be written (`failing`: now)."""
+    """What a journal has done so far; `lost` were dropped at a full queue or could not be written (`failing`: now).
+
+    `refused`: outcomes that no reader could use (`Journal.outcome`); nothing of them is written.
+    """
 
     written: int
     lost: int
@@ -51,6 +56,7 @@ class JournalStats(NamedTuple):
     frames: int
     bytes: int
     failing: bool
+    refused: int = 0
 
 
 class Journal:
@@ -61,19 +67,19 @@ class Journal:
     since the last fsync. A disk that is full or gone costs records, which are counted and marked as a gap, and no
     call.
 
-    Safe for threads; a forked child writes segments of its own. Raises MissingExtraError without zstandard and
-    ComponentError for a folder that cannot be written.
+    Safe for threads; a forked child writes segments of its own. Raises UsageError for a wrong argument,
+    MissingExtraError without zstandard and ComponentError for a folder that cannot be written.
     """
 
     def __init__(self, path: Path | str, settings: JournalSettings | None = None, *, label: str = "") -> None:
-        if len(label) > 1_000:
-            raise UsageError("too long", field="label", expected="at most 1000 characters", was=str(len(label)))
+        place = path_of(path)
+        _check(label, settings)
         self._settings = settings or JournalSettings()
         self._frame_bytes = min(FRAME_BYTES, self._settings.segment_bytes // 2)
         self._most_bytes = min(CATCH_UP * FRAME_BYTES, self._settings.segment_bytes // 2)
         self._patience_ns = int(HELP_FLUSHES * self._settings.flush_ms * 1e6)
         self._compressor = load_zstandard().ZstdCompressor(level=self._settings.level)
-        self._folder = JournalFolder(Path(path), self._settings, label)
+        self._folder = JournalFolder(place, self._settings, label)
         self._closed = False
         self.after_fork()
         renew_after_fork(self)
@@ -89,7 +95,7 @@ class Journal:
         self._caught_up_ns = self._rested_ns = time.monotonic_ns()
         self._drops, self._drops_read, self._drops_seen = itertools.count(), 0, 0
         self._counting = threading.Lock()  # of those who read the counter of drops; who adds to it takes none
-        self._lost = 0
+        self._lost = self._refused = 0
         self._pending_lost, self._lost_since_ns, self._lost_reason = 0, time.time_ns(), ""
         self._written = self._frames = self._bytes = 0
         self._failing = False
@@ -133,7 +139,14 @@ class Journal:
         `realised`: the class that came true (down, flat, up), by the model's own horizon and band; `pnl_bp`: what the
         engine made of it, after costs, in basis points; `turnover`: what it traded for that, in its own unit; `row`: of
         a request of several. None is not known; each is counted once (docs/drift.md).
+
+        Another class, what is no finite number, or no row is not written: `stats.refused` counts such outcomes, and the
+        first is a line of the log.
         """
+        wrong = _wrong_in(realised, pnl_bp, turnover, row)
+        if wrong is not None:
+            self._refuse(*wrong)
+            return
         told = {"realised": realised, "pnl_bp": pnl_bp, "turnover": turnover, "row": row or None}
         self.action(request_id, OUTCOME, **{name: value for name, value in told.items() if value is not None})
 
@@ -163,9 +176,19 @@ class Journal:
     def stats(self) -> JournalStats:
         """What was written and lost so far."""
         self._count_drops()
-        return JournalStats(self._written, self._lost, self._waiting(), self._frames, self._bytes, self._failing)
+        lost, waiting = self._lost, self._waiting()
+        return JournalStats(self._written, lost, waiting, self._frames, self._bytes, self._failing, self._refused)
 
     # The caller's side.
+
+    def _refuse(self, field: str, was: object) -> None:
+        with self._counting:
+            self._refused += 1
+            first = self._refused == 1
+        if first:
+            LOG.warning(
+                "journal: an outcome with no usable %s (%s) is not written; more are only counted", field, _shown(was)
+            )
 
     def _put(self, item: _Item, size: int) -> None:
         if self._closed or (self._full() and not self._room_in_time()):
@@ -341,3 +364,41 @@ class Journal:
                 self._lose(dropped, "the queue was full")
         finally:
             self._counting.release()
+
+
+def _check(label: object, settings: object) -> None:
+    """Raises UsageError for an argument that is none."""
+    if not isinstance(label, str):
+        raise UsageError("no text", field="label", expected="text", was=type(label).__name__)
+    if len(label) > 1_000:
+        raise UsageError("too long", field="label", expected="at most 1000 characters", was=str(len(label)))
+    if settings is not None and not isinstance(settings, JournalSettings):
+        expected, was = "JournalSettings (load_settings().config.journal)", type(settings).__name__
+        raise UsageError("no settings of a journal", field="settings", expected=expected, was=was)
+
+
+def _wrong_in(realised: object, pnl_bp: object, turnover: object, row: object) -> tuple[str, object] | None:
+    """The argument of an outcome that no reader could use, by name, and what it is; None where all are good."""
+    if realised is not None and not (isinstance(realised, str) and realised in CLASSES):
+        return "realised", realised
+    for name, number in (("pnl_bp", pnl_bp), ("turnover", turnover)):
+        if number is not None and not _reads_as(number, lambda text: math.isfinite(float(text))):
+            return name, number
+    return None if _reads_as(row, lambda text: int(text) >= 0) else ("row", row)
+
+
+def _reads_as(value: object, test: Callable[[str], bool]) -> bool:
+    """Whether the text that is written for `value` passes: NumPy's numbers and Decimal do; what is a text does not."""
+    if isinstance(value, str | bytes):
+        return False
+    try:
+        return test(str(value))
+    except Exception:  # whatever an engine hands over: this is on its hot path
+        return False
+
+
+def _shown(value: object) -> str:
+    try:
+        return repr(value)[:60]
+    except Exception:  # an object that cannot even be shown
+        return type(value).__name__

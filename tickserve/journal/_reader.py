@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tickserve.errors import CorruptFileError, EmptyDataError
-from tickserve.journal._folder import segment_paths
+from tickserve.journal._folder import path_of, segment_paths
 from tickserve.journal._schema import ActionRecord, Record
 from tickserve.journal._segment import SUFFIX, Header, frames, read_header, read_records, torn_from
 
@@ -20,12 +20,22 @@ def read_journal(path: Path | str, *, tolerant: bool = False) -> Iterator[Record
     What is cut or damaged raises CorruptFileError naming file and offset, after every record before it was given, and
     so does a file that is missing between two of its session. With `tolerant`, a file that ends as a crash leaves it
     (or that is being written just now) ends at its last whole frame, and a missing one costs a line of the log; damage
-    that no crash explains raises all the same. Raises EmptyDataError where there is no journal.
+    that no crash explains costs the rest of its file and a line of the log, and the first of it is raised all the same,
+    once the files after it were given too. Raises EmptyDataError where there is no journal.
     """
     numbers: dict[str, int] = {}
+    damage: CorruptFileError | None = None
     for segment in journal_files(path):
         _check_follows(segment, numbers, tolerant)
-        yield from _segment_records(segment, tolerant)
+        try:
+            yield from _segment_records(segment, tolerant)
+        except CorruptFileError as error:
+            if not tolerant:
+                raise
+            damage = damage or error
+            LOG.warning("journal: the rest of a file is not read: %s", error)
+    if damage is not None:
+        raise damage
 
 
 def _check_follows(path: Path, numbers: dict[str, int], tolerant: bool) -> None:
@@ -50,8 +60,8 @@ def _check_follows(path: Path, numbers: dict[str, int], tolerant: bool) -> None:
 
 
 def journal_files(path: Path | str) -> list[Path]:
-    """The files of the journal at `path`, in order. Raises EmptyDataError."""
-    path = Path(path)
+    """The files of the journal at `path`, in order. Raises EmptyDataError, and UsageError for what is no path."""
+    path = path_of(path)
     found = segment_paths(path) if path.is_dir() else [path] * path.is_file()
     files = [file for file in found if file.stat().st_size]  # a writer that has just made its file
     if not files:

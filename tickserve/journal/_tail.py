@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from tickserve.errors import CorruptFileError
-from tickserve.journal._folder import segment_paths
+from tickserve.journal._folder import path_of, segment_paths
 from tickserve.journal._schema import Record
 from tickserve.journal._segment import SUFFIX, Frame, frames, read_header, read_records
 
@@ -27,7 +27,7 @@ class JournalTail:
     """
 
     def __init__(self, folder: Path | str, *, since_ns: int = 0) -> None:
-        self._folder, self._since_ns = Path(folder), since_ns
+        self._folder, self._since_ns = path_of(folder), since_ns
         self._at: dict[Path, int] = {}
         self._ended: set[Path] = set()
         self.damaged = 0

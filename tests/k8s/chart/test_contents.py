@@ -28,7 +28,7 @@ from tests.k8s.chart.rendering import (
     the,
     values_of,
 )
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.config import ServeSettings
 
 

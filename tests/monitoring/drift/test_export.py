@@ -22,7 +22,7 @@ from typer.testing import CliRunner, Result
 from monitoring.drift.follow import DriftExporter, run
 from tests.cli.conftest import environment_with
 from tests.monitoring.drift.conftest import MODEL, normal
-from tickserve.cli import app
+from tickserve.cli.commands import app
 from tickserve.client import RiskActions
 from tickserve.config import DriftSettings, JournalSettings
 from tickserve.errors import EmptyDataError, PortInUseError, TickserveError, UsageError
