@@ -30,8 +30,10 @@ ENDING_S = 5.0
 # A pipe takes this much without a reader, so an honest answer never waits for one.
 MAX_ANSWER_BYTES = 16 * 1024
 MAX_KNOWN_GOOD = 512
+# It ends with the thread that started it (PR_SET_PDEATHSIG is 1): an interrupt may come before there is a handle on it.
 WORKER = (
-    "import sys; sys.path[:] = sys.argv[4:]; "
+    f"import ctypes, os, sys; ctypes.CDLL(None).prctl(1, {int(signal.SIGKILL)}); "
+    "os.getppid() == int(sys.argv[4]) or os._exit(1); sys.path[:] = sys.argv[5:]; "
     "from export import inspection; inspection.main(sys.argv[1], *map(int, sys.argv[2:4]))"
 )
 # One thread each: every thread's stack counts as address space.
@@ -90,7 +92,8 @@ def _worker(source: int, kind: str, size: int, limits: Limits) -> Iterator[subpr
     """The process that checks, killed by its own id and waited for, whatever happens."""
     path = [str(Path(entry).resolve()) for entry in sys.path]
     memory_bytes = limits.memory_bytes + limits.memory_per_byte * size
-    command = [sys.executable, "-I", "-B", "-c", WORKER, kind, str(memory_bytes), str(limits.cpu_s), *path]
+    command = [sys.executable, "-I", "-B", "-c", WORKER, kind, str(memory_bytes), str(limits.cpu_s)]
+    command += [str(os.getpid()), *path]
     try:
         process = subprocess.Popen(
             command,

@@ -179,4 +179,5 @@ def test_a_start_that_is_told_to_end_ends_at_once(tmp_path: Path, number: int, w
     _, said = process.communicate(timeout=60)
     assert time.monotonic() - sent < 5, "a second, on a machine with nothing else to do"
     assert (process.returncode, said.splitlines()[1:]) == (128 + number, ["interrupted"])
-    assert [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE] == []
+    _, alive = psutil.wait_procs(children, timeout=5)
+    assert [child for child in alive if child.status() != psutil.STATUS_ZOMBIE] == []

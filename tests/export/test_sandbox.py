@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
@@ -272,3 +273,26 @@ def test_a_terminal_that_interrupts_this_process_does_not_end_a_check() -> None:
     with sandbox._worker(source, FOREST, 0, Limits()) as worker:
         assert os.getpgid(worker.pid) != os.getpgrp()
     os.close(source)
+
+
+CHECKING = """
+import sys, time
+from export import sandbox
+with sandbox._worker(int(sys.argv[1]), sandbox.FOREST, 0, sandbox.LIMITS) as worker:
+    assert sandbox._read(worker, len(sandbox.READY), time.monotonic() + 60) == sandbox.READY
+    print(worker.pid, flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_check_does_not_outlive_the_process_that_asked_for_it(root: Path) -> None:
+    never_written, held = os.pipe()
+    command = [sys.executable, "-c", CHECKING, str(never_written)]
+    with subprocess.Popen(command, cwd=root, pass_fds=[never_written], stdout=subprocess.PIPE, text=True) as asking:
+        assert asking.stdout is not None
+        worker = psutil.Process(int(asking.stdout.readline()))
+        asking.kill()
+    _, alive = psutil.wait_procs([worker], timeout=5)
+    os.close(never_written)
+    os.close(held)
+    assert [process for process in alive if process.status() != psutil.STATUS_ZOMBIE] == []
