@@ -51,6 +51,33 @@ def test_failures_in_a_row_open_it_and_a_success_between_does_not() -> None:
     assert not one.due(time.monotonic_ns())
 
 
+def test_an_answer_from_before_it_was_believed_down_changes_nothing() -> None:
+    """Sixty answers may lie in the sockets of a replica that refuses whoever asks now."""
+    one = breaker()
+    before = time.monotonic_ns()
+    for _ in range(3):
+        one.succeeded(before)
+        one.failed("x")
+    one.succeeded(before)
+    assert one.state == "open"
+    time.sleep(SOON_NS / 1e9)
+    assert one.try_again(time.monotonic_ns(), CALL)
+    one.succeeded(before)
+    assert one.state == "half_open"
+    one.succeeded(time.monotonic_ns())
+    assert one.closed
+
+
+def test_a_balance_tells_when_an_answer_was_asked_for() -> None:
+    balance = Balance([("a:1", None), ("b:1", None)], Resilience(breaker_failures=1))
+    replica, before = balance.replicas[0], time.monotonic_ns()
+    balance.failed(replica, TransportError("gone"))
+    balance.answered(replica, "m", before, before)
+    assert replica.breaker.state == "open"
+    balance.answered(replica, "m", time.monotonic_ns(), before)
+    assert replica.breaker.closed
+
+
 def test_one_call_tries_it_and_decides() -> None:
     one = breaker()
     for _ in range(3):

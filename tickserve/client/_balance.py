@@ -197,7 +197,7 @@ class Balance(Generic[T]):
             replica.overtaken += replica.overtaken > 0
             replica.breaker.struck(f"{taken / NS_PER_MS:.1f} ms")
         elif replica.breaker.troubled:
-            replica.breaker.succeeded()
+            replica.breaker.succeeded(began_ns)
 
     def failed(self, replica: Replica[T], error: RequestError) -> None:
         """`replica` gave `error`."""

@@ -24,7 +24,7 @@ class Breaker:
     """The belief about one replica. Safe for threads; `closed` and `troubled` may be read without the lock."""
 
     __slots__ = (
-        *("_backoff", "_failures", "_lock", "_name", "_retry_ns", "_strikes", "_threshold", "_trial"),
+        *("_backoff", "_failures", "_lock", "_name", "_down_ns", "_retry_ns", "_strikes", "_threshold", "_trial"),
         *("soft", "state"),
     )
 
@@ -33,6 +33,7 @@ class Breaker:
         self.state: State = "closed"
         self.soft = False  # open for slowness only
         self._failures = self._strikes = self._retry_ns = 0
+        self._down_ns = 0  # when the failures in a row began, or it was opened
         self._trial: ref[Any] | None = None  # the call that tries it; one that is gone tries nothing
         self.renew_lock()
 
@@ -74,9 +75,11 @@ class Breaker:
         """How long until the next trial; 0 when calls pass."""
         return 0 if self.state == "closed" else max(0, self._retry_ns - now_ns)
 
-    def succeeded(self) -> None:
-        """It answered in time."""
+    def succeeded(self, asked_ns: int | None = None) -> None:
+        """It answered in time. One asked for (`asked_ns`) before the trouble began proves nothing of it now."""
         with self._lock:
+            if asked_ns is not None and asked_ns <= self._down_ns:
+                return
             self._failures = self._strikes = 0
             if self.state != "closed":
                 self.soft = False
@@ -86,6 +89,8 @@ class Breaker:
     def failed(self, why: str) -> None:
         """It did not answer, or refused for want of capacity."""
         with self._lock:
+            if not self._failures:
+                self._down_ns = monotonic_ns()
             self._failures += 1
             if self.state == "half_open" or (self.state == "closed" and self._failures >= self._threshold):
                 self.soft = False
@@ -110,7 +115,8 @@ class Breaker:
                 self._become("open", "its trial was cancelled")
 
     def _open(self, why: str) -> None:
-        self._retry_ns = monotonic_ns() + self._backoff.next_ns()
+        self._down_ns = now = monotonic_ns()
+        self._retry_ns = now + self._backoff.next_ns()
         self._become("open", why)
 
     def _become(self, state: State, why: str) -> None:
