@@ -38,7 +38,7 @@ ROUNDS, WARM = 8, 2  # the first rounds fill pools and caches
 CALLS = 2_500  # of one round; 20 000 in all
 KEPT = 4_096  # bytes of each call that the leaking ones keep
 # What may be held more than after the warm rounds. The memory is 1.2 kB for each of the 5 000 calls that follow.
-MEMORY, DESCRIPTORS, THREADS = 6 * 2**20, 8, 1
+MEMORY, DESCRIPTORS, THREADS = 6 * 2**20, 4, 1
 
 
 @dataclass(frozen=True)
