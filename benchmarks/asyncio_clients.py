@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import json
-import sys
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from benchmarks.harness import Subject, machine, options, served, subject
+from benchmarks.harness import Subject, as_command, machine, options, served, subject
 from tickserve.client import AsyncClient
-from tickserve.errors import TickserveError
 
 AsyncCall = Callable[[], Awaitable[object]]
 BASE = "tritonclient.grpc.aio"
@@ -111,7 +109,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except TickserveError as error:
-        sys.exit(f"error: {error}")
+    as_command(main)

@@ -9,16 +9,14 @@ our client over HTTP and gRPC with its checks, and by tritonclient.grpc used as 
 from __future__ import annotations
 
 import json
-import sys
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from benchmarks.client import BASE, documented_grpc, ours
-from benchmarks.harness import Call, machine, measure, options, quantiles, served, subject
+from benchmarks.harness import Call, as_command, machine, measure, options, quantiles, served, subject
 from serving import stubs
 from tickserve.config import BackendKind
-from tickserve.errors import TickserveError
 
 BACKENDS: tuple[BackendKind, ...] = ("native", "python")
 
@@ -73,7 +71,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except TickserveError as error:
-        sys.exit(f"error: {error}")
+    as_command(main)

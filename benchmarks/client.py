@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import socket
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +21,7 @@ from benchmarks.harness import (
     Call,
     Feed,
     Times,
+    as_command,
     as_inputs,
     machine,
     measure,
@@ -33,7 +33,6 @@ from benchmarks.harness import (
 )
 from tickserve.client import Client, InferRequest, Tensor
 from tickserve.client._http import encode
-from tickserve.errors import TickserveError
 from tickserve.journal import Journal
 from tickserve.manifest import Manifest
 
@@ -149,7 +148,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except TickserveError as error:
-        sys.exit(f"error: {error}")
+    as_command(main)

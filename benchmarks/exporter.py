@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import threading
 import time
@@ -28,9 +27,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness import Call, Times, machine, measure, options, quantiles, served, subject
+from benchmarks.harness import (
+    PUBLISH_FIRST,
+    Call,
+    Times,
+    as_command,
+    machine,
+    measure,
+    options,
+    quantiles,
+    served,
+    subject,
+)
 from tickserve.client import Client, Decision
-from tickserve.errors import TickserveError
 from tickserve.journal import Journal
 from tickserve.manifest import Manifest
 from tickserve.metrics import MetricsExporter
@@ -184,7 +193,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except TickserveError as error:
-        sys.exit(f"error: {error} (publish a model first: make demo)")
+    as_command(main, PUBLISH_FIRST)

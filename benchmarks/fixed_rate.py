@@ -9,7 +9,6 @@ from its intended start, so that a slow answer is charged to every call it holds
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -18,9 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Subject, Times, machine, options, quantiles, served, subject
+from benchmarks.harness import Subject, Times, as_command, machine, options, quantiles, served, subject
 from tickserve.client import Client
-from tickserve.errors import TickserveError
 from tickserve.journal import Journal
 
 SPIN_NS = 200_000  # the rest of a wait is spent awake: an engine that sleeps is woken late
@@ -97,7 +95,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except TickserveError as error:
-        sys.exit(f"error: {error}")
+    as_command(main)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,7 @@ import numpy.typing as npt
 from tickserve.client import newest_versions
 from tickserve.client._check import Inputs
 from tickserve.config import BackendKind, ServeSettings
+from tickserve.errors import TickserveError
 from tickserve.manifest import GOLDEN_NAME, Manifest, load_manifest
 
 Call = Callable[[], object]
@@ -120,6 +121,17 @@ def measure(calls: dict[str, Call], rounds: int, block: int) -> dict[str, Times]
 def quantiles(times: Times) -> dict[str, float]:
     """p50, p90, p99 and p99.9, in microseconds."""
     return {f"p{quantile:g}_us": float(np.percentile(times, quantile)) for quantile in QUANTILES}
+
+
+PUBLISH_FIRST = " (publish a model first: make demo)"
+
+
+def as_command(main: Callable[[list[str]], int], hint: str = "") -> NoReturn:
+    """Run a benchmark with the command's arguments; a typed error is one line, with `hint`."""
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except TickserveError as error:
+        sys.exit(f"error: {error}{hint}")
 
 
 def machine(*packages: str) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import tempfile
 import time
 from contextlib import ExitStack
@@ -21,10 +20,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fixed_rate import wait_until
-from benchmarks.harness import Call, Times, as_inputs, machine, measure, one_row, options
+from benchmarks.harness import PUBLISH_FIRST, Call, Times, as_command, as_inputs, machine, measure, one_row, options
 from tickserve.client import Client, newest_versions
 from tickserve.client._local import open_session
-from tickserve.errors import TickserveError
 from tickserve.journal import Journal
 from tickserve.model_config import MODEL_FILE
 
@@ -109,7 +107,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except TickserveError as error:
-        sys.exit(f"error: {error} (publish a model first: make demo)")
+    as_command(main, PUBLISH_FIRST)

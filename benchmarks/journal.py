@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness import Call, Times, machine, measure, quantiles, served, subject
+from benchmarks.harness import PUBLISH_FIRST, Call, Times, as_command, machine, measure, quantiles, served, subject
 from tickserve.client import Client, Decision
-from tickserve.errors import TickserveError
 from tickserve.journal import DecisionRecord, Journal, read_journal
 from tickserve.manifest import Manifest
 
@@ -182,7 +181,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except TickserveError as error:
-        sys.exit(f"error: {error} (publish a model first: make demo)")
+    as_command(main, PUBLISH_FIRST)

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -20,10 +19,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from benchmarks.harness import Times, machine, quantiles, served
+from benchmarks.harness import Times, as_command, machine, quantiles, served
 from benchmarks.nil_model import example, name_of, publish
 from tickserve.client import Client
-from tickserve.errors import TickserveError
 
 SIZES = ("4 B", "1 MB")
 TURNS = 4
@@ -120,7 +118,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except TickserveError as error:
-        sys.exit(f"error: {error}")
+    as_command(main)

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
+from benchmarks.harness import PUBLISH_FIRST, as_command
 from export.runtimes.published import measure
 from export.runtimes.survey import batches_of
 from tickserve.client import newest_versions
 from tickserve.config import ExportSettings
-from tickserve.errors import TickserveError
 from tickserve.runtimes import RuntimeRecord
 from tickserve.settings import load_settings
 
@@ -63,7 +62,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except TickserveError as error:
-        sys.exit(f"error: {error} (publish a model first: make demo)")
+    as_command(main, PUBLISH_FIRST)

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from benchmarks.harness import Call, machine, measure, quantiles
+from benchmarks.harness import Call, as_command, machine, measure, quantiles
 from benchmarks.nil_model import SHAPES, example, name_of, publish
 from benchmarks.overhead import clients
 from tickserve.client import Client
-from tickserve.errors import TickserveError
 
 BASE = "HTTP"
 
@@ -67,7 +65,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except TickserveError as error:
-        sys.exit(f"error: {error}")
+    as_command(main)

@@ -12,16 +12,14 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import time
 from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Subject, as_inputs, machine, one_row, options, served, subject
+from benchmarks.harness import Subject, as_command, as_inputs, machine, one_row, options, served, subject
 from tickserve.client import Client
 from tickserve.client._check import Inputs
-from tickserve.errors import TickserveError
 
 WITHOUT = "without"
 BEFORE = 20  # calls before each pause
@@ -152,7 +150,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main(sys.argv[1:]))
-    except TickserveError as error:
-        sys.exit(f"error: {error}")
+    as_command(main)

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.tickserve.test_client_h2 import BEGIN, Peer, answer
+from tests.tickserve.http2_peer import BEGIN, Peer, Script, answer
 from tickserve.client import InferRequest, Tensor, _parked
 from tickserve.client import _h2 as h2
 from tickserve.client._async_grpc import AsyncGrpcTransport
@@ -23,8 +23,6 @@ from tickserve.errors import DeadlineExceededError, TransportError
 
 REQUEST = InferRequest("m", None, "abc", 2_000_000, (Tensor("x", "FP32", (1, 4), bytes(16)),))
 GOODBYE = h2.frame(h2.GOAWAY, 0, 0, (1).to_bytes(4, "big") + bytes(4))
-
-Script = Callable[[Peer, socket.socket, int], None]
 
 
 @pytest.fixture

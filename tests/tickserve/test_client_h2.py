@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -15,93 +14,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2
 
+from tests.tickserve.http2_peer import BEGIN, GOOD_END, HEAD, VALUES, Peer, Script, answer, message
 from tickserve.client import InferRequest, InferResponse, Tensor
 from tickserve.client import _h2 as h2
 from tickserve.client._async_grpc import AsyncGrpcTransport
 from tickserve.client._grpc import GrpcTransport
-from tickserve.client._hpack import decode_block, huffman, literal
-from tickserve.client._socket import MalformedError
+from tickserve.client._hpack import literal
 from tickserve.client._url import parse_endpoint
 from tickserve.errors import DeadlineExceededError, ProtocolError, RequestError, ServerRejectedError, TransportError
-
-Script = Callable[["Peer", socket.socket, int], None]
-VALUES = np.array([[0.25, 0.25, 0.5]], np.float32)
-HEAD = b"\x88" + literal("content-type", "application/grpc")
-GOOD_END = literal("grpc-status", "0") + literal("grpc-message", "")
-BEGIN = h2.frame(h2.SETTINGS, 0, 0)
-
-
-def message() -> bytes:
-    answer = service_pb2.ModelInferResponse(model_name="m", model_version="2", id="abc")
-    answer.outputs.add(name="p", datatype="FP32", shape=(1, 3))
-    answer.raw_output_contents.append(VALUES.tobytes())
-    data: bytes = answer.SerializeToString()
-    return b"\0" + len(data).to_bytes(4, "big") + data
-
-
-def answer(stream: int, data: bytes | None = None) -> bytes:
-    data = message() if data is None else data
-    return (
-        h2.frame(h2.HEADERS, h2.END_HEADERS, stream, HEAD)
-        + h2.frame(h2.DATA, 0, stream, data)
-        + h2.frame(h2.HEADERS, h2.END_HEADERS | h2.END_STREAM, stream, GOOD_END)
-    )
-
-
-class Peer:
-    """Reads requests on each connection, and runs the script once for each, with its stream."""
-
-    def __init__(self, script: Script) -> None:
-        self.script, self.connections, self.requests = script, 0, 0
-        self.frames: list[tuple[int, int, int, bytes]] = []
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.url = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        self._open: list[socket.socket] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                sock, _ = self._listener.accept()
-                self.connections += 1
-                self._open.append(sock)
-                threading.Thread(target=self._serve, args=(sock,), daemon=True).start()
-
-    def _serve(self, sock: socket.socket) -> None:
-        with suppress(OSError), sock:
-            assert self.read(sock, 24) == h2.PREFACE[:24]
-            while True:
-                kind, flags, stream, _ = self.frame(sock)
-                if kind == h2.DATA and flags & h2.END_STREAM:
-                    self.requests += 1
-                    self.script(self, sock, stream)
-
-    def read(self, sock: socket.socket, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            chunk = sock.recv(size - len(data))
-            if not chunk:
-                raise OSError("the client went away")
-            data += chunk
-        return data
-
-    def frame(self, sock: socket.socket) -> tuple[int, int, int, bytes]:
-        head = self.read(sock, 9)
-        payload = self.read(sock, int.from_bytes(head[:3], "big"))
-        self.frames.append((head[3], head[4], int.from_bytes(head[5:], "big"), payload))
-        return self.frames[-1]
-
-    def close(self) -> None:
-        with suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for sock in self._open:
-            with suppress(OSError):
-                sock.shutdown(socket.SHUT_RDWR)
 
 
 class OnALoop:
@@ -408,34 +330,29 @@ def test_the_deadline_holds_against_a_peer_that_drips_frames(peer: Any) -> None:
     assert 0.2 <= time.monotonic() - began < 1
 
 
+def large(size: int, seconds: float = 2) -> tuple[InferRequest, int]:
+    """A request of so many bytes, and its deadline."""
+    tensors = (Tensor("x", "FP32", (1, size // 4), bytes(size)),)
+    return InferRequest("m", None, "abc", 10**7, tensors), time.monotonic_ns() + int(seconds * 1e9)
+
+
+def wider(stream: int, size: int) -> bytes:
+    return h2.frame(h2.WINDOW_UPDATE, 0, stream, size.to_bytes(4, "big"))
+
+
 def test_a_small_window_is_kept_to(peer: Any) -> None:
     """The peer takes 1000 bytes at a time; a request larger than that goes out as its windows open."""
     received: list[int] = []
 
-    def small(peer: Peer, sock: socket.socket, stream: int) -> None:
-        sock.sendall(answer(stream))
+    def say(stream: int, flags: int, size: int) -> bytes:
+        received.append(size)
+        return answer(stream) if flags & h2.END_STREAM else wider(stream, 1_000)
 
-    server, transport = peer(small)
-
-    def serve(sock: socket.socket) -> None:
-        with suppress(OSError), sock:
-            server.read(sock, 24)
-            sock.sendall(h2.frame(h2.SETTINGS, 0, 0, h2.settings({h2.INITIAL_WINDOW_SIZE: 1_000})))
-            while True:
-                kind, flags, stream, payload = server.frame(sock)
-                if kind != h2.DATA:
-                    continue
-                received.append(len(payload))
-                if flags & h2.END_STREAM:
-                    sock.sendall(answer(stream))
-                else:
-                    sock.sendall(h2.frame(h2.WINDOW_UPDATE, 0, stream, (1_000).to_bytes(4, "big")))
-
-    server._serve = serve
+    server, transport = peer(says())
+    server.keep_window(1_000, say)
     assert good(ask(transport))  # learns the settings
     received.clear()
-    tensors = (Tensor("x", "FP32", (1, 2_500), bytes(10_000)),)
-    assert good(transport.infer(InferRequest("m", None, "abc", 10**6, tensors), time.monotonic_ns() + 2 * 10**9))
+    assert good(transport.infer(*large(10_000)))
     assert len(received) > 10
     assert max(received) <= 1_000
     assert sum(received) > 10_000
@@ -443,23 +360,21 @@ def test_a_small_window_is_kept_to(peer: Any) -> None:
 
 def test_an_answer_before_the_whole_request_ends_the_connection(peer: Any) -> None:
     """The server has not heard the rest, and does not wait for it: nothing more may be said to it."""
-    server, transport = peer(lambda peer, sock, stream: None)
-
-    def serve(sock: socket.socket) -> None:
-        with suppress(OSError), sock:
-            server.read(sock, 24)
-            sock.sendall(h2.frame(h2.SETTINGS, 0, 0, h2.settings({h2.INITIAL_WINDOW_SIZE: 1_000})))
-            while True:
-                kind, _, stream, _ = server.frame(sock)
-                if kind == h2.DATA:
-                    sock.sendall(answer(stream))
-
-    server._serve = serve
-    tensors = (Tensor("x", "FP32", (1, 2_500), bytes(10_000)),)
+    server, transport = peer(says())
+    server.keep_window(1_000, lambda stream, flags, size: answer(stream))
     for _ in range(4):  # the first on a connection is sent before the peer's window is known, and is heard to its end
-        response = transport.infer(InferRequest("m", None, "abc", 10**6, tensors), time.monotonic_ns() + 2 * 10**9)
-        assert good(response)
+        assert good(transport.infer(*large(10_000)))
     assert (server.connections, transport.idle()) == (2, 0)
+
+
+def test_updates_of_a_window_byte_by_byte_are_no_flood(peer: Any) -> None:
+    def say(stream: int, flags: int, size: int) -> bytes:
+        return answer(stream) if flags & h2.END_STREAM else wider(stream, 1) + h2.frame(h2.PING, 0, 0, bytes(8))
+
+    server, transport = peer(says())
+    server.keep_window(1, say)
+    for _ in range(2):  # the first learns of the window
+        assert good(transport.infer(*large(6_000, seconds=20)))
 
 
 def test_a_part_of_an_answer_is_an_answer_that_began(peer: Any) -> None:
@@ -479,59 +394,6 @@ def test_a_part_of_an_answer_is_an_answer_that_began(peer: Any) -> None:
     assert server.requests == 2
 
 
-def test_updates_of_a_window_byte_by_byte_are_no_flood(peer: Any) -> None:
-    server, transport = peer(lambda peer, sock, stream: None)
-
-    def serve(sock: socket.socket) -> None:
-        with suppress(OSError), sock:
-            server.read(sock, 24)
-            sock.sendall(h2.frame(h2.SETTINGS, 0, 0, h2.settings({h2.INITIAL_WINDOW_SIZE: 1})))
-            while True:
-                kind, flags, stream, _ = server.frame(sock)
-                if kind == h2.DATA:
-                    wider = h2.frame(h2.WINDOW_UPDATE, 0, stream, (1).to_bytes(4, "big"))
-                    sock.sendall(answer(stream) if flags & h2.END_STREAM else wider + h2.frame(h2.PING, 0, 0, bytes(8)))
-
-    server._serve = serve
-    tensors = (Tensor("x", "FP32", (1, 1_500), bytes(6_000)),)
-    request = InferRequest("m", None, "abc", 10**7, tensors)
-    for _ in range(2):  # the first learns of the window
-        assert good(transport.infer(request, time.monotonic_ns() + 20 * 10**9))
-
-
-# Examples of RFC 7541, appendix C.
-@pytest.mark.parametrize(
-    ("coded", "text"),
-    [
-        ("f1e3c2e5f23a6ba0ab90f4ff", "www.example.com"),
-        ("a8eb10649cbf", "no-cache"),
-        ("25a849e95ba97d7f", "custom-key"),
-        ("25a849e95bb8e8b4bf", "custom-value"),
-        ("9d29ad171863c78f0b97c8e9ae82ae43d3", "https://www.example.com"),
-        ("d07abe941054d444a8200595040b8166e082a62d1bff", "Mon, 21 Oct 2013 20:13:21 GMT"),
-        (
-            "94e7821dd7f2e6c7b335dfdfcd5b3960d5af27087f3672c1ab270fb5291f9587316065c003ed4ee5b1063d5007",
-            "foo=ASDJKHQKBZXOQWEOPIUAXQWEOIU; max-age=3600; version=1",
-        ),
-    ],
-)
-def test_huffmans_code_is_the_standards(coded: str, text: str) -> None:
-    assert huffman(bytes.fromhex(coded)).decode() == text
-
-
-def test_every_byte_has_a_code_and_the_codes_are_complete() -> None:
-    from tickserve.client._hpack import END_MARK, _codes
-
-    codes = _codes()
-    assert sorted(codes.values()) == [*range(256), END_MARK]
-    assert sum(2.0**-length for length, _ in codes) == 1
-    for byte in range(256):
-        length, code = next(key for key, value in codes.items() if value == byte)
-        padding = -length % 8
-        data = (code << padding | (1 << padding) - 1).to_bytes((length + padding) // 8, "big")
-        assert huffman(data) == bytes((byte,))
-
-
 @pytest.mark.parametrize("pause_s", [0.0, 0.02])
 def test_a_deadline_that_the_server_tells_twice(peer: Any, pause_s: float) -> None:
     def twice(peer: Peer, sock: socket.socket, stream: int) -> None:
@@ -548,34 +410,3 @@ def test_a_deadline_that_the_server_tells_twice(peer: Any, pause_s: float) -> No
         ask(transport)
     time.sleep(2 * pause_s)
     assert good(ask(transport))
-
-
-@pytest.mark.parametrize("coded", ["00", "f1e3c2e5f23a6ba0ab90f400", "ffffffff", "ff"])
-def test_what_is_no_huffman_code(coded: str) -> None:
-    with pytest.raises(MalformedError):
-        huffman(bytes.fromhex(coded))
-
-
-def test_a_block_of_the_standard() -> None:
-    block = (
-        "488264025885aec3771a4b6196d07abe941054d444a8200595040b8166e082a62d1bff6e919d29ad171863c78f0b97c8e9ae82ae43d3"
-    )
-    assert decode_block(bytes.fromhex(block)) == {
-        ":status": "302",
-        "cache-control": "private",
-        "date": "Mon, 21 Oct 2013 20:13:21 GMT",
-        "location": "https://www.example.com",
-    }
-
-
-@given(st.dictionaries(st.text("abcdefghij-", min_size=1, max_size=200), st.text("abc %09~", max_size=500), max_size=5))
-@settings(max_examples=100, deadline=None)
-def test_what_is_written_is_read(headers: dict[str, str]) -> None:
-    assert decode_block(b"".join(literal(name, value) for name, value in headers.items())) == headers
-
-
-@given(st.binary(max_size=100))
-@settings(max_examples=500, deadline=None)
-def test_any_block_is_headers_or_a_typed_error(block: bytes) -> None:
-    with suppress(MalformedError):
-        decode_block(block)

@@ -213,13 +213,13 @@ class AsyncLineTransport(Generic[R]):
                 transport, line = await loop.create_connection(
                     lambda: self._kind(loop), host, port, ssl=self._tls, server_hostname=name
                 )
+                set_options(cast("socket.socket", transport.get_extra_info("socket")))  # which may be gone again
         except TimeoutError as error:
             raise DeadlinePassedError("connecting") from error
         except ssl.SSLError as error:
             raise refused(error) from error
         except (OSError, UnicodeError) as error:
             raise _unreachable(error, secure=self._tls is not None) from error
-        set_options(cast("socket.socket", transport.get_extra_info("socket")))
         return line
 
     def settle(self, line: AsyncLine[R]) -> None:

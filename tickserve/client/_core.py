@@ -132,7 +132,8 @@ class Core:
     def open_call(self, request_id: str | None) -> Call:
         """A call that begins now. Raises UsageError when the client is closed."""
         started = time.monotonic_ns()
-        self._check_open()
+        if self.closed:
+            raise _closed()
         if self.follower is not None:
             self.follower.look()
         # An observer alone is told when the call began on the clock of the wall.
@@ -248,7 +249,8 @@ class Core:
 
     def to_rehearse(self, model: str | None) -> list[str]:
         """`model`, or all that are pinned. Raises UsageError, InputRejectedError and ModelNotFoundError."""
-        self._check_open()
+        if self.closed:
+            raise _closed()
         self.look_aside()
         if model is not None:
             return [self._pin_of(model, None).contract.name]
@@ -275,10 +277,6 @@ class Core:
     def rehearsed(self, pinned: Pinned, request: InferRequest, response: InferResponse) -> None:
         """Hold the answer to a request of `rehearse` against the manifest. Raises ProtocolError."""
         pinned.contract.check_response(response, 1, pinned.version, request.request_id)
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise UsageError("the client is closed", hint="open another one")
 
     def _observed(self, call: Call, prepared: Prepared, signal: Signal) -> Signal:
         self.statistics.signal(signal.status)
@@ -338,6 +336,10 @@ class Core:
 
     def _too_old(self, age_us: float | None) -> bool:
         return self._max_age_us is not None and age_us is not None and age_us > self._max_age_us
+
+
+def _closed() -> UsageError:
+    return UsageError("the client is closed", hint="open another one")
 
 
 def _nothing_pinned() -> UsageError:
