@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import struct
 from typing import Any
@@ -20,7 +21,7 @@ from tickserve.errors import ProtocolError, RequestError
 from tickserve.testing import make_manifest
 
 MANIFEST = make_manifest("m")
-ORDERS = (("probabilities", "score", "bundle_id"), ("bundle_id", "score", "probabilities"))
+ORDERS = tuple(itertools.permutations(("probabilities", "score", "bundle_id")))
 NUMBERS = st.one_of(st.sampled_from([0.2, 0.3, 0.5, 0.0, 1.0, -1.0]), st.floats(width=32))
 
 
@@ -64,7 +65,7 @@ def test_numbers_in_known_places(values: list[float], told: float, other: bool, 
     good = packed(contract, [0.25, 0.25, 0.5], 0.25, contract.bundle_id, order, places)
     expected = outcome(Contract(MANIFEST), dict(good))
     assert outcome(contract, good) == outcome(contract, good) == expected
-    assert (contract._seen is not None) == (order is ORDERS[0])
+    assert contract._seen is not None
     for told_id in (contract.bundle_id + other, contract.bundle_id):
         answer = packed(contract, values, told, told_id, order, places)
         if mutable:
@@ -214,10 +215,26 @@ def test_a_head_that_is_new_is_read_and_remembered() -> None:
         Replayed([b"\n"]).receive(0)
 
 
-def test_the_numbers_are_read_as_they_are_written() -> None:
+@pytest.mark.parametrize("order", ORDERS)
+def test_the_numbers_are_read_as_they_are_written(order: Any) -> None:
     contract, places = Contract(MANIFEST), {}
-    good = packed(contract, [0.25, 0.25, 0.5], 0.25, contract.bundle_id, ORDERS[0], places)
+    good = packed(contract, [0.25, 0.25, 0.5], 0.25, contract.bundle_id, order, places)
     outcome(contract, good)
     assert contract._seen is not None
-    assert contract._seen.numbers(good.data, good.start) == (0.25, 0.25, 0.5, 0.25, contract.bundle_id)
+    numbers = contract._seen.numbers(good.data, good.start)
+    assert contract._seen.ordered(numbers) == (0.25, 0.25, 0.5, 0.25, contract.bundle_id)
     assert struct.calcsize("<3ffq") == len(good.data) - good.start
+
+
+def test_what_else_lies_between_the_numbers_is_passed_over() -> None:
+    contract, places = Contract(MANIFEST), {}
+    good = packed(contract, [0.25, 0.25, 0.5], 0.25, contract.bundle_id, ORDERS[0], places)
+    apart = {name: (dtype, shape, 3 + 2 * offset) for name, (dtype, shape, offset) in places.items()}
+    data = bytearray(b"\xff" * 99)
+    for name, (_, _, offset) in apart.items():
+        told = good[name].tobytes()
+        data[offset + 4 : offset + 4 + len(told)] = told
+    assert outcome(contract, Packed(apart, bytes(data), 4)) == outcome(contract, Packed(apart, bytes(data), 4))
+    assert outcome(contract, Packed(apart, bytes(data), 4)) == outcome(Contract(MANIFEST), dict(good))
+    assert contract._seen is not None
+    assert contract._seen.places is apart

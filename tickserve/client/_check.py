@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from struct import Struct
 from typing import Any, NamedTuple
 
@@ -54,10 +55,14 @@ class Answer(NamedTuple):
 
 
 class _Seen(NamedTuple):
-    """The places of answers of one row that passed: how their numbers are read, and where the two arrays begin."""
+    """The places of answers of one row that passed: how their numbers are read, and where the two arrays begin.
+
+    `numbers` gives them as they lie; `ordered` puts those in the order down, flat, up, score, bundle id.
+    """
 
     places: Places
     numbers: Callable[[bytes | bytearray, int], tuple[Any, ...]]
+    ordered: Callable[[tuple[Any, ...]], tuple[Any, ...]]
     probabilities: int
     score: int
 
@@ -148,7 +153,7 @@ class Contract:
         seen = self._seen
         if seen is not None and type(outputs) is Packed and outputs.places is seen.places and batch == 1:
             # In the places of an answer that was looked at in full: what is left to look at is the numbers.
-            down, flat, up, told, bundle_id = seen.numbers(outputs.data, outputs.start)
+            down, flat, up, told, bundle_id = seen.ordered(seen.numbers(outputs.data, outputs.start))
             if bundle_id != self.bundle_id:
                 self._refuse_bundle(bundle_id)
             decision: tuple[str, ...] = (_class_of(0, down, flat, up, told),)
@@ -307,14 +312,22 @@ def _refuse_columns(given: tuple[object, ...], expected: tuple[str, ...]) -> Non
     )
 
 
-def _see(places: Places) -> _Seen | None:
-    """For answers in `places`, of one row; None where the three do not lie in the order of `numbers`."""
-    first, second, third = (places[name][2] for name in (PROBABILITIES, SCORE, BUNDLE_ID))
-    gaps = (first, second - first - 12, third - second - 4)
-    if min(gaps) < 0:
-        return None
-    numbers = Struct("<{}x3f{}xf{}xq".format(*gaps))
-    return _Seen(places, numbers.unpack_from, first, second)
+def _see(places: Places) -> _Seen:
+    """For answers in `places`, of one row: a server answers in an order of its own (by name, as it happens)."""
+    names = sorted(_NUMBERS, key=lambda name: places[name][2])
+    layout, taken, end = "<", list[int](), 0
+    for name in names:
+        form, size, which = _NUMBERS[name]
+        start = places[name][2]
+        layout += f"{start - end}x{form}"
+        taken += which
+        end = start + size
+    ordered = itemgetter(*[taken.index(which) for which in range(len(taken))])
+    return _Seen(places, Struct(layout).unpack_from, ordered, places[PROBABILITIES][2], places[SCORE][2])
+
+
+# Of one row: how the numbers are read, their bytes, and which they are of down, flat, up, score and bundle id.
+_NUMBERS = {PROBABILITIES: ("3f", 12, (0, 1, 2)), SCORE: ("f", 4, (3,)), BUNDLE_ID: ("q", 8, (4,))}
 
 
 def _check_echo(what: str, expected: str, was: str) -> None:
