@@ -2,19 +2,22 @@
 
     python -m benchmarks.asyncio_clients --repository model_repository
 
-As many coroutines as stated call in a loop, one real row a call; the contestants take turns.
+As many coroutines as stated call in a loop, one real row a call; the contestants take turns. Ours have every check and
+the journal on, and pay in their turns for what it puts off.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
+import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-from benchmarks.harness import Subject, as_command, machine, options, served, subject
+from benchmarks.harness import SETTLE_S, Subject, as_command, machine, options, served, subject
 from tickserve.client import AsyncClient
+from tickserve.journal import Journal
 
 AsyncCall = Callable[[], Awaitable[object]]
 BASE = "tritonclient.grpc.aio"
@@ -63,28 +66,35 @@ async def compare(server: Any, model: Subject, at_once: int, seconds: float) -> 
     import tritonclient.grpc.aio as triton
 
     base = triton.InferenceServerClient(server.grpc_url)
-    async with (
-        AsyncClient(server.http_url, manifest=model.manifest, deadline_ms=10_000) as http,
-        AsyncClient(f"grpc://{server.grpc_url}", manifest=model.manifest, deadline_ms=10_000) as grpc,
-    ):
-        calls = {
-            "tickserve http": ours(http, model),
-            "tickserve grpc": ours(grpc, model),
-            BASE: documented(base, model),
-        }
-        found = dict.fromkeys(calls, (0, 0.0))
-        for call in calls.values():
-            await rate(call, at_once, 0.2)
-        for turn in range(TURNS):
-            for name in list(calls)[turn:] + list(calls)[:turn]:
-                count, taken = await rate(calls[name], at_once, seconds / TURNS)
-                found[name] = (found[name][0] + count, found[name][1] + taken)
+    pinned: dict[str, Any] = {"manifest": model.manifest, "deadline_ms": 10_000}
+    with tempfile.TemporaryDirectory() as folder, Journal(f"{folder}/http") as one, Journal(f"{folder}/grpc") as other:
+        async with (
+            AsyncClient(server.http_url, observer=one, **pinned) as http,
+            AsyncClient(f"grpc://{server.grpc_url}", observer=other, **pinned) as grpc,
+        ):
+            calls = {
+                "tickserve http": ours(http, model),
+                "tickserve grpc": ours(grpc, model),
+                BASE: documented(base, model),
+            }
+            rates = await rates_of(calls, at_once, seconds)
     await base.close()
-    rates = {name: count / taken for name, (count, taken) in found.items()}
     return [
         {"client": name, "at_once": at_once, "per_s": value, "ratio": value / rates[BASE]}
         for name, value in rates.items()
     ]
+
+
+async def rates_of(calls: dict[str, AsyncCall], at_once: int, seconds: float) -> dict[str, float]:
+    """Calls per second of each, over turns of `seconds` together."""
+    found = dict.fromkeys(calls, (0, 0.0))
+    for turn in range(TURNS):
+        for name in list(calls)[turn:] + list(calls)[:turn]:
+            await rate(calls[name], at_once, SETTLE_S)
+            count, taken = await rate(calls[name], at_once, seconds / TURNS)
+            found[name] = (found[name][0] + count, found[name][1] + taken)
+            await asyncio.sleep(SETTLE_S)
+    return {name: count / taken for name, (count, taken) in found.items()}
 
 
 def main(arguments: list[str]) -> int:

@@ -2,9 +2,10 @@
 
     python -m benchmarks.client --repository model_repository
 
-The contestants take turns in short blocks within one run, over sockets to one server in another process. What is timed
-is the whole call as an engine sees it, from the array to checked numbers, with every check and the journal on. "bare
-socket" sends the same bytes, sleeps until something comes, and parses nothing.
+The contestants take turns within one run, over sockets to one server in another process; a turn is long enough to pay
+for all that the journal puts off. What is timed is the whole call as an engine sees it, from the array to checked
+numbers, with every check and the journal on. "bare socket" sends the same bytes, sleeps until something comes, and
+parses nothing.
 """
 
 from __future__ import annotations
@@ -23,13 +24,14 @@ from benchmarks.harness import (
     Times,
     as_command,
     as_inputs,
+    joined,
     machine,
-    measure,
     one_row,
     options,
     quantiles,
     served,
     subject,
+    sustained,
 )
 from tickserve.client import Client, InferRequest, Tensor
 from tickserve.client._http import encode
@@ -120,7 +122,7 @@ def contestants(stack: ExitStack, urls: tuple[str, str], manifest: Manifest, fee
 
 
 def chosen_options(arguments: list[str]) -> argparse.Namespace:
-    parser = options(__doc__, rounds=40)
+    parser = options(__doc__, rounds=10, turn_s=0.5)
     parser.add_argument("--http-url", help="a server that runs already, host:port (with --grpc-url)")
     parser.add_argument("--grpc-url")
     return parser.parse_args(arguments)
@@ -137,7 +139,7 @@ def main(arguments: list[str]) -> int:
         if None in urls:
             server = stack.enter_context(served(chosen.repository, [manifest.name]))
             urls = server.http_url, server.grpc_url
-        rows = table(measure(contestants(stack, urls, manifest, feed), chosen.rounds, chosen.block))
+        rows = table(joined(sustained(contestants(stack, urls, manifest, feed), chosen.rounds, chosen.turn)))
     about = machine("tritonclient", "grpcio")
     if chosen.json:
         print(json.dumps({"machine": about, "model": manifest.name, "shapes": shapes, "rows": rows}))

@@ -2,9 +2,10 @@
 
     python -m benchmarks.exporter --repository model_repository
 
-What is timed is the whole call as an engine sees it, while the exporter's own thread counts and something scrapes
-`/metrics` once a second (Prometheus does every 15). "risk actions" is a client that obeys an action file. The bar is
-2 % of the p50 over HTTP; in this process (local://), where a call takes a few microseconds, the cost is told beside it.
+What is timed is the whole call as an engine sees it, in turns that pay for all that the exporter puts off, while
+something scrapes `/metrics` once a second (Prometheus does every 15). "risk actions" is a client that obeys an action
+file. The bar is 2 % of the p50 over HTTP; in this process (local://), where a call takes a few microseconds, the cost
+is told beside it.
 
 Two equal clients may differ by more than that on a busy machine, so the two are compared round by round: each round
 gives a ratio of their p50, and the bar is held against the interval of the median of these (95 %, by resampling). Exit
@@ -32,12 +33,13 @@ from benchmarks.harness import (
     Call,
     Times,
     as_command,
+    joined,
     machine,
-    measure,
     options,
     quantiles,
     served,
     subject,
+    sustained,
 )
 from tickserve.client import Client, Decision
 from tickserve.journal import Journal
@@ -48,6 +50,7 @@ from tickserve.risk import ModelAction, write_actions
 OFF, ON, JOURNAL, BOTH, RISK = "nothing", "exporter", "journal", "journal and exporter", "risk actions"
 BAR = 1.02
 RESAMPLES = 2_000
+HAND_OVERS = 4_000
 
 
 class Clocked:
@@ -128,10 +131,9 @@ def rows_of(where: str, times: dict[str, Times]) -> list[dict[str, Any]]:
     return made
 
 
-def interval(on: Times, off: Times, block: int) -> tuple[float, float]:
+def interval(on: list[Times], off: list[Times]) -> tuple[float, float]:
     """Of the median ratio of their p50, round by round: the middle 95 % of resampled rounds."""
-    p50 = [np.median(taken.reshape(-1, block), axis=1) for taken in (on, off)]
-    ratios = p50[0] / p50[1]
+    ratios = np.array([np.median(one) / np.median(other) for one, other in zip(on, off, strict=True)])
     drawn = np.random.default_rng(7).choice(ratios, size=(RESAMPLES, len(ratios)))
     low, high = np.percentile(np.median(drawn, axis=1), (2.5, 97.5))
     return float(low), float(high)
@@ -156,11 +158,11 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         for where, url in (("http", server.http_url), ("local", f"local://{chosen.repository}")):
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
             calls = contestants(stack, url, manifest, row, exporter, folder)
-            times = measure(calls, chosen.rounds, chosen.block)
-            rows += rows_of(where, times)
+            turns = sustained(calls, chosen.rounds, chosen.turn)
+            rows += rows_of(where, joined(turns))
             if where == "http":
-                bounds = interval(times[ON], times[OFF], chosen.block)
-        alone = hand_over(server.http_url, manifest, row, exporter, chosen.rounds * chosen.block)
+                bounds = interval(turns[ON], turns[OFF])
+        alone = hand_over(server.http_url, manifest, row, exporter, HAND_OVERS)
         lost = exporter.lost
     about = machine("prometheus_client")
     told = {"scrapes": len(sizes), "scrape_bytes": max(sizes, default=0), "lost": lost, "decided": quantiles(alone)}
@@ -183,7 +185,7 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    chosen = options(__doc__, rounds=40).parse_args(arguments)
+    chosen = options(__doc__, rounds=10, turn_s=0.4).parse_args(arguments)
     result = run(chosen)
     if chosen.json:
         print(json.dumps(result))

@@ -17,20 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.harness import Subject, Times, as_command, machine, options, quantiles, served, subject
+from benchmarks.harness import Subject, Times, as_command, machine, options, quantiles, served, subject, wait_until
 from tickserve.client import Client
 from tickserve.journal import Journal
-
-SPIN_NS = 200_000  # the rest of a wait is spent awake: an engine that sleeps is woken late
-
-
-def wait_until(due_ns: int) -> None:
-    """Sleep most of the way, and look at the clock for the rest."""
-    remaining = due_ns - time.monotonic_ns()
-    if remaining > SPIN_NS:
-        time.sleep((remaining - SPIN_NS) / 1e9)
-    while time.monotonic_ns() < due_ns:
-        pass
 
 
 def run(client: Client, model: Subject, rate: float, seconds: float) -> tuple[Times, float]:

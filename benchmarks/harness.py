@@ -28,6 +28,7 @@ Call = Callable[[], object]
 Times = npt.NDArray[np.float64]
 QUANTILES = (50, 90, 99, 99.9)
 WARM_UP = 50
+SPIN_NS = 200_000  # the rest of a wait is spent awake: an engine that sleeps is woken late
 
 
 Feed = dict[str, npt.NDArray[np.float32]]
@@ -43,15 +44,25 @@ class Subject(NamedTuple):
 
 
 def options(
-    doc: str | None, *, rounds: int | None = None, model: str = "the first model of the repository"
+    doc: str | None,
+    *,
+    rounds: int | None = None,
+    turn_s: float | None = None,
+    model: str = "the first model of the repository",
 ) -> argparse.ArgumentParser:
-    """The options that benchmarks of published models share; `rounds` for those whose contestants take turns."""
+    """The options that benchmarks of published models share; `rounds` for those whose contestants take turns.
+
+    Turns are of so many seconds (`turn_s`), or of so many calls.
+    """
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="published models")
     parser.add_argument("--model", help=f"default: {model}")
     if rounds is not None:
         parser.add_argument("--rounds", type=int, default=rounds)
-        parser.add_argument("--block", type=int, default=100, help="calls a turn")
+        if turn_s is None:
+            parser.add_argument("--block", type=int, default=100, help="calls a turn")
+        else:
+            parser.add_argument("--turn", type=float, default=turn_s, help=f"seconds a turn (default: {turn_s:g})")
     parser.add_argument("--json", action="store_true")
     return parser
 
@@ -116,6 +127,56 @@ def measure(calls: dict[str, Call], rounds: int, block: int) -> dict[str, Times]
                 call()
                 taken.append(time.perf_counter_ns() - start)
     return {name: np.array(taken) / 1e3 for name, taken in times.items()}
+
+
+# A journal writes and an exporter counts this often by default; what a turn left behind has ended so long after it.
+SETTLE_S = 0.15
+
+
+def sustained(calls: dict[str, Call], rounds: int, turn_s: float, rate: float | None = None) -> dict[str, list[Times]]:
+    """Microseconds of every call, by contestant and turn, where observers put work off: each turn pays for its own.
+
+    A turn begins with calls that are not counted, until that work has begun, and ends with a silence in which it
+    ends. Calls are back to back, or `rate` a second.
+    """
+    names = list(calls)
+    times: dict[str, list[Times]] = {name: [] for name in names}
+    order = random.Random(7)
+    for _ in range(rounds):
+        for name in order.sample(names, len(names)):
+            turn(calls[name], SETTLE_S, rate)
+            times[name].append(turn(calls[name], turn_s, rate))
+            time.sleep(SETTLE_S)
+    return times
+
+
+def turn(call: Call, seconds: float, rate: float | None) -> Times:
+    """Microseconds of each call of about `seconds`, back to back or `rate` a second."""
+    taken = list[int]()
+    due = time.monotonic_ns()
+    end = due + int(seconds * 1e9)
+    while due < end:
+        if rate is not None:
+            wait_until(due)
+        start = time.perf_counter_ns()
+        call()
+        taken.append(time.perf_counter_ns() - start)
+        due = time.monotonic_ns() if rate is None else max(due + int(1e9 / rate), time.monotonic_ns())
+    return np.array(taken) / 1e3
+
+
+def wait_until(due_ns: int) -> None:
+    """Sleep most of the way, and look at the clock for the rest."""
+    remaining = due_ns - time.monotonic_ns()
+    if remaining > SPIN_NS:
+        time.sleep((remaining - SPIN_NS) / 1e9)
+    while time.monotonic_ns() < due_ns:
+        pass
+
+
+def joined(turns: dict[str, list[Times]]) -> dict[str, Times]:
+    """All turns of each contestant as one."""
+    return {name: np.concatenate(taken) for name, taken in turns.items()}
 
 
 def quantiles(times: Times) -> dict[str, float]:

@@ -3,24 +3,33 @@
     python -m benchmarks.inprocess --repository model_repository
 
 Without the journal and with it; back to back, and at an engine's pace (`--rate`). They take turns, so that a slow spell
-of the machine meets all. The client's call goes from the array to checked numbers; the bare one hands ONNX Runtime the
-array and checks nothing. Back to back a journaled call also encodes what the journal's thread is given no time for.
+of the machine meets all, each long enough to pay for all that the journal puts off. The client's call goes from the
+array to checked numbers; the bare one hands ONNX Runtime the array and checks nothing. Back to back a journaled call
+also encodes what the journal's thread is given no time for.
 """
 
 from __future__ import annotations
 
 import json
-import random
 import tempfile
-import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from benchmarks.fixed_rate import wait_until
-from benchmarks.harness import PUBLISH_FIRST, Call, Times, as_command, as_inputs, machine, measure, one_row, options
+from benchmarks.harness import (
+    PUBLISH_FIRST,
+    Call,
+    Times,
+    as_command,
+    as_inputs,
+    joined,
+    machine,
+    one_row,
+    options,
+    sustained,
+)
 from tickserve.client import Client, newest_versions
 from tickserve.client._local import open_session
 from tickserve.journal import Journal
@@ -28,22 +37,6 @@ from tickserve.model_config import MODEL_FILE
 
 BARE, OURS, JOURNALED = "bare ONNX Runtime", "tickserve local://", "journal on"
 BAR = 2.0  # the design's bar, as a ratio of the p50 of BARE
-PACED_CALLS = 300  # of each contestant
-
-
-def paced(calls: dict[str, Call], rate: float) -> dict[str, Times]:
-    """Microseconds of every call, by contestant, with 1/rate between two; whose turn it is, is drawn anew each time."""
-    times: dict[str, list[int]] = {name: [] for name in calls}
-    order, due = random.Random(7), time.monotonic_ns()
-    for _ in range(PACED_CALLS):
-        for name in order.sample(list(calls), len(calls)):
-            due += int(1e9 / rate)
-            wait_until(due)
-            start = time.perf_counter_ns()
-            calls[name]()
-            times[name].append(time.perf_counter_ns() - start)
-            due = max(due, time.monotonic_ns())
-    return {name: np.array(taken) / 1e3 for name, taken in times.items()}
 
 
 def row_of(model: str, pace: str, times: dict[str, Times]) -> dict[str, Any]:
@@ -57,7 +50,7 @@ def row_of(model: str, pace: str, times: dict[str, Times]) -> dict[str, Any]:
 
 
 def compare(
-    clients: tuple[Client, Client], model: str, folder: Path, rounds: int, block: int, rate: float
+    clients: tuple[Client, Client], model: str, folder: Path, rounds: int, turn_s: float, rate: float
 ) -> list[dict[str, Any]]:
     """One row of `model` in each pace."""
     plain, journaled = clients
@@ -69,8 +62,8 @@ def compare(
         OURS: lambda: plain.score(model, inputs),
         JOURNALED: lambda: journaled.score(model, inputs),
     }
-    back_to_back = row_of(model, "back to back", measure(calls, rounds, block))
-    return [back_to_back, row_of(model, f"{rate:g}/s", paced(calls, rate))]
+    paces = {"back to back": None, f"{rate:g}/s": rate}
+    return [row_of(model, name, joined(sustained(calls, rounds, turn_s, pace))) for name, pace in paces.items()]
 
 
 def show(rows: list[dict[str, Any]]) -> None:
@@ -85,7 +78,7 @@ def show(rows: list[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    parser = options(__doc__, rounds=40, model="every model of the repository")
+    parser = options(__doc__, rounds=6, turn_s=0.4, model="every model of the repository")
     parser.add_argument("--rate", type=float, default=500, help="calls a second of the second pace")
     chosen = parser.parse_args(arguments)
     folders = newest_versions(chosen.repository)
@@ -97,7 +90,7 @@ def main(arguments: list[str]) -> int:
         ]
         rows = []
         for model in [chosen.model] if chosen.model else list(folders):
-            rows += compare((clients[0], clients[1]), model, folders[model], chosen.rounds, chosen.block, chosen.rate)
+            rows += compare((clients[0], clients[1]), model, folders[model], chosen.rounds, chosen.turn, chosen.rate)
     if chosen.json:
         print(json.dumps({"machine": machine(), "rows": rows}))
         return 0

@@ -2,10 +2,11 @@
 
     python -m benchmarks.journal --repository model_repository
 
-What is timed is the whole call as an engine sees it, and `decided` alone, which is all of the journal that runs on the
-caller's thread. The journal's own thread works meanwhile, as it would beside an engine. The same in this process
-(local://), where calls come fastest; and a process that calls so without a rest is killed (SIGKILL): how far behind
-its last call the journal ends, and how many of its records are lost.
+What is timed is the whole call as an engine sees it, in turns that pay for all that the journal puts off; and `decided`
+alone, which is all of the journal that the caller waits for. The same in this process
+(local://), where calls come fastest; what it takes to encode one of those decisions, the usual way and field by field;
+and a process that calls so without a rest is killed (SIGKILL): how far behind its last call the journal ends, and how
+many of its records are lost.
 """
 
 from __future__ import annotations
@@ -23,12 +24,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from benchmarks.harness import PUBLISH_FIRST, Call, Times, as_command, machine, measure, quantiles, served, subject
+from benchmarks.harness import (
+    PUBLISH_FIRST,
+    Call,
+    Times,
+    as_command,
+    joined,
+    machine,
+    measure,
+    options,
+    quantiles,
+    served,
+    subject,
+    sustained,
+)
 from tickserve.client import Client, Decision
 from tickserve.journal import DecisionRecord, Journal, read_journal
+from tickserve.journal._schema import encode_any, encode_decision
 from tickserve.manifest import Manifest
 
 PLAIN, JOURNALED = "no journal", "journal"
+ALONE_CALLS = 4_000
 # Calls without a rest; every hundredth says how many were answered.
 FLAT_OUT = """
 import sys
@@ -53,12 +69,14 @@ class Clocked:
 
     def __init__(self, journal: Journal) -> None:
         self._decided, self.taken = journal.decided, list[int]()
+        self.last: Decision | None = None
 
     def decided(self, decision: Decision) -> None:
         """Time the hand-over."""
         start = time.perf_counter_ns()
         self._decided(decision)
         self.taken.append(time.perf_counter_ns() - start)
+        self.last = decision
 
 
 def contestants(
@@ -76,13 +94,25 @@ def contestants(
     return {name: call_of(client) for name, client in clients.items()}
 
 
-def decided_alone(url: str, manifest: Manifest, row: npt.NDArray[np.float32], journal: Journal, calls: int) -> Times:
-    """Microseconds of each hand-over, over `calls` calls."""
+def decided_alone(
+    url: str, manifest: Manifest, row: npt.NDArray[np.float32], journal: Journal, calls: int
+) -> tuple[Times, Decision]:
+    """Microseconds of each hand-over, over `calls` calls, and the last decision."""
     clocked = Clocked(journal)
     with Client(url, manifest=manifest, deadline_ms=5_000, observer=clocked) as client:
         for _ in range(calls):
             client.score(manifest.name, row)
-    return np.array(clocked.taken) / 1e3
+    assert clocked.last is not None
+    return np.array(clocked.taken) / 1e3, clocked.last
+
+
+def encoding(decision: Decision) -> dict[str, Times]:
+    """Microseconds that it takes to encode `decision`, which has nothing to remark on; both ways in turns."""
+    ways: dict[str, Call] = {
+        "encode, usual": lambda: encode_decision(decision),
+        "encode, any": lambda: encode_any(decision),
+    }
+    return measure(ways, rounds=40, block=200)
 
 
 def killed(repository: Path, model: str, folder: Path, seconds: float) -> dict[str, Any]:
@@ -112,17 +142,6 @@ def summary(name: str, taken: Times) -> dict[str, Any]:
     return {"what": name, "calls": len(taken)} | quantiles(taken)
 
 
-def options(arguments: list[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repository", type=Path, default=Path("model_repository"), help="published models")
-    parser.add_argument("--model", help="default: the first model of the repository")
-    parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--block", type=int, default=200, help="calls a turn")
-    parser.add_argument("--seconds", type=float, default=4.0, help="calls without a rest before the kill")
-    parser.add_argument("--json", action="store_true")
-    return parser.parse_args(arguments)
-
-
 def run(chosen: argparse.Namespace) -> dict[str, Any]:
     chosen_model = subject(chosen.repository, chosen.model)
     manifest, row = chosen_model.manifest, chosen_model.rows[:1]
@@ -130,13 +149,14 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         server = stack.enter_context(served(chosen.repository, [manifest.name]))
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         journal = stack.enter_context(Journal(folder))
-        times = measure(contestants(stack, server.http_url, manifest, row, journal), chosen.rounds, chosen.block)
-        rows = [summary(name, taken) for name, taken in times.items()]
-        alone = decided_alone(server.http_url, manifest, row, journal, chosen.rounds * chosen.block)
+        turns = sustained(contestants(stack, server.http_url, manifest, row, journal), chosen.rounds, chosen.turn)
+        rows = [summary(name, taken) for name, taken in joined(turns).items()]
+        alone, decision = decided_alone(server.http_url, manifest, row, journal, ALONE_CALLS)
         rows.append(summary("decided() alone", alone))
+        rows += [summary(name, taken) for name, taken in encoding(decision).items()]
         local = contestants(stack, f"local://{chosen.repository}", manifest, row, journal)
-        times = measure(local, chosen.rounds, chosen.block)
-        rows += [summary(f"local, {name}", taken) for name, taken in times.items()]
+        turns = sustained(local, chosen.rounds, chosen.turn)
+        rows += [summary(f"local, {name}", taken) for name, taken in joined(turns).items()]
         journal.flush()
         stats = journal.stats
         kill = killed(
@@ -171,7 +191,9 @@ def show(result: dict[str, Any]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    chosen = options(arguments)
+    parser = options(__doc__, rounds=10, turn_s=0.5)
+    parser.add_argument("--seconds", type=float, default=4.0, help="calls without a rest before the kill")
+    chosen = parser.parse_args(arguments)
     result = run(chosen)
     if chosen.json:
         print(json.dumps(result))

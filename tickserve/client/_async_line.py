@@ -18,6 +18,7 @@ from time import monotonic_ns
 from typing import Generic, TypeVar, cast
 
 from tickserve.client import _parked
+from tickserve.client._meanwhile import work_meanwhile
 from tickserve.client._pool import SPARE, as_error
 from tickserve.client._socket import (
     DeadlinePassedError,
@@ -87,6 +88,7 @@ class AsyncLine(asyncio.Protocol, Generic[R]):
         delay = (deadline_ns - monotonic_ns()) / 1e9
         self._timer = self._loop.call_later(max(0.0, delay), self._expire)
         self.send(head, payload)
+        work_meanwhile()
         return answer
 
     @property

@@ -3,7 +3,7 @@
 The socket never blocks: it sends, waits for what is left until the deadline, and receives; that holds against a peer
 that drips. A lone call first looks for its answer again and again, giving way to whoever else wants the processor: to
 be woken from sleep costs more than all of the client's own work. It does so for at most `SPIN_NS`, and a connection
-whose answers take longer does without, but for a try now and then.
+whose answers take longer does without, but for a try now and then. Before that it does what an observer put off.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import socket
 from collections.abc import Callable, Sequence
 from time import monotonic_ns
 from typing import Any
+
+from tickserve.client._meanwhile import work_meanwhile
 
 RECEIVE_BYTES = 16 * 1024
 JOIN_BYTES = 64 * 1024
@@ -219,15 +221,21 @@ class Line:
 
     def _spin(self, deadline_ns: int) -> bool:
         """Whether something has come while this looked for it without sleeping."""
+        poll, busy = self._poll.poll, self._busy
         if self._rest:
             self._rest -= 1
+            if len(busy) <= 1:
+                work_meanwhile()
             return False
-        poll, busy = self._poll.poll, self._busy
-        until = min(monotonic_ns() + SPIN_NS, deadline_ns)
+        until, looked = min(monotonic_ns() + SPIN_NS, deadline_ns), False
         while not poll(0):
             if len(busy) > 1:  # another thread's call is under way: it has more use for the interpreter
                 return False
-            _give_way()
+            if looked:
+                _give_way()
+            else:  # no answer comes this soon
+                work_meanwhile()
+                looked = True
             if monotonic_ns() >= until:  # a slow answer, or others want the processor: who sleeps gets it back sooner
                 self._rest = self._in_vain = min(2 * self._in_vain, MOST_RESTS)
                 return False

@@ -21,6 +21,7 @@ from typing import NamedTuple
 
 from tickserve.client import Decision
 from tickserve.client._fork import renew_after_fork
+from tickserve.client._meanwhile import dismiss, enlist
 from tickserve.config import JournalSettings
 from tickserve.errors import UsageError
 from tickserve.journal._folder import JournalFolder, path_of
@@ -32,8 +33,9 @@ LOG = logging.getLogger("tickserve.journal")
 FRAME_BYTES = 256 * 1024  # raw; more records compress better, and a longer frame is more to lose
 # The interpreter lock is let go after so much encoding, for so long: a call that comes back meanwhile finds it free.
 SLICE_NS, PAUSE_S = 30_000, 0.0002
-# A call helps once so many wait to be encoded, or the oldest may have waited so many flush_ms; with so many at most.
-HELP_RECORDS, HELP_FLUSHES, HELP_MOST = 512, 1.5, 3
+# A call encodes so many at most while it waits for its answer. One that does not wait (in process) helps as it ends,
+# once so many wait to be encoded, or the oldest may have waited so many flush_ms.
+HELP_MOST, HELP_RECORDS, HELP_FLUSHES = 3, 512, 1.5
 # And rests so long, so often: calls that let go of the interpreter lock for moments can keep it from a thread for long.
 REST_S, REST_EVERY_NS = 0.00005, 1_000_000
 CATCH_UP = 8  # frames of so many times FRAME_BYTES where more waits: each frame costs turns at the interpreter
@@ -168,6 +170,7 @@ class Journal:
             self._start()
         self._closed = True
         atexit.unregister(self.close)
+        dismiss(self._meanwhile)
         self._wake.set()
         if self._worker is not None:
             self._worker.join(timeout_s)
@@ -204,14 +207,22 @@ class Journal:
     def _help(self) -> None:
         now = time.monotonic_ns()
         late = now - self._caught_up_ns > self._patience_ns
-        if (late or len(self._queue) > HELP_RECORDS) and self._encoding.acquire(blocking=False):
+        if late or len(self._queue) > HELP_RECORDS:
+            self._encode_some()
+        if late and now - self._rested_ns > REST_EVERY_NS:
+            self._rested_ns = now
+            time.sleep(REST_S)
+
+    def _meanwhile(self) -> None:
+        if self._queue:
+            self._encode_some()
+
+    def _encode_some(self) -> None:
+        if self._encoding.acquire(blocking=False):
             try:
                 self._encode(HELP_MOST)
             finally:
                 self._encoding.release()
-        if late and now - self._rested_ns > REST_EVERY_NS:
-            self._rested_ns = now
-            time.sleep(REST_S)
 
     def _waiting(self) -> int:
         return len(self._queue) + len(self._encoded)
@@ -236,6 +247,7 @@ class Journal:
             if self._worker is None and not self._closed:
                 self._worker = threading.Thread(target=self._run, name="tickserve-journal", daemon=True)
                 self._worker.start()
+                enlist(self._meanwhile)
 
     # The worker's side.
 

@@ -156,7 +156,10 @@ class _Usual(NamedTuple):
 
 
 def _encode_usual(decision: Decision) -> bytes | None:
-    """The same bytes of an answer with nothing to remark on, in half of the time; None for any other decision."""
+    """The same bytes of an answer with nothing to remark on, in about half of the time; None for any other decision.
+
+    `python -m benchmarks.journal` prints both times.
+    """
     wall_ns, began_ns, model, request_id, tensors, event_ns, asked, bundle_digest, digest, _, stages, signal, error = (
         decision
     )

@@ -1,7 +1,8 @@
 """The exporter: an observer that counts every decision and serves the counts to Prometheus, off the path of the call.
 
-A call hands over references and goes on; a thread of the exporter's own counts, a little at a time, so that a call
-never waits for it longer than a fraction of a millisecond. What does not fit the buffer is dropped and counted as lost.
+A call hands over references and goes on. They are counted while a call waits for its answer, or by a thread of the
+exporter's own, a little at a time, so that a call never waits for it longer than a fraction of a millisecond. What does
+not fit the buffer is dropped and counted as lost.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tickserve.client import Decision
 from tickserve.client._fork import renew_after_fork
+from tickserve.client._meanwhile import dismiss, enlist
 from tickserve.config import MetricsSettings
 from tickserve.errors import MissingExtraError, UsageError
 from tickserve.metrics._families import families
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 
 # The interpreter lock is let go after so much counting, for so long: a call that comes back meanwhile finds it free.
 SLICE_NS, PAUSE_S = 30_000, 0.0002
+HELP_MOST = 3  # a call counts so many at most while it waits for its answer
 CLOSE_S = 5.0
 _Staged = tuple[str, str, float]
 
@@ -110,6 +113,7 @@ class MetricsExporter:
         if self._closed:
             return
         self._closed = True
+        dismiss(self._meanwhile)
         self._wake.set()
         endpoint, self._endpoint = self._endpoint, None
         if endpoint is not None:
@@ -152,6 +156,15 @@ class MetricsExporter:
                 except RuntimeError:  # no thread to be had: what waits is counted when it is scraped
                     return
                 self._worker = worker
+                enlist(self._meanwhile)
+
+    def _meanwhile(self) -> None:
+        if self._queue and self._counting.acquire(blocking=False):
+            try:
+                for _ in range(min(HELP_MOST, len(self._queue))):
+                    self._count(self._queue.popleft())
+            finally:
+                self._counting.release()
 
     # The side of who counts: the worker, and whoever reads.
 
