@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import random
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -60,11 +61,10 @@ def after_pause(url: str, model: Subject, inputs: Inputs, pause_ms: float, keep_
 
 
 def compare(
-    url: str, model: Subject, pauses: list[float], keep: list[float], rounds: int
+    url: str, model: Subject, pauses: list[float], contestants: dict[str, float | None], rounds: int
 ) -> dict[str, dict[str, list[float]]]:
-    """Microseconds by case and contestant, all in turns of one run."""
+    """Microseconds by case and contestant (its `keep_warm_ms`), all in turns of one run."""
     inputs = as_inputs(one_row(model.folder, model.manifest))
-    contestants: dict[str, float | None] = {WITHOUT: None, **{f"{every:g} ms": every for every in keep}}
     found: dict[str, dict[str, list[float]]] = {}
     order = random.Random(7)
     for turn in range(rounds):
@@ -83,14 +83,10 @@ def compare(
     return found
 
 
-def rows_of(transport: str, found: dict[str, dict[str, list[float]]]) -> list[dict[str, Any]]:
+def rows_of(
+    transport: str, found: dict[str, dict[str, list[float]]], contestants: Iterable[str]
+) -> list[dict[str, Any]]:
     """A row for each case and contestant."""
-    contestants = [
-        WITHOUT,
-        *sorted(
-            {name for each in found.values() for name in each} - {WITHOUT}, key=lambda name: float(name.split()[0])
-        ),
-    ]
     return [
         {
             "transport": transport,
@@ -131,6 +127,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--rounds", type=int, default=24)
     chosen = parser.parse_args(arguments)
     model = subject(chosen.repository, chosen.model)
+    contestants: dict[str, float | None] = {WITHOUT: None, **{f"{every:g} ms": every for every in chosen.keep_warm}}
     rows: list[dict[str, Any]] = []
     with served(chosen.repository, [model.manifest.name]) as server:
         urls = {
@@ -139,7 +136,8 @@ def main(arguments: list[str]) -> int:
             "local": f"local://{model.folder}",
         }
         for transport, url in urls.items():
-            rows += rows_of(transport, compare(url, model, chosen.pauses, chosen.keep_warm, chosen.rounds))
+            found = compare(url, model, chosen.pauses, contestants, chosen.rounds)
+            rows += rows_of(transport, found, contestants)
     about = machine()
     if chosen.json:
         print(json.dumps({"machine": about, "model": model.manifest.name, "rows": rows}))
