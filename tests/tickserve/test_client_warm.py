@@ -317,6 +317,37 @@ def test_a_forked_child_has_its_own_and_none_keeps_a_process_alive(published: Pa
     assert (done.returncode, done.stdout, done.stderr) == (0, "the end\n", "")
 
 
+ENDING = """
+import atexit, sys, threading, time
+
+started, under_way = threading.Event(), []
+atexit.register(lambda: print("under way" if under_way else "nothing is under way"))  # after what is registered later
+from tickserve.client import Client
+from tickserve.client._local import LocalTransport
+
+infer = LocalTransport.infer
+
+def slow(self, request, deadline_ns):
+    under_way.append(1)
+    started.set()
+    time.sleep(0.1)
+    try:
+        return infer(self, request, deadline_ns)
+    finally:
+        under_way.pop()
+
+LocalTransport.infer = slow
+client = Client("local://" + sys.argv[1], keep_warm_ms=1, deadline_ms=5_000)
+assert started.wait(10)
+"""
+
+
+def test_an_interpreter_that_ends_lets_the_call_end_that_is_under_way(published: Path) -> None:
+    """One that did not was ended by ONNX Runtime (SIGABRT) when the thread was cut off inside it."""
+    done = subprocess.run([sys.executable, "-c", ENDING, str(published)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "nothing is under way\n", "")
+
+
 def test_no_process_is_forked_while_a_call_is_under_way(published: Path, counted: Counted) -> None:
     counted.slow_s = 0.03
     with Client(f"local://{published}", keep_warm_ms=1, deadline_ms=SECONDS_MS):

@@ -7,11 +7,12 @@ its client only while it works, so a client that is dropped ends it.
 
 from __future__ import annotations
 
+import atexit
 import threading
 from collections.abc import Sequence
 from time import monotonic_ns
 from typing import Any, Generic, TypeVar
-from weakref import ref
+from weakref import WeakSet, ref
 
 from tickserve.client._arguments import positive_ms, shown
 from tickserve.client._backoff import Backoff
@@ -107,6 +108,7 @@ class Keeper(Schedule[Transport]):
         self.after_fork()
         renew_after_fork(self)
         pause_at_fork(self)
+        _keepers.add(self)
         self._start()
 
     def after_fork(self) -> None:
@@ -187,3 +189,13 @@ def _keep(keeper: ref[Keeper], stop: threading.Event) -> None:
         del held
         if stop.wait(wait_s):
             return
+
+
+_keepers: WeakSet[Keeper] = WeakSet()
+
+
+@atexit.register
+def _end() -> None:
+    """A thread that is cut off inside ONNX Runtime as the interpreter ends takes the process with it (SIGABRT)."""
+    for keeper in list(_keepers):
+        keeper.close()
