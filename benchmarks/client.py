@@ -3,7 +3,7 @@
     python -m benchmarks.client --repository model_repository
 
 The contestants take turns within one run, over sockets to one server in another process; a turn is long enough to pay
-for all that the journal puts off. What is timed is the whole call as an engine sees it, from the array to checked
+for what the journal puts off. What is timed is the whole call as an engine sees it, from the array to checked
 numbers, with every check and the journal on. "bare socket" sends the same bytes, sleeps until something comes, and
 parses nothing.
 """

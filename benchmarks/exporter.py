@@ -2,7 +2,7 @@
 
     python -m benchmarks.exporter --repository model_repository
 
-What is timed is the whole call as an engine sees it, in turns that pay for all that the exporter puts off, while
+What is timed is the whole call as an engine sees it, in turns that pay for what the exporter puts off, while
 something scrapes `/metrics` once a second (Prometheus does every 15). "risk actions" is a client that obeys an action
 file. The bar is 2 % of the p50 over HTTP; in this process (local://), where a call takes a few microseconds, the cost
 is told beside it.

@@ -129,7 +129,8 @@ def measure(calls: dict[str, Call], rounds: int, block: int) -> dict[str, Times]
     return {name: np.array(taken) / 1e3 for name, taken in times.items()}
 
 
-# A journal writes and an exporter counts this often by default; what a turn left behind has ended so long after it.
+# A journal writes and an exporter counts more often than this by default: what a turn left behind has ended so long
+# after it, but for the journal's wait for the disk, once a second.
 SETTLE_S = 0.15
 
 

@@ -3,7 +3,7 @@
     python -m benchmarks.inprocess --repository model_repository
 
 Without the journal and with it; back to back, and at an engine's pace (`--rate`). They take turns, so that a slow spell
-of the machine meets all, each long enough to pay for all that the journal puts off. The client's call goes from the
+of the machine meets all, each long enough to pay for what the journal puts off. The client's call goes from the
 array to checked numbers; the bare one hands ONNX Runtime the array and checks nothing. Back to back a journaled call
 also encodes what the journal's thread is given no time for.
 """

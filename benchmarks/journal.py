@@ -2,8 +2,8 @@
 
     python -m benchmarks.journal --repository model_repository
 
-What is timed is the whole call as an engine sees it, in turns that pay for all that the journal puts off; and `decided`
-alone, which is all of the journal that the caller waits for. The same in this process
+What is timed is the whole call as an engine sees it, in turns that pay for what the journal puts off; and `decided`
+alone, the hand-over. The same in this process
 (local://), where calls come fastest; what it takes to encode one of those decisions, the usual way and field by field;
 and a process that calls so without a rest is killed (SIGKILL): how far behind its last call the journal ends, and how
 many of its records are lost.
@@ -181,7 +181,7 @@ def show(result: dict[str, Any]) -> None:
     plain, journaled = (next(row for row in result["rows"] if row["what"] == name) for name in (PLAIN, JOURNALED))
     ratios = ", ".join(f"{key[:-3]} {journaled[key] / plain[key]:.3f}x" for key in ("p50_us", "p99_us", "p99.9_us"))
     told = result["journal"]
-    print(f"\nwith the journal: {ratios}")
+    print(f"\nwith the journal: {ratios}, {journaled['calls'] / plain['calls']:.3f}x the calls in the same time")
     print(f"{told['records']:,} records, {told['lost']} lost, {told['bytes_per_record']:.0f} bytes a record on disk")
     kill = result["kill"]
     print(

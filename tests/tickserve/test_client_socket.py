@@ -36,17 +36,30 @@ def test_what_is_there_is_received_at_once(pair: tuple[Line, socket.socket]) -> 
     assert line._rest == 0
 
 
-def test_after_looking_in_vain_it_sleeps_for_a_while_and_then_looks_again(pair: tuple[Line, socket.socket]) -> None:
-    line, far = pair
+def test_after_looking_in_vain_it_sleeps_for_a_while_and_then_looks_again(
+    pair: tuple[Line, socket.socket], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line, _ = pair
     began = time.monotonic_ns()
     assert not line._spin(began + SECOND)
     assert time.monotonic_ns() - began < SECOND // 2  # its own limit, not the deadline's
-    far.sendall(b"x")
     rests = line._rest
     assert rests == 2 * LEAST_RESTS
+    looks: list[int] = []
+    monkeypatch.setattr(_socket, "_give_way", lambda: looks.append(1))
     for _ in range(rests):
-        assert not line._spin(began + SECOND)
-    assert line._spin(began + SECOND)
+        assert not line._spin(soon())
+    assert not looks
+    assert not line._spin(soon())
+    assert looks
+
+
+def test_one_that_sleeps_takes_what_is_there_already(pair: tuple[Line, socket.socket]) -> None:
+    line, far = pair
+    line._rest = 2
+    far.sendall(b"x")
+    assert line._spin(soon())
+    assert line._rest == 1
 
 
 def test_who_looks_in_vain_again_and_again_looks_ever_less(pair: tuple[Line, socket.socket]) -> None:

@@ -88,7 +88,7 @@ class AsyncLine(asyncio.Protocol, Generic[R]):
         delay = (deadline_ns - monotonic_ns()) / 1e9
         self._timer = self._loop.call_later(max(0.0, delay), self._expire)
         self.send(head, payload)
-        work_meanwhile()
+        self._loop.call_soon(work_meanwhile)  # once all who can send have sent
         return answer
 
     @property

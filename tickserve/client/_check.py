@@ -312,13 +312,15 @@ def _refuse_columns(given: tuple[object, ...], expected: tuple[str, ...]) -> Non
     )
 
 
-def _see(places: Places) -> _Seen:
+def _see(places: Places) -> _Seen | None:
     """For answers in `places`, of one row: a server answers in an order of its own (by name, as it happens)."""
     names = sorted(_NUMBERS, key=lambda name: places[name][2])
     layout, taken, end = "<", list[int](), 0
     for name in names:
         form, size, which = _NUMBERS[name]
         start = places[name][2]
+        if start < end:  # one lies within another: no server says so
+            return None
         layout += f"{start - end}x{form}"
         taken += which
         end = start + size

@@ -1,14 +1,29 @@
 """What the thread of a call does while that call waits for its answer: work that an observer put off.
 
-Nothing else needs the thread then, and a piece of that work takes far less than an answer. A thread of the observer's
-own wants the interpreter just when a call comes back to it, and takes the processor's caches from the call.
+Nothing else needs the thread then. A thread of the observer's own wants the interpreter just when a call comes back to
+it, and takes the processor's caches from the call.
 """
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Callable
+from contextlib import suppress
 
-Work = Callable[[], None]  # some 20 us of it at most; it never waits and never raises
+# Some 50 us of it at most, far less than an answer takes. It never waits, and what it raises is not its own: a signal
+# handler's exception, which goes to the call that it met.
+Work = Callable[[], None]
+
+# What a piece of work that cannot be done raises; anything else is a signal handler's.
+BROKEN: tuple[type[Exception], ...] = (
+    TypeError,
+    ValueError,
+    AttributeError,
+    ArithmeticError,
+    LookupError,
+    MemoryError,
+    struct.error,
+)
 
 _works: list[Work] = []
 
@@ -21,7 +36,7 @@ def enlist(work: Work) -> None:
 
 def dismiss(work: Work) -> None:
     """Have it done no more; idempotent."""
-    if work in _works:
+    with suppress(ValueError):
         _works.remove(work)
 
 

@@ -222,23 +222,22 @@ class Line:
     def _spin(self, deadline_ns: int) -> bool:
         """Whether something has come while this looked for it without sleeping."""
         poll, busy = self._poll.poll, self._busy
+        here = bool(poll(0))
+        if not (here or self.heard or len(busy) > 1) and deadline_ns - monotonic_ns() > NS_PER_MS:
+            work_meanwhile()
+            here = bool(poll(0))
         if self._rest:
             self._rest -= 1
-            if len(busy) <= 1:
-                work_meanwhile()
-            return False
-        until, looked = min(monotonic_ns() + SPIN_NS, deadline_ns), False
-        while not poll(0):
+            return here
+        until = min(monotonic_ns() + SPIN_NS, deadline_ns)
+        while not here:
             if len(busy) > 1:  # another thread's call is under way: it has more use for the interpreter
                 return False
-            if looked:
-                _give_way()
-            else:  # no answer comes this soon
-                work_meanwhile()
-                looked = True
+            _give_way()
             if monotonic_ns() >= until:  # a slow answer, or others want the processor: who sleeps gets it back sooner
                 self._rest = self._in_vain = min(2 * self._in_vain, MOST_RESTS)
                 return False
+            here = bool(poll(0))
         self._in_vain = LEAST_RESTS
         return True
 

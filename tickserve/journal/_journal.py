@@ -1,8 +1,9 @@
 """The journal: an observer that writes down every decision of a client, off the path of the call.
 
-A call hands over references and goes on. One thread of the journal's own encodes, compresses and writes, a little at a
-time, so that a call never waits for it longer than a fraction of a millisecond. Callers that never rest leave that
-thread no interpreter to encode with: once it falls behind, each call encodes a few of the oldest that wait.
+A call hands over references and goes on. What waits is encoded by the next call while that waits for its answer, and by
+a thread of the journal's own, a little at a time, so that a call never waits for it longer than a fraction of a
+millisecond; the thread compresses and writes. Callers that never rest leave it no interpreter to encode with: once it
+falls behind, each call encodes a few of the oldest as it ends.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import NamedTuple
 
 from tickserve.client import Decision
 from tickserve.client._fork import renew_after_fork
-from tickserve.client._meanwhile import dismiss, enlist
+from tickserve.client._meanwhile import BROKEN, dismiss, enlist
 from tickserve.config import JournalSettings
 from tickserve.errors import UsageError
 from tickserve.journal._folder import JournalFolder, path_of
@@ -33,9 +34,10 @@ LOG = logging.getLogger("tickserve.journal")
 FRAME_BYTES = 256 * 1024  # raw; more records compress better, and a longer frame is more to lose
 # The interpreter lock is let go after so much encoding, for so long: a call that comes back meanwhile finds it free.
 SLICE_NS, PAUSE_S = 30_000, 0.0002
-# A call encodes so many at most while it waits for its answer. One that does not wait (in process) helps as it ends,
-# once so many wait to be encoded, or the oldest may have waited so many flush_ms.
+# A call encodes so many at most while it waits for its answer; and as it ends, once so many wait to be encoded, or the
+# oldest may have waited so many flush_ms (calls in process wait for nothing).
 HELP_MOST, HELP_RECORDS, HELP_FLUSHES = 3, 512, 1.5
+LARGE = 16 * 1024  # bytes of tensors: a record of more takes longer than a call should be held up
 # And rests so long, so often: calls that let go of the interpreter lock for moments can keep it from a thread for long.
 REST_S, REST_EVERY_NS = 0.00005, 1_000_000
 CATCH_UP = 8  # frames of so many times FRAME_BYTES where more waits: each frame costs turns at the interpreter
@@ -117,10 +119,7 @@ class Journal:
 
         A full queue drops it and counts it; with `on_full = "block"` it waits first, at most `block_ms`.
         """
-        size = 0
-        for tensor in decision.tensors:
-            size += len(tensor.data)
-        self._put(decision, size)
+        self._put(decision, _size_of(decision))
 
     def action(self, request_id: str, action: str, **fields: object) -> None:
         """Write down what the engine did about the decision `request_id`; `fields` are kept as text. Never raises."""
@@ -166,7 +165,7 @@ class Journal:
         """Write what is queued, sync, and end the thread; idempotent. What comes after is counted as lost."""
         if self._closed:
             return
-        if self._queue:
+        if self._waiting():
             self._start()
         self._closed = True
         atexit.unregister(self.close)
@@ -215,14 +214,22 @@ class Journal:
 
     def _meanwhile(self) -> None:
         if self._queue:
-            self._encode_some()
+            self._encode_some(LARGE)
 
-    def _encode_some(self) -> None:
-        if self._encoding.acquire(blocking=False):
-            try:
-                self._encode(HELP_MOST)
-            finally:
-                self._encoding.release()
+    def _encode_some(self, size: float = math.inf) -> None:
+        """Encode a few, up to one of more than `size` bytes."""
+        encoding = self._encoding
+        if not encoding.acquire(blocking=False):
+            return
+        try:
+            for _ in range(HELP_MOST):
+                if not self._queue or _size_of(self._queue[0]) > size:
+                    break
+                self._encode(BROKEN)
+        finally:
+            encoding.release()
+        if self._encoded_bytes >= self._frame_bytes:
+            self._wake.set()
 
     def _waiting(self) -> int:
         return len(self._queue) + len(self._encoded)
@@ -265,7 +272,7 @@ class Journal:
             end = time.perf_counter_ns() + SLICE_NS
             with self._encoding:
                 while self._queue and time.perf_counter_ns() < end:
-                    self._encode(1)
+                    self._encode()
             if self._encoded_bytes >= self._frame_bytes:
                 self._write_encoded()
             if self._queue:
@@ -280,10 +287,8 @@ class Journal:
     def _write_encoded(self) -> None:
         """Write what is encoded, in frames, and tell those who wait for it."""
         with self._encoding:
-            self._queued_bytes -= self._encoded_tensors
-            if not self._queue:
-                self._queued_bytes = 0  # threads that add at once may miscount; here it is known again
-            taken, self._encoded, self._encoded_bytes, self._encoded_tensors = self._encoded, [], 0, 0
+            tensors, taken = self._encoded_tensors, self._encoded
+            self._encoded, self._encoded_bytes, self._encoded_tensors = [], 0, 0
         framed, size, flushed = list[bytes](), 0, list[_Flushed]()
         for each in taken:
             if isinstance(each, bytes):
@@ -298,30 +303,31 @@ class Journal:
                 self._lose(1, "it could not be encoded")
                 LOG.error("journal: a record could not be encoded", exc_info=each)
         self._write(framed)
+        with self._encoding:  # what is being written holds memory, too
+            self._queued_bytes -= tensors
+            if not self._waiting():
+                self._queued_bytes = 0  # threads that add at once may miscount; here it is known again
         for each in flushed:
             each.set()
 
     # Either side's, with `_encoding` held.
 
-    def _encode(self, most: int) -> None:
-        """Encode the `most` oldest of the queue."""
-        while most > 0 and self._queue:
-            most -= 1
-            item = self._queue.popleft()
-            encoded = item if isinstance(item, _Flushed) else self._encoded_of(item)
-            if isinstance(encoded, bytes):
-                self._encoded_bytes += len(encoded)
-            self._encoded.append(encoded)
-
-    def _encoded_of(self, item: Decision | ActionRecord) -> bytes | Exception:
+    def _encode(self, caught: tuple[type[Exception], ...] = (Exception,)) -> None:
+        """Encode the oldest of the queue. It leaves the queue last: what raises here may come from a signal handler."""
+        item = self._queue[0]
+        encoded: _Encoded
         try:
-            if isinstance(item, ActionRecord):
-                return frame_record(encode_action(item))
-            for tensor in item.tensors:
-                self._encoded_tensors += len(tensor.data)
-            return frame_record(encode_decision(item))
-        except Exception as error:  # one record that cannot be told must not end the journal, nor a call
-            return error
+            if isinstance(item, _Flushed):
+                encoded = item
+            else:
+                encoded = frame_record(encode_action(item) if isinstance(item, ActionRecord) else encode_decision(item))
+        except caught as error:  # one record that cannot be told must not end the journal, nor a call
+            encoded = error
+        self._encoded.append(encoded)
+        self._queue.popleft()
+        if isinstance(encoded, bytes):
+            self._encoded_bytes += len(encoded)
+        self._encoded_tensors += _size_of(item)
 
     # The worker's side again.
 
@@ -376,6 +382,15 @@ class Journal:
                 self._lose(dropped, "the queue was full")
         finally:
             self._counting.release()
+
+
+def _size_of(item: _Item) -> int:
+    """Bytes of its tensors."""
+    size = 0
+    if isinstance(item, Decision):
+        for tensor in item.tensors:
+            size += len(tensor.data)
+    return size
 
 
 def _check(label: object, settings: object) -> None:
