@@ -11,7 +11,7 @@ import onnxruntime as ort
 
 from export.runtime import ONLY_ERRORS
 from tickserve.errors import ArtifactError
-from tickserve.model_config import GRAPH_LEVELS
+from tickserve.model_config import GRAPH_LEVELS, SESSION_ENTRIES
 
 SERVED_LEVEL = 0
 
@@ -36,6 +36,8 @@ def measure_optimization(graph: bytes, level: int = SERVED_LEVEL) -> Optimizatio
     options.intra_op_num_threads = options.inter_op_num_threads = 1
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, name)
     options.log_severity_level = ONLY_ERRORS
+    for key, value in SESSION_ENTRIES.items():
+        options.add_session_config_entry(key, value)
     with tempfile.TemporaryDirectory(prefix="tickserve-optimized-") as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)

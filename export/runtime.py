@@ -12,7 +12,7 @@ import onnxruntime as ort
 
 from export.runtimes.measure import Effort, interleaved, picked, timing
 from tickserve.errors import ArtifactError
-from tickserve.model_config import GRAPH_LEVELS
+from tickserve.model_config import GRAPH_LEVELS, SESSION_ENTRIES
 from tickserve.runtimes import Timing
 
 Arrays = dict[str, npt.NDArray[Any]]
@@ -32,8 +32,8 @@ def open_session(
     options.inter_op_num_threads = 1
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, GRAPH_LEVELS[graph_level])
     options.log_severity_level = ONLY_ERRORS
-    # Spinning threads would take the cores the other stages need; one thread never waits for another.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in SESSION_ENTRIES.items():
+        options.add_session_config_entry(key, value)
     content = source if isinstance(source, bytes) else source.read_bytes()
     try:
         return ort.InferenceSession(content, options, providers=list(providers))

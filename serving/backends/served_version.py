@@ -28,7 +28,7 @@ import onnxruntime as ort
 from tickserve.errors import ArtifactError, TickserveError
 from tickserve.golden import compare, read_golden
 from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME, TensorSpec, Tolerance
-from tickserve.model_config import MODEL_FILE, BackendOptions, read_options
+from tickserve.model_config import MODEL_FILE, SESSION_ENTRIES, BackendOptions, read_options
 
 PROVIDERS = {"CPU": "CPUExecutionProvider", "GPU": "CUDAExecutionProvider"}
 # Fields that config.pbtxt leaves out and Triton fills in by itself, for a backend in Python and for a library.
@@ -123,8 +123,8 @@ def _session(graph: bytes, options: BackendOptions, kind: str) -> ort.InferenceS
     settings.inter_op_num_threads = options.inter_op_threads
     settings.execution_mode = ort.ExecutionMode.ORT_SEQUENTIAL
     settings.graph_optimization_level = getattr(ort.GraphOptimizationLevel, options.graph_optimization)
-    # Waiting threads that spin would take the core from Triton's own.
-    settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in SESSION_ENTRIES.items():
+        settings.add_session_config_entry(key, value)
     settings.log_severity_level = 3
     session = ort.InferenceSession(graph, settings, providers=[provider])
     _expect(session.get_providers()[0] == provider, "execution provider", provider, session.get_providers())

@@ -6,6 +6,7 @@ import http.client
 import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,16 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
+from export.runtime import open_session
 from monitoring.triton_metrics import scrape, signals_counted
+from serving.backends.served_version import _session
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden, infer, read_golden
+from tests.export.test_triton_config import as_triton_gives_it
 from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Running, Tiny, publish_tiny
+from tickserve.client._local import open_session as local_session
 from tickserve.errors import GateRefusedError, ServerRejectedError, TransportError
+from tickserve.model_config import CONFIG_NAME, MODEL_FILE, SESSION_ENTRIES, read_options
 
 
 @pytest.fixture(scope="module", params=[ANY_PORTS, STUBS], ids=["native", "python"])
@@ -138,3 +144,14 @@ def test_signals_are_rows(running: Running) -> None:
     after = signals_counted(running.server.metrics_url)
     assert after["tiny"] - before["tiny"] == 16
     assert after["other"] == before["other"]
+
+
+def test_every_session_of_onnx_runtime_is_told_the_same(running: Running, root: Path) -> None:
+    """Few processors show it: without the second entry 8-bit sums are cut off where there is AVX2 and no VNNI."""
+    graph = (running.tiny.path / MODEL_FILE).read_bytes()
+    options = read_options(as_triton_gives_it((running.tiny.path.parent / CONFIG_NAME).read_text()))
+    for session in (open_session(graph), local_session(graph), _session(graph, options, "CPU")):
+        told = session.get_session_options()
+        assert {key: told.get_session_config_entry(key) for key in SESSION_ENTRIES} == SESSION_ENTRIES
+    native = (root / "serving" / "backends" / "native" / "session.c").read_text()
+    assert all(f'{{"{key}", "{value}"}}' in native for key, value in SESSION_ENTRIES.items())

@@ -311,6 +311,27 @@ def test_an_exporter_counts_meanwhile_and_no_more_once_it_is_closed(monkeypatch:
     assert _meanwhile._works == []
 
 
+class Odd:
+    """What an engine made up for a number of seconds."""
+
+    def __float__(self) -> float:
+        raise RuntimeError("not now")
+
+
+def test_what_an_engine_made_up_is_left_to_the_exporters_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(MetricsExporter, "_run", lambda self: None)
+    with MetricsExporter(serve=False) as exporter:
+        exporter.decided(make_decision())
+        exporter.observe_stage("m", "features", 0.1)
+        exporter.observe_stage("m", "features", Odd())  # type: ignore[arg-type]
+        exporter.decided(make_decision())
+        work_meanwhile()
+        work_meanwhile()
+        assert len(exporter._queue) == 2
+        exporter.render()
+        assert (len(exporter._queue), exporter.lost) == (0, 1)
+
+
 @pytest.mark.parametrize("scheme", ["", "grpc://"])
 def test_real_calls_leave_the_last_record_alone(scheme: str, triton: Triton, rows: np.ndarray, tmp_path: Path) -> None:
     url = triton.http if not scheme else scheme + triton.grpc

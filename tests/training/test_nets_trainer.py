@@ -16,7 +16,7 @@ from tickserve.errors import ComponentError, ConfigError, MissingExtraError, Tic
 from tickserve.settings import load_settings
 from training.examples import Examples
 from training.job import Fit
-from training.nets import NetJob
+from training.nets import NetJob, machine
 from training.nets.engine import Engine
 from training.nets.windows import Loader, WindowSet, scaler
 
@@ -47,7 +47,20 @@ def test_accumulated_batches_are_one_step_also_where_the_last_is_short(examples:
     assert np.abs(trained(lstm(examples, config, 75), examples) - whole).max() > 1e-3
 
 
+def test_bf16_of_an_lstm_is_refused_where_the_processor_has_none(
+    examples: Examples, config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "cpu_has_bf16", lambda: False)
+    with pytest.raises(ComponentError, match=r"trainer\.precision: this processor has no bf16 for an LSTM"):
+        lstm(examples, config, precision="bf16").fit(examples.folds[0])
+    block_job(examples, TrainerSettings(precision="bf16")).fit(examples.folds[0])
+
+
 def test_bf16_takes_effect_and_stays_near(examples: Examples, config: Config) -> None:
+    if not machine.cpu_has_bf16():
+        with pytest.raises(ComponentError, match=r"trainer\.precision"):
+            lstm(examples, config, precision="bf16").fit(examples.folds[0])
+        return
     losses: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for name, said in losses.items():
         job = lstm(examples, config, precision=name)

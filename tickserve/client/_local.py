@@ -28,7 +28,7 @@ from tickserve.errors import (
 )
 from tickserve.golden import compare, read_golden
 from tickserve.manifest import GOLDEN_NAME, MANIFEST_NAME, Manifest, TensorSpec, load_manifest, verify_file
-from tickserve.model_config import GRAPH_LEVELS, MODEL_FILE
+from tickserve.model_config import GRAPH_LEVELS, MODEL_FILE, SESSION_ENTRIES
 from tickserve.signing import TrustedKeys, read_trusted_keys, verify_signature
 
 SCHEME = "local"
@@ -258,8 +258,8 @@ def open_session(graph: bytes, threads: int = 1, graph_level: int = 0) -> Any:
         raise ArtifactError("an unknown level of optimisation", field="export.gated.graph_level", was=str(graph_level))
     options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
     options.log_severity_level = ONLY_ERRORS
-    # A thread that waits by spinning takes the core from the engine's own.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    for key, value in SESSION_ENTRIES.items():
+        options.add_session_config_entry(key, value)
     try:
         return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # ONNX Runtime raises a type of its own per cause, all from Exception

@@ -164,7 +164,9 @@ class MetricsExporter:
         counting = self._counting
         if self._queue and counting.acquire(blocking=False):
             try:
-                for _ in range(min(HELP_MOST, len(self._queue))):
+                for _ in range(HELP_MOST):
+                    if not self._queue or not _plain(self._queue[0]):
+                        break
                     self._count(self._queue.popleft(), BROKEN)
             finally:
                 counting.release()
@@ -237,6 +239,11 @@ class MetricsExporter:
 
         encode, kind = choose_encoder(accept)
         return encode(self._registry), kind
+
+
+def _plain(seen: Observation | _Staged) -> bool:
+    """Whether nothing of an engine's own making is in it, which could do anything when it is asked for its text."""
+    return isinstance(seen, Observation) or tuple(map(type, seen)) == (str, str, float)
 
 
 def _registry() -> Any:

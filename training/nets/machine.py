@@ -70,8 +70,23 @@ def _refuse_without_compiler() -> None:
         raise ComponentError("no C++ compiler here", field="trainer.compile", hint=hint) from error
 
 
+def cpu_has_bf16() -> bool:
+    """Whether oneDNN, which computes a CPU's LSTM, has bf16 on this processor."""
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def _has_lstm(net: nn.Module) -> bool:
+    return any(isinstance(each, nn.LSTM) for each in net.modules())
+
+
 def refuse_unfit(family: str, net: nn.Module, settings: NetSettings, trainer: TrainerSettings) -> None:
-    """Raise ConfigError for an option that this net has nothing for, or sizes that are not aligned."""
+    """Raise ConfigError for an option that this net has nothing for, or sizes that are not aligned.
+
+    ComponentError for bf16 where this processor has none for an LSTM.
+    """
+    if trainer.precision == "bf16" and _has_lstm(net) and device_of(trainer).type == "cpu" and not cpu_has_bf16():
+        reason = "this processor has no bf16 for an LSTM (oneDNN wants AVX-512)"
+        raise ComponentError(reason, field="trainer.precision", expected="fp32", was="bf16")
     if trainer.aligned:
         _refuse_unaligned(family, settings, trainer.aligned)
     if trainer.activation_checkpointing and not blocks_of(net):
