@@ -33,6 +33,7 @@ from benchmarks.harness import (
     Call,
     Times,
     as_command,
+    hand_overs,
     joined,
     machine,
     options,
@@ -41,7 +42,7 @@ from benchmarks.harness import (
     subject,
     sustained,
 )
-from tickserve.client import Client, Decision
+from tickserve.client import Client
 from tickserve.journal import Journal
 from tickserve.manifest import Manifest
 from tickserve.metrics import MetricsExporter
@@ -50,20 +51,6 @@ from tickserve.risk import ModelAction, write_actions
 OFF, ON, JOURNAL, BOTH, RISK = "nothing", "exporter", "journal", "journal and exporter", "risk actions"
 BAR = 1.02
 RESAMPLES = 2_000
-HAND_OVERS = 4_000
-
-
-class Clocked:
-    """An observer that hands on to the exporter and keeps how long that took."""
-
-    def __init__(self, exporter: MetricsExporter) -> None:
-        self._decided, self.taken = exporter.decided, list[int]()
-
-    def decided(self, decision: Decision) -> None:
-        """Time the hand-over."""
-        start = time.perf_counter_ns()
-        self._decided(decision)
-        self.taken.append(time.perf_counter_ns() - start)
 
 
 @contextmanager
@@ -109,17 +96,6 @@ def contestants(
     return {name: call_of(more) for name, more in given.items()}
 
 
-def hand_over(
-    url: str, manifest: Manifest, row: npt.NDArray[np.float32], exporter: MetricsExporter, calls: int
-) -> Times:
-    """Microseconds of each `decided`, over `calls` calls."""
-    clocked = Clocked(exporter)
-    with Client(url, manifest=manifest, deadline_ms=5_000, observer=clocked) as client:
-        for _ in range(calls):
-            client.score(manifest.name, row)
-    return np.array(clocked.taken) / 1e3
-
-
 def rows_of(where: str, times: dict[str, Times]) -> list[dict[str, Any]]:
     """A row for each contestant: its quantiles, and those as ratios of the bare client's."""
     base = quantiles(times[OFF])
@@ -162,7 +138,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
             rows += rows_of(where, joined(turns))
             if where == "http":
                 bounds = interval(turns[ON], turns[OFF])
-        alone = hand_over(server.http_url, manifest, row, exporter, HAND_OVERS)
+        alone, _ = hand_overs(server.http_url, manifest, row, exporter)
         lost = exporter.lost
     about = machine("prometheus_client")
     told = {"scrapes": len(sizes), "scrape_bytes": max(sizes, default=0), "lost": lost, "decided": quantiles(alone)}

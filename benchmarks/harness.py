@@ -18,9 +18,10 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from tickserve.client import newest_versions
+from tickserve.client import Client, Decision, newest_versions
 from tickserve.client._check import Inputs
-from tickserve.config import BackendKind, ServeSettings
+from tickserve.client._observer import Observer
+from tickserve.config import BackendKind, JournalSettings, MetricsSettings, ServeSettings
 from tickserve.errors import TickserveError
 from tickserve.manifest import GOLDEN_NAME, Manifest, load_manifest
 
@@ -28,6 +29,7 @@ Call = Callable[[], object]
 Times = npt.NDArray[np.float64]
 QUANTILES = (50, 90, 99, 99.9)
 WARM_UP = 50
+HAND_OVERS = 4_000
 SPIN_NS = 200_000  # the rest of a wait is spent awake: an engine that sleeps is woken late
 
 
@@ -129,9 +131,8 @@ def measure(calls: dict[str, Call], rounds: int, block: int) -> dict[str, Times]
     return {name: np.array(taken) / 1e3 for name, taken in times.items()}
 
 
-# A journal writes and an exporter counts more often than this by default: what a turn left behind has ended so long
-# after it, but for the journal's wait for the disk, once a second.
-SETTLE_S = 0.15
+# What a turn left behind has ended so long after it, but for the journal's wait for the disk, once a second.
+SETTLE_S = 1.5e-3 * max(JournalSettings().flush_ms, MetricsSettings().flush_ms)
 
 
 def sustained(calls: dict[str, Call], rounds: int, turn_s: float, rate: float | None = None) -> dict[str, list[Times]]:
@@ -173,6 +174,31 @@ def wait_until(due_ns: int) -> None:
         time.sleep((remaining - SPIN_NS) / 1e9)
     while time.monotonic_ns() < due_ns:
         pass
+
+
+class _Clocked:
+    """An observer that hands on to another and keeps how long that took."""
+
+    def __init__(self, observer: Observer) -> None:
+        self._decided, self.taken, self.last = observer.decided, list[int](), list[Decision]()
+
+    def decided(self, decision: Decision) -> None:
+        """Time the hand-over."""
+        start = time.perf_counter_ns()
+        self._decided(decision)
+        self.taken.append(time.perf_counter_ns() - start)
+        self.last[:] = [decision]
+
+
+def hand_overs(
+    url: str, manifest: Manifest, row: npt.NDArray[np.float32], observer: Observer
+) -> tuple[Times, Decision]:
+    """Microseconds of each `decided` of `observer` alone, over calls back to back, and the last decision."""
+    clocked = _Clocked(observer)
+    with Client(url, manifest=manifest, deadline_ms=5_000, observer=clocked) as client:
+        for _ in range(HAND_OVERS):
+            client.score(manifest.name, row)
+    return np.array(clocked.taken) / 1e3, clocked.last[0]
 
 
 def joined(turns: dict[str, list[Times]]) -> dict[str, Times]:

@@ -3,10 +3,9 @@
     python -m benchmarks.journal --repository model_repository
 
 What is timed is the whole call as an engine sees it, in turns that pay for what the journal puts off; and `decided`
-alone, the hand-over. The same in this process
-(local://), where calls come fastest; what it takes to encode one of those decisions, the usual way and field by field;
-and a process that calls so without a rest is killed (SIGKILL): how far behind its last call the journal ends, and how
-many of its records are lost.
+alone, the hand-over. The same in this process (local://), where calls come fastest; what it takes to encode one of
+those decisions, the usual way and field by field; and a process that calls so without a rest is killed (SIGKILL): how
+far behind its last call the journal ends, and how many of its records are lost.
 """
 
 from __future__ import annotations
@@ -29,6 +28,7 @@ from benchmarks.harness import (
     Call,
     Times,
     as_command,
+    hand_overs,
     joined,
     machine,
     measure,
@@ -44,7 +44,6 @@ from tickserve.journal._schema import encode_any, encode_decision
 from tickserve.manifest import Manifest
 
 PLAIN, JOURNALED = "no journal", "journal"
-ALONE_CALLS = 4_000
 # Calls without a rest; every hundredth says how many were answered.
 FLAT_OUT = """
 import sys
@@ -64,21 +63,6 @@ with Journal(sys.argv[3]) as journal, Client(f"local://{sys.argv[1]}", observer=
 """
 
 
-class Clocked:
-    """An observer that hands on to the journal and keeps how long that took."""
-
-    def __init__(self, journal: Journal) -> None:
-        self._decided, self.taken = journal.decided, list[int]()
-        self.last: Decision | None = None
-
-    def decided(self, decision: Decision) -> None:
-        """Time the hand-over."""
-        start = time.perf_counter_ns()
-        self._decided(decision)
-        self.taken.append(time.perf_counter_ns() - start)
-        self.last = decision
-
-
 def contestants(
     stack: ExitStack, url: str, manifest: Manifest, row: npt.NDArray[np.float32], journal: Journal
 ) -> dict[str, Call]:
@@ -92,18 +76,6 @@ def contestants(
         return lambda: client.score(manifest.name, row).score
 
     return {name: call_of(client) for name, client in clients.items()}
-
-
-def decided_alone(
-    url: str, manifest: Manifest, row: npt.NDArray[np.float32], journal: Journal, calls: int
-) -> tuple[Times, Decision]:
-    """Microseconds of each hand-over, over `calls` calls, and the last decision."""
-    clocked = Clocked(journal)
-    with Client(url, manifest=manifest, deadline_ms=5_000, observer=clocked) as client:
-        for _ in range(calls):
-            client.score(manifest.name, row)
-    assert clocked.last is not None
-    return np.array(clocked.taken) / 1e3, clocked.last
 
 
 def encoding(decision: Decision) -> dict[str, Times]:
@@ -151,7 +123,7 @@ def run(chosen: argparse.Namespace) -> dict[str, Any]:
         journal = stack.enter_context(Journal(folder))
         turns = sustained(contestants(stack, server.http_url, manifest, row, journal), chosen.rounds, chosen.turn)
         rows = [summary(name, taken) for name, taken in joined(turns).items()]
-        alone, decision = decided_alone(server.http_url, manifest, row, journal, ALONE_CALLS)
+        alone, decision = hand_overs(server.http_url, manifest, row, journal)
         rows.append(summary("decided() alone", alone))
         rows += [summary(name, taken) for name, taken in encoding(decision).items()]
         local = contestants(stack, f"local://{chosen.repository}", manifest, row, journal)

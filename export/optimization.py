@@ -9,9 +9,9 @@ from pathlib import Path
 import onnx
 import onnxruntime as ort
 
-from export.runtime import ONLY_ERRORS
+from export.runtime import session_options
 from tickserve.errors import ArtifactError
-from tickserve.model_config import GRAPH_LEVELS, SESSION_ENTRIES
+from tickserve.model_config import GRAPH_LEVELS
 
 SERVED_LEVEL = 0
 
@@ -32,12 +32,7 @@ def measure_optimization(graph: bytes, level: int = SERVED_LEVEL) -> Optimizatio
     Raises ArtifactError when ONNX Runtime does not load it.
     """
     name = GRAPH_LEVELS[level]
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, name)
-    options.log_severity_level = ONLY_ERRORS
-    for key, value in SESSION_ENTRIES.items():
-        options.add_session_config_entry(key, value)
+    options = session_options(1, level)
     with tempfile.TemporaryDirectory(prefix="tickserve-optimized-") as folder:
         path = Path(folder) / "optimized.onnx"
         options.optimized_model_filepath = str(path)

@@ -20,13 +20,8 @@ ONLY_ERRORS = 3
 CPU = "CPUExecutionProvider"
 
 
-def open_session(
-    source: Path | bytes, *, threads: int = 1, graph_level: int = 0, providers: Sequence[str] = (CPU,)
-) -> Any:
-    """An ONNX Runtime session, by default on the CPU. `graph_level` is Triton's (0 optimises all, 2 nothing).
-
-    Check the file with `export.check_model.read_model` first. Raises ArtifactError when it does not load.
-    """
+def session_options(threads: int, graph_level: int) -> ort.SessionOptions:
+    """What every session is opened with."""
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -34,6 +29,17 @@ def open_session(
     options.log_severity_level = ONLY_ERRORS
     for key, value in SESSION_ENTRIES.items():
         options.add_session_config_entry(key, value)
+    return options
+
+
+def open_session(
+    source: Path | bytes, *, threads: int = 1, graph_level: int = 0, providers: Sequence[str] = (CPU,)
+) -> Any:
+    """An ONNX Runtime session, by default on the CPU. `graph_level` is Triton's (0 optimises all, 2 nothing).
+
+    Check the file with `export.check_model.read_model` first. Raises ArtifactError when it does not load.
+    """
+    options = session_options(threads, graph_level)
     content = source if isinstance(source, bytes) else source.read_bytes()
     try:
         return ort.InferenceSession(content, options, providers=list(providers))

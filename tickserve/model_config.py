@@ -31,7 +31,7 @@ SINGLE_LANE, BULK_LANE = 1, 2
 
 # Of every session of ONNX Runtime. One that waits by spinning takes the core from the engine's or the server's own
 # threads. And a processor with AVX2 and no VNNI adds products of 8-bit numbers in 16 bits, and cuts off what is more,
-# unless it is told to be precise: a quantized model says something else there (by 0.14, in a test of ours).
+# unless it is told to be precise: a quantized model says something else there.
 SESSION_ENTRIES = {"session.intra_op.allow_spinning": "0", "session.x64quantprecision": "1"}
 # `optimization { graph { level } }` as NVIDIA's backend reads it, to the name ONNX Runtime gives it.
 GRAPH_LEVELS = {0: "ORT_ENABLE_ALL", -1: "ORT_ENABLE_BASIC", 1: "ORT_ENABLE_EXTENDED", 2: "ORT_DISABLE_ALL"}

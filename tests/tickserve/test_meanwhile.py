@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import socket
 import threading
 import time
@@ -19,7 +20,7 @@ from tests.tickserve.conftest import Triton
 from tests.tickserve.test_journal_files import ids, make_decision
 from tickserve.client import AsyncClient, Client, Decision, Tensor, _meanwhile
 from tickserve.client._meanwhile import dismiss, enlist, work_meanwhile
-from tickserve.client._socket import SPIN_NS, DeadlinePassedError, Line
+from tickserve.client._socket import NS_PER_MS, SPIN_NS, Line
 from tickserve.config import JournalSettings
 from tickserve.journal import Journal, _journal
 from tickserve.journal._folder import JournalFolder
@@ -28,6 +29,7 @@ from tickserve.metrics import MetricsExporter
 
 LATER = JournalSettings(flush_ms=60_000)  # nothing is done by the journal's own thread
 SOON_NS = 10**9
+POLL = select.poll
 
 
 @pytest.fixture(autouse=True)
@@ -110,8 +112,7 @@ def test_the_rest_of_an_answer_that_has_begun_comes_first(ends: Any, worked: lis
 
 
 def test_with_the_deadline_near_there_is_no_time_for_it(ends: Any, worked: list[str]) -> None:
-    with pytest.raises(DeadlinePassedError):
-        Answering(*ends, 0).line.more(time.monotonic_ns() - 1)
+    Answering(*ends, 0).line._spin(time.monotonic_ns() + NS_PER_MS // 2)
     assert worked == []
 
 
@@ -188,10 +189,14 @@ class AlarmError(Exception):
     """What an engine's own signal handler raises."""
 
 
+class StopError(BaseException):
+    """Another, of the kind of KeyboardInterrupt."""
+
+
 def test_what_a_signal_handler_raises_goes_to_the_call_and_costs_no_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    encode, alarms = _journal.encode_decision, [KeyboardInterrupt(), AlarmError()]
+    encode, alarms = _journal.encode_decision, [StopError(), AlarmError()]
 
     def interrupted(decision: Decision) -> bytes:
         if alarms and threading.current_thread() is threading.main_thread():
@@ -202,7 +207,7 @@ def test_what_a_signal_handler_raises_goes_to_the_call_and_costs_no_record(
     with Journal(tmp_path, LATER) as journal:
         for identity in ("a", "b"):
             journal.decided(make_decision(request_id=identity))
-        for kind in (AlarmError, KeyboardInterrupt):
+        for kind in (AlarmError, StopError):
             with pytest.raises(kind):
                 work_meanwhile()
         work_meanwhile()
@@ -332,8 +337,23 @@ def test_what_an_engine_made_up_is_left_to_the_exporters_own_thread(monkeypatch:
         assert (len(exporter._queue), exporter.lost) == (0, 1)
 
 
+class SlowToSee:
+    """A poll whose first look, of every two, sees nothing: on a busy machine an answer is there before the first."""
+
+    def __init__(self) -> None:
+        self._poll, self._looks = POLL(), 0
+        self.register = self._poll.register
+
+    def poll(self, timeout: int) -> Any:
+        self._looks += timeout == 0
+        return [] if timeout == 0 and self._looks % 2 else self._poll.poll(timeout)
+
+
 @pytest.mark.parametrize("scheme", ["", "grpc://"])
-def test_real_calls_leave_the_last_record_alone(scheme: str, triton: Triton, rows: np.ndarray, tmp_path: Path) -> None:
+def test_real_calls_leave_the_last_record_alone(
+    scheme: str, triton: Triton, rows: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(select, "poll", SlowToSee)
     url = triton.http if not scheme else scheme + triton.grpc
     with (
         Journal(tmp_path, LATER) as journal,
@@ -341,8 +361,7 @@ def test_real_calls_leave_the_last_record_alone(scheme: str, triton: Triton, row
     ):
         for _ in range(10):
             client.score(next(iter(client.manifests)), rows)
-        # An answer that is there when it is first looked for, as on a machine that stood still, leaves its record.
-        assert len(journal._encoded) >= 5
+        assert (len(journal._queue), len(journal._encoded)) == (1, 9)
 
 
 async def many(url: str, folder: Path, rows: np.ndarray, journal: Journal) -> None:

@@ -10,9 +10,10 @@ import struct
 from collections.abc import Callable
 from contextlib import suppress
 
-# Some 50 us of it at most, far less than an answer takes. It never waits, and what it raises is not its own: a signal
+# Far less of it than an answer takes: `AT_ONCE` decisions. It never waits, and what it raises is not its own: a signal
 # handler's exception, which goes to the call that it met.
 Work = Callable[[], None]
+AT_ONCE = 3
 
 # What a piece of work that cannot be done raises; anything else is a signal handler's.
 BROKEN: tuple[type[Exception], ...] = (

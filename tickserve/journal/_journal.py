@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 from tickserve.client import Decision
 from tickserve.client._fork import renew_after_fork
-from tickserve.client._meanwhile import BROKEN, dismiss, enlist
+from tickserve.client._meanwhile import AT_ONCE, BROKEN, dismiss, enlist
 from tickserve.config import JournalSettings
 from tickserve.errors import UsageError
 from tickserve.journal._folder import JournalFolder, path_of
@@ -34,9 +34,9 @@ LOG = logging.getLogger("tickserve.journal")
 FRAME_BYTES = 256 * 1024  # raw; more records compress better, and a longer frame is more to lose
 # The interpreter lock is let go after so much encoding, for so long: a call that comes back meanwhile finds it free.
 SLICE_NS, PAUSE_S = 30_000, 0.0002
-# A call encodes so many at most while it waits for its answer; and as it ends, once so many wait to be encoded, or the
-# oldest may have waited so many flush_ms (calls in process wait for nothing).
-HELP_MOST, HELP_RECORDS, HELP_FLUSHES = 3, 512, 1.5
+# A call encodes a few while it waits for its answer; and as it ends, once so many wait to be encoded, or the oldest may
+# have waited so many flush_ms (calls in process wait for nothing).
+HELP_RECORDS, HELP_FLUSHES = 512, 1.5
 LARGE = 16 * 1024  # bytes of tensors: a record of more takes longer than a call should be held up
 # And rests so long, so often: calls that let go of the interpreter lock for moments can keep it from a thread for long.
 REST_S, REST_EVERY_NS = 0.00005, 1_000_000
@@ -222,10 +222,9 @@ class Journal:
         if not encoding.acquire(blocking=False):
             return
         try:
-            for _ in range(HELP_MOST):
-                if not self._queue or _size_of(self._queue[0]) > size:
+            for _ in range(AT_ONCE):
+                if not self._queue or not self._encode(size, BROKEN):
                     break
-                self._encode(BROKEN)
         finally:
             encoding.release()
         if self._encoded_bytes >= self._frame_bytes:
@@ -272,7 +271,7 @@ class Journal:
             end = time.perf_counter_ns() + SLICE_NS
             with self._encoding:
                 while self._queue and time.perf_counter_ns() < end:
-                    self._encode()
+                    self._encode(math.inf, (Exception,))
             if self._encoded_bytes >= self._frame_bytes:
                 self._write_encoded()
             if self._queue:
@@ -312,9 +311,15 @@ class Journal:
 
     # Either side's, with `_encoding` held.
 
-    def _encode(self, caught: tuple[type[Exception], ...] = (Exception,)) -> None:
-        """Encode the oldest of the queue. It leaves the queue last: what raises here may come from a signal handler."""
+    def _encode(self, most: float, caught: tuple[type[Exception], ...]) -> bool:
+        """Encode the oldest of the queue; False for one of more than `most` bytes.
+
+        It leaves the queue last: what raises here may come from a signal handler.
+        """
         item = self._queue[0]
+        size = _size_of(item)
+        if size > most:
+            return False
         encoded: _Encoded
         try:
             if isinstance(item, _Flushed):
@@ -327,7 +332,8 @@ class Journal:
         self._queue.popleft()
         if isinstance(encoded, bytes):
             self._encoded_bytes += len(encoded)
-        self._encoded_tensors += _size_of(item)
+        self._encoded_tensors += size
+        return True
 
     # The worker's side again.
 

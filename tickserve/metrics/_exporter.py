@@ -1,8 +1,8 @@
 """The exporter: an observer that counts every decision and serves the counts to Prometheus, off the path of the call.
 
-A call hands over references and goes on. They are counted while a call waits for its answer, or by a thread of the
-exporter's own, a little at a time, so that a call never waits for it longer than a fraction of a millisecond. What does
-not fit the buffer is dropped and counted as lost.
+A call hands over references and goes on. Decisions are counted while a call waits for its answer, or by a thread of
+the exporter's own, a little at a time, so that a call never waits for it longer than a fraction of a millisecond. What
+does not fit the buffer is dropped and counted as lost.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from tickserve.client import Decision
 from tickserve.client._fork import renew_after_fork
-from tickserve.client._meanwhile import BROKEN, dismiss, enlist
+from tickserve.client._meanwhile import AT_ONCE, BROKEN, dismiss, enlist
 from tickserve.config import MetricsSettings
 from tickserve.errors import MissingExtraError, UsageError
 from tickserve.metrics._families import families
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 
 # The interpreter lock is let go after so much counting, for so long: a call that comes back meanwhile finds it free.
 SLICE_NS, PAUSE_S = 30_000, 0.0002
-HELP_MOST = 3  # a call counts so many at most while it waits for its answer
 CLOSE_S = 5.0
 _Staged = tuple[str, str, float]
 
@@ -164,7 +163,7 @@ class MetricsExporter:
         counting = self._counting
         if self._queue and counting.acquire(blocking=False):
             try:
-                for _ in range(HELP_MOST):
+                for _ in range(AT_ONCE):
                     if not self._queue or not _plain(self._queue[0]):
                         break
                     self._count(self._queue.popleft(), BROKEN)
