@@ -1,9 +1,9 @@
 """The memory sentinel: does a version that is about to serve give back what each request takes?
 
-The processes that score the new version get nothing but our requests, so their resident size says it: after a first
-round, which fills the allocator's pools, it has to stay. Growth beyond the limit, or growth in every single round, is
-a leak. What grows by less than a page in a round's requests is not seen. The native backend has no such processes:
-there it is the server's own size, with whatever else it serves meanwhile.
+The processes that score the new version get nothing but our requests, so the memory of their own
+(`stubs.allocated_bytes`) says it: after a first round, which fills the allocator's pools, it has to stay. Growth beyond
+the limit, or growth in every single round, is a leak. What grows by less than a page in a round's requests is not seen.
+The native backend has no such processes: there it is the server's own, with whatever else it serves meanwhile.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 class Memory:
     """What the sentinel saw, in megabytes: of the processes that score the new version, and of the server with all.
 
-    With the native backend `version_mb` is the server's own size.
+    With the native backend `version_mb` is the server's own. None counts the pages of mapped files, as code is.
     """
 
     requests: int
@@ -66,9 +66,9 @@ def watch(target: Target, version: int, manifest: Manifest, rows: Arrays, settin
     if living and not scoring:
         raise ComponentError("the version's process has ended", field="swap.memory")
     scoring = scoring or [pid]  # the native backend scores in the server itself
-    before = stubs.resident_bytes([pid, *stubs.stubs_of(pid)])
-    sizes, done = _rounds(target, version, manifest, rows, settings, lambda: stubs.resident_bytes(scoring))
-    after = stubs.resident_bytes([pid, *stubs.stubs_of(pid)])
+    before = stubs.allocated_bytes([pid, *stubs.stubs_of(pid)])
+    sizes, done = _rounds(target, version, manifest, rows, settings, lambda: stubs.allocated_bytes(scoring))
+    after = stubs.allocated_bytes([pid, *stubs.stubs_of(pid)])
     growth = sizes[-1] - sizes[0]
     hold(sizes, done, settings)
     return Memory(done, *(round(size / MB, 2) for size in (sizes[-1], growth, before, after)))

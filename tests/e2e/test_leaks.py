@@ -44,7 +44,7 @@ MEMORY, DESCRIPTORS, THREADS = 6 * 2**20, 4, 1
 
 @dataclass(frozen=True)
 class Held:
-    """What a group of processes holds: bytes of memory, open descriptors, threads."""
+    """What a group of processes holds: bytes that it allocated, open descriptors, threads."""
 
     memory: int
     descriptors: int
@@ -62,7 +62,7 @@ class Held:
             looks.append(sum(one.num_fds() for one in each))
             time.sleep(LOOK_S)
         descriptors = min(looks)
-        return cls(stubs.resident_bytes(list(pids)), descriptors, sum(one.num_threads() for one in each))
+        return cls(stubs.allocated_bytes(list(pids)), descriptors, sum(one.num_threads() for one in each))
 
 
 def settled(seen: list[Held]) -> list[str]:
@@ -70,7 +70,11 @@ def settled(seen: list[Held]) -> list[str]:
     first, last = seen[WARM - 1], seen[-1]
     bounds = {"memory": MEMORY, "descriptors": DESCRIPTORS, "threads": THREADS}
     grown = {name: getattr(last, name) - getattr(first, name) for name in bounds}
-    return [f"{name}: {grown[name]} more, {bound} allowed" for name, bound in bounds.items() if grown[name] > bound]
+    return [
+        f"{name}: {grown[name]} more, {bound} allowed: {[getattr(each, name) for each in seen]}"
+        for name, bound in bounds.items()
+        if grown[name] > bound
+    ]
 
 
 @dataclass(frozen=True)
