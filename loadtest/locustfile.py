@@ -96,11 +96,23 @@ class Test:
         self.started = Event()
         self.start_s = 0.0
         self.complete = False
+        self._ready, self._expected = 0, 0
 
-    def start_clock(self, **_: object) -> None:
-        """All users are there: the first phase begins."""
-        self.start_s = time.monotonic() + 0.05
-        self.started.set()
+    def expect(self, users: int) -> None:
+        """Locust has started so many users in this process; each has a client to open."""
+        self._expected = users
+        self._start_clock()
+
+    def one_is_ready(self) -> None:
+        """A user has opened its client, or failed to."""
+        self._ready += 1
+        self._start_clock()
+
+    def _start_clock(self) -> None:
+        """The first phase begins when all users are ready: it would pass, on a slow machine, while they open."""
+        if self._ready >= self._expected > 0 and not self.started.is_set():
+            self.start_s = time.monotonic() + 0.05
+            self.started.set()
 
     def write_results(self, **_: object) -> None:
         """Wait until the threads are done, and keep what was measured."""
@@ -160,12 +172,15 @@ class ScoringUser(User):
         """Open this user's own client."""
         self.test: Test = self.environment.tickserve_test
         plan = self.test.plan
-        self.client = Client(
-            plan.urls[self.transport],
-            manifest={model: Path(folder) for model, folder in plan.version_dirs.items()},
-            transport=self.transport,  # type: ignore[arg-type]
-            deadline_ms=plan.deadline_ms,
-        )
+        try:
+            self.client = Client(
+                plan.urls[self.transport],
+                manifest={model: Path(folder) for model, folder in plan.version_dirs.items()},
+                transport=self.transport,  # type: ignore[arg-type]
+                deadline_ms=plan.deadline_ms,
+            )
+        finally:
+            self.test.one_is_ready()
 
     @task
     def follow_the_plan(self) -> None:
@@ -232,7 +247,7 @@ def _prepare(environment: Any, **_: object) -> None:
     test = environment.tickserve_test = Test(plan)
     HttpUser.fixed_count = GrpcUser.fixed_count = plan.users
     environment.events.request.add_listener(test.recorder.on_request)
-    environment.events.spawning_complete.add_listener(test.start_clock)
+    environment.events.spawning_complete.add_listener(lambda **_: test.expect(environment.runner.user_count))
     environment.events.test_stop.add_listener(lambda **_: test.stop.set())
     environment.events.quitting.add_listener(test.write_results)
     environment.events.spawning_complete.add_listener(lambda **_: gevent.spawn(_quit_when_done, environment, test))

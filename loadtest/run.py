@@ -58,7 +58,7 @@ def run_load(
     results = _results(plan, settings, measured, took_s)
     write_json_atomic(out / RESULTS_NAME, results)
     write_atomic(out / PLOT_NAME, draw_latency(results["rows"], settings.users))
-    _require_served(results)
+    _require_served(results, plan)
     return results
 
 
@@ -137,7 +137,14 @@ def _with_rates(row: dict[str, Any], plan: Plan) -> dict[str, Any]:
     }
 
 
-def _require_served(results: dict[str, Any]) -> None:
+def _require_served(results: dict[str, Any], plan: Plan) -> None:
+    seen = {(row["transport"], row["model"]) for row in results["rows"]}
+    for phase in plan.phases:
+        if (phase.transport, phase.model) not in seen:
+            raise ComponentError(
+                f"{phase.model} over {phase.transport}: no request was sent in its {plan.phase_s:.2f} s",
+                hint="the machine is too busy for so short a phase: loadtest.duration_s",
+            )
     for row in results["rows"]:
         if row["gave_up"] or not row["measured"]:
             errors = row["errors"]
