@@ -10,7 +10,7 @@ import fcntl
 import multiprocessing
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from training.tune.space import Space
 from training.tune.trial import RAISED, Objective, question
 
 Say = Callable[[str], None]
-JOURNAL, LOCK = "journal.log", ".lock"
+JOURNAL, LOCK, TURN = "journal.log", ".lock", ".turn"
 ENDED = ("COMPLETE", "PRUNED")
 # A trial of a worker on another machine that has not been heard of for so long is tried again.
 HEARTBEAT_S = 60
@@ -164,8 +164,25 @@ def _work(wanted: Search, worker: int, say: Say) -> None:
     # Not the seed of an earlier run: it would draw the same values again.
     study.sampler = _sampler(settings, wanted.config.seed + worker + len(study.get_trials(deepcopy=False)))
     objective = Objective(asked, wanted.space, prunings(storage, wanted.name, settings, len(asked.examples.folds)))
-    while len(_trials(study, (*ENDED, "RUNNING"))) < settings.trials:
-        study.optimize(objective, n_trials=1, callbacks=[lambda _, trial: say(line(trial, settings))])
+    while True:
+        with ExitStack() as turn:
+            turn.enter_context(_alone(wanted.folder))
+            if len(_trials(study, (*ENDED, "RUNNING"))) >= settings.trials:
+                return
+
+            def begun(trial: Any, turn: ExitStack = turn) -> Any:
+                turn.close()  # it exists, so the next one counts it
+                return objective(trial)
+
+            study.optimize(begun, n_trials=1, callbacks=[lambda _, trial: say(line(trial, settings))])
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """For one process at a time, from counting the trials to beginning one: two at once would begin one too many."""
+    with (folder / TURN).open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def line(trial: Any, settings: TuneSettings) -> str:

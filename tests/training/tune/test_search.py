@@ -8,6 +8,7 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.training.conftest import quick_config
 from tickserve.errors import ComponentError, GateRefusedError, InsufficientDataError, UsageError
 from tickserve.settings import load_settings
 from training.examples import DataMeta
+from training.tune import study as study_module
 from training.tune.outcome import choose, outcome, write_outcome
 from training.tune.space import Range
 from training.tune.study import Search, locked, open_storage, open_study, search
@@ -95,6 +97,25 @@ def test_several_processes_share_a_database(wanted: Any, tmp_path: Path) -> None
     assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE"] * 4
     assert said == ["2 processes try, up to 4 trials"]
     assert len({trial.params["gbdt.learning_rate"] for trial in study.get_trials()}) == 4
+
+
+def test_workers_that_count_at_once_begin_no_trial_too_many(wanted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, count = wanted(tune__trials=1), study_module._trials
+    asked.folder.mkdir(parents=True)
+
+    def slow_to_act(study: Any, states: Any) -> list[Any]:
+        found = count(study, states)
+        time.sleep(0.3)
+        return found
+
+    monkeypatch.setattr(study_module, "_trials", slow_to_act)
+    workers = [threading.Thread(target=study_module._work, args=(asked, number, quiet)) for number in range(2)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    study = open_study(open_storage(asked.folder, asked.config.tune), asked.name, asked.config.tune)
+    assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE"]
 
 
 def test_a_run_killed_in_mid_trial_is_gone_on_with(wanted: Any, tmp_path: Path) -> None:
