@@ -168,7 +168,8 @@ def children_of(pid: int, doing: str, within_s: float = 60) -> list[psutil.Proce
 @pytest.mark.parametrize("doing", ["inspection", "tritonserver"])
 def test_a_start_that_is_told_to_end_ends_at_once(tmp_path: Path, number: int, whom: str, doing: str) -> None:
     """While a model file is checked, and while the server comes up: no model is blamed, and nothing is left."""
-    publish_tiny(tmp_path / "model_repository", "tiny", 1)
+    for seed in range(5 if doing == "inspection" else 1):  # each check lives for a second only
+        publish_tiny(tmp_path / "model_repository", f"tiny{seed}", seed)
     ports = [f"--{name}-port=0" for name in ("http", "grpc", "metrics")]
     process = subprocess.Popen(
         [*COMMAND, "serve", *ports], cwd=tmp_path, stderr=subprocess.PIPE, text=True, start_new_session=True

@@ -18,6 +18,7 @@ from tickserve.journal import Journal, journal_files
 from tickserve.manifest import Provenance
 
 MODEL = "hand-l1-gbdt"
+SECONDS_MS = 30_000
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +26,10 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """A repository and the journal of a client that scored on it."""
     folder = tmp_path_factory.mktemp("recorded")
     repository = publish(folder / "model_repository", build_manifest()).parent.parent
-    with Journal(folder / "journal") as journal, Client(f"local://{repository}", observer=journal) as client:
+    with (
+        Journal(folder / "journal") as journal,
+        Client(f"local://{repository}", observer=journal, deadline_ms=SECONDS_MS) as client,
+    ):
         for value in np.linspace(-1, 1, 12, dtype=np.float32):
             signal = client.score(MODEL, np.full((1, 4), value, np.float32))
             journal.action(signal.request_id, "hold")
@@ -65,7 +69,7 @@ def test_what_could_not_be_replayed_exits_4_unless_something_differs(
     name = "hand-l2-gbdt"
     both = Path(shutil.copytree(journal, tmp_path / "both"))
     publish(newer, build_manifest(name=name))
-    with Journal(both) as written, Client(f"local://{newer}", observer=written) as client:
+    with Journal(both) as written, Client(f"local://{newer}", observer=written, deadline_ms=SECONDS_MS) as client:
         client.score(name, np.zeros((1, 4), np.float32))
     shutil.rmtree(newer / name)
     publish(newer, build_manifest(name=name, provenance=Provenance(created="2024-01-02T00:00:00Z", seed=8)))
@@ -107,7 +111,10 @@ def test_inspect_counts(tickserve: Run, recorded: tuple[Path, Path]) -> None:
 
 
 def test_inspect_tells_apart_what_was_never_sent(tickserve: Run, recorded: tuple[Path, Path], tmp_path: Path) -> None:
-    with Journal(tmp_path / "journal") as journal, Client(f"local://{recorded[0]}", observer=journal) as client:
+    with (
+        Journal(tmp_path / "journal") as journal,
+        Client(f"local://{recorded[0]}", observer=journal, deadline_ms=SECONDS_MS) as client,
+    ):
         client.score(MODEL, np.zeros((1, 4), np.float32))
         with pytest.raises(InputRejectedError):
             client.score(MODEL, np.zeros((1, 5), np.float32))
@@ -122,7 +129,10 @@ def test_what_lies_before_damage_is_told_and_behind_it_with_tolerant(
     """Three files of two frames, 4 and 8 calls; a bit of the second frame of the second file is flipped."""
     repository, folder = recorded[0], tmp_path / "journal"
     for _ in range(3):
-        with Journal(folder) as journal, Client(f"local://{repository}", observer=journal) as client:
+        with (
+            Journal(folder) as journal,
+            Client(f"local://{repository}", observer=journal, deadline_ms=SECONDS_MS) as client,
+        ):
             for count in (4, 8):
                 for _ in range(count):
                     client.score(MODEL, np.zeros((1, 4), np.float32))

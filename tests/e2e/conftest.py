@@ -18,6 +18,8 @@ import pytest
 
 RECORDING = "binance_l2_stream/usdm_btcusdt_20230404.us.jsonl.gz"
 COMMAND = [sys.executable, "-m", "tickserve.cli"]
+# The set-up counts, and of whichever test comes first it is a whole demo.
+SETS_UP_A_DEMO = pytest.mark.timeout(1_200)
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ def environment() -> dict[str, str]:
     return {key: value for key, value in os.environ.items() if not key.startswith("TICKSERVE_")}
 
 
-def run_demo(folder: Path, *arguments: object, timeout: float = 280) -> DemoRun:
+def run_demo(folder: Path, *arguments: object, timeout: float = 900) -> DemoRun:
     command = [*COMMAND, "demo", "--json", *map(str, arguments)]
     done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, timeout=timeout)
     assert done.returncode == 0, done.stderr[-3000:]

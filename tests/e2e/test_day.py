@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.e2e.conftest import COMMAND, RECORDING, Served, environment
+from tests.e2e.conftest import COMMAND, RECORDING, SETS_UP_A_DEMO, Served, environment
 from tests.e2e.test_wire import models
 from tickserve import Client, pipeline
 from tickserve.journal import ActionRecord, DecisionRecord, Journal, read_journal
@@ -23,7 +23,7 @@ from tickserve.manifest import load_manifest
 from tickserve.settings import load_settings
 from tickserve.stream import Stream
 
-pytestmark = pytest.mark.system  # a minute under load
+pytestmark = [pytest.mark.system, SETS_UP_A_DEMO]  # a minute under load
 
 Event = tuple[int, np.ndarray]
 

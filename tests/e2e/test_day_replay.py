@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from examples.day_replay import compare, holds, play
-from tests.e2e.conftest import RECORDING, DemoRun, environment
+from tests.e2e.conftest import RECORDING, SETS_UP_A_DEMO, DemoRun, environment
 from tickserve import pipeline
 from tickserve.settings import load_settings
 
@@ -47,6 +47,7 @@ def test_a_day_of_ticks_has_the_training_matrix_and_replays_identically(market_d
     assert not holds(told | {"replay_local": everything | {"identical": told["matrix_rows"] - 1, "different": 1}})
 
 
+@SETS_UP_A_DEMO
 def test_one_bit_of_a_feature_or_a_wrong_score_is_noticed(demo_run: DemoRun, market_data: Path, tmp_path: Path) -> None:
     config = load_settings(environ={}, overrides={"features.store": str(tmp_path / "features")}).config
     source = pipeline.open_source([market_data / RECORDING], config)

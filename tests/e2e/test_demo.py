@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.e2e.conftest import RECORDING, DemoRun, run_demo
+from tests.e2e.conftest import RECORDING, SETS_UP_A_DEMO, DemoRun, run_demo
 from tickserve.manifest import bundle_id_of, load_bundle, load_manifest
+
+pytestmark = SETS_UP_A_DEMO
 
 
 def test_every_stage_left_its_result(demo_run: DemoRun) -> None:

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import run_demo
+from tests.e2e.conftest import SETS_UP_A_DEMO, run_demo
+
+pytestmark = SETS_UP_A_DEMO
 
 FILES = [
     "binance_l2_stream/usdm_btcusdt_20240808.jsonl.gz",

@@ -14,7 +14,7 @@ import pytest
 
 from export.research import load_research
 from market.readers import open_source
-from tests.e2e.conftest import COMMAND, RECORDING, DemoRun, Served, environment
+from tests.e2e.conftest import COMMAND, RECORDING, SETS_UP_A_DEMO, DemoRun, Served, environment
 from tickserve import Client
 from tickserve.client import newest_versions
 from tickserve.errors import InputRejectedError, SchemaError
@@ -22,7 +22,7 @@ from tickserve.journal import ActionRecord, DecisionRecord, read_journal
 from tickserve.manifest import Manifest, load_bundle, load_manifest
 from tickserve.stream import Stream
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, SETS_UP_A_DEMO]
 
 MODEL = "btcusdt-l5-gbdt"
 DEADLINE_MS = 10_000

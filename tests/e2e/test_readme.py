@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import COMMAND, DemoRun, Served, environment, run_demo, serving
+from tests.e2e.conftest import COMMAND, SETS_UP_A_DEMO, DemoRun, Served, environment, run_demo, serving
+
+pytestmark = SETS_UP_A_DEMO
 
 
 def blocks(root: Path, language: str) -> list[str]:

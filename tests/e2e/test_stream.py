@@ -104,7 +104,7 @@ def research(made: Made, model: str, rows: np.ndarray) -> tuple[Manifest, np.nda
 def test_streamed_numbers_are_researchs(made: Made, suffix: str) -> None:
     model = made.model(suffix)
     with Client(f"local://{made.repository}") as client:
-        rows, said = streamed(Stream(client, model), made)
+        rows, said = streamed(Stream(client, model, deadline_ms=5_000), made)
     window = load_bundle(made.bundles / model).inputs[0].shape[0] - 1 if suffix == "-lstm" else 0
     matrix = made.table.features[: len(rows) + window]
     assert rows.tobytes() == matrix[window:].tobytes()
@@ -163,13 +163,13 @@ def test_an_engine_that_ends_goes_on_from_its_snapshot(made: Made) -> None:
     for suffix in ("-gbdt", "-lstm", "-lstm-step"):
         model = made.model(suffix)
         with Client(f"local://{made.repository}") as client:
-            _, whole = streamed(Stream(client, model), made, 3_000)
+            _, whole = streamed(Stream(client, model, deadline_ms=5_000), made, 3_000)
         saved, said = b"", []
         with Client(f"local://{made.repository}") as client:
-            stream = Stream(client, model)
+            stream = Stream(client, model, deadline_ms=5_000)
             for place, (ts_ns, row) in enumerate(made.events(3_000)):
                 if place in (500, 1_777):
-                    saved, stream = stream.snapshot(), Stream(client, model)
+                    saved, stream = stream.snapshot(), Stream(client, model, deadline_ms=5_000)
                     stream.restore(saved)
                 step = stream.feed(ts_ns, row)
                 if step.signal is not None and step.signal.probabilities is not None:

@@ -14,8 +14,10 @@ import pytest
 import tritonclient.grpc as triton_grpc
 import tritonclient.http as triton_http
 
-from tests.e2e.conftest import COMMAND, DemoRun, Served, environment
+from tests.e2e.conftest import COMMAND, SETS_UP_A_DEMO, DemoRun, Served, environment
 from tickserve.manifest import Manifest, bundle_id_of, load_manifest
+
+pytestmark = SETS_UP_A_DEMO
 
 
 def models(repository: Path) -> list[Path]:
@@ -105,12 +107,20 @@ def test_plain_tritonclient_gets_researchs_numbers(served: Served, module: Any) 
             assert (answer.as_numpy("bundle_id") == manifest.export.bundle_id).all()
 
 
-def test_predict_command(served: Served, demo_run: DemoRun) -> None:
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration whose client gives a first call on a busy machine its time."""
+    path = tmp_path_factory.mktemp("patient") / "patient.toml"
+    path.write_text("[client]\ndeadline_ms = 5_000\n")
+    return path
+
+
+def test_predict_command(served: Served, demo_run: DemoRun, patient: Path) -> None:
     for version in models(served.repository):
         name = version.parent.name
         for url in (served.http, f"grpc://{served.grpc}"):
             done = subprocess.run(
-                [*COMMAND, "predict", name, "--url", url, "--json"],
+                [*COMMAND, "predict", name, "--url", url, "--config", str(patient), "--json"],
                 cwd=demo_run.folder,
                 env=environment(),
                 capture_output=True,
@@ -123,7 +133,9 @@ def test_predict_command(served: Served, demo_run: DemoRun) -> None:
             assert result["bundle_digest"] == load_manifest(version).digest()
 
 
-def test_predict_refuses_numbers_that_are_not_researchs(served: Served, demo_run: DemoRun, tmp_path: Path) -> None:
+def test_predict_refuses_numbers_that_are_not_researchs(
+    served: Served, demo_run: DemoRun, patient: Path, tmp_path: Path
+) -> None:
     version = models(served.repository)[0]
     copy = tmp_path / "repository" / version.parent.name / version.name
     copy.mkdir(parents=True)
@@ -131,8 +143,8 @@ def test_predict_refuses_numbers_that_are_not_researchs(served: Served, demo_run
     (copy / "manifest.json").write_bytes((version / "manifest.json").read_bytes())
     wrong = np.roll(research, 1, axis=1)
     np.savez(copy / "golden.npz", **inputs, probabilities=wrong, score=wrong[:, :1])
-    arguments = ["predict", manifest.name, "--url", served.http, "--repository", tmp_path / "repository"]
-    command = [*COMMAND, *map(str, arguments)]
+    options = {"--url": served.http, "--repository": tmp_path / "repository", "--config": patient}
+    command = [*COMMAND, "predict", manifest.name, *map(str, sum(options.items(), ()))]
     done = subprocess.run(
         command, cwd=demo_run.folder, env=environment(), capture_output=True, text=True, timeout=60, check=False
     )

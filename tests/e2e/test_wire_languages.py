@@ -20,10 +20,12 @@ from tritonclient.grpc import service_pb2
 
 from export.wire_example import write_example
 from export.wire_proto import proto_text
-from tests.e2e.conftest import Served
+from tests.e2e.conftest import SETS_UP_A_DEMO, Served
 from tests.e2e.test_wire import close, golden, models
 from tickserve import Client
 from tickserve.manifest import Manifest
+
+pytestmark = SETS_UP_A_DEMO
 
 Bits = dict[str, str]  # hexadecimal bytes by output
 NODE = Path(__file__).resolve().parents[1] / "wire"

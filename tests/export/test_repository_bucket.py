@@ -336,10 +336,10 @@ def test_a_collection_does_not_wait_for_the_lock(three: Local, url: str, service
 @pytest.mark.parametrize(
     ("holder", "taken"),
     [
-        ({"owner": "x", "host": "elsewhere", "pid": 1, "until": time.time() + 3_600}, False),
+        ({"owner": "x", "host": "elsewhere", "pid": 1, "until": time.time() + 86_400}, False),
         ({"owner": "x", "host": "elsewhere", "pid": 1, "until": time.time() - 1}, True),
-        ({"owner": "x", "host": socket.gethostname(), "pid": os.getpid(), "until": time.time() + 3_600}, False),
-        ({"owner": "x", "host": socket.gethostname(), "pid": 2**22 + 1, "until": time.time() + 3_600}, True),
+        ({"owner": "x", "host": socket.gethostname(), "pid": os.getpid(), "until": time.time() + 86_400}, False),
+        ({"owner": "x", "host": socket.gethostname(), "pid": 2**22 + 1, "until": time.time() + 86_400}, True),
         ({}, True),
         ([], True),
     ],

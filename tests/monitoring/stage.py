@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.monitoring.live import Inbox, Prometheus, Replica, free_port, process, watched
+from tests.monitoring.live import START_S, Inbox, Prometheus, Replica, answers, free_port, process, wait_for, watched
 from tests.serving.conftest import FEATURES, edit_config, publish_tiny
 from tests.serving.test_tls import Authority
 from tickserve.client import Client, Resilience
@@ -156,7 +156,7 @@ class Stage:
     prometheus: Prometheus
     inbox: Inbox
     started: float
-
+    engines: tuple[str, ...]  # the addresses of the clients' metrics
     watched: Spare
 
     @property
@@ -215,9 +215,10 @@ def opened(folder: Path, settings: MonitoringSettings = SHORT) -> Iterator[Stage
         stack.callback(spare.stop)
         spare.start()
         outcomes, quiet = (stack.enter_context(Journal(folder / name, JOURNAL)) for name in ("outcomes", "quiet"))
+        engines = tuple(str(each.url).split("/")[2] for each in (metrics, narrow))
         jobs = {
             "triton-tickserve": (one.target, two.target),
-            "engine": (*(str(each.url).split("/")[2] for each in (metrics, narrow)), spare.targets[0]),
+            "engine": (*engines, spare.targets[0]),
             "journal": (
                 *(stack.enter_context(_followed(folder, name)) for name in ("outcomes", "quiet")),
                 spare.targets[1],
@@ -231,7 +232,7 @@ def opened(folder: Path, settings: MonitoringSettings = SHORT) -> Iterator[Stage
         started = time.time()
         for thread in callers.threads:
             thread.start()
-        yield Stage(folder, one, two, callers, prometheus, inbox, started, spare)
+        yield Stage(folder, one, two, callers, prometheus, inbox, started, engines, spare)
 
 
 @contextmanager
@@ -241,8 +242,10 @@ def _followed(folder: Path, journal: str) -> Iterator[str]:
     command = [sys.executable, "-m", "tickserve.cli", "monitor", "export", "--journal", str(folder / journal)]
     command += ["--repository", str(folder / "models"), "--port", str(port)]
     short = {f"TICKSERVE_DRIFT__{key}": value for key, value in DRIFT.items()}
+    address = f"127.0.0.1:{port}"
     with process(*command, log=folder / f"{journal}.log", cwd=ROOT, env=os.environ | short):
-        yield f"127.0.0.1:{port}"
+        wait_for(lambda: answers(f"http://{address}/metrics"), START_S, f"{journal} is followed")
+        yield address
 
 
 @contextmanager
@@ -295,7 +298,7 @@ def _call(
     for _ in range(8):
         queued = client(one.url)
         callers.add(lambda wrong, asks=queued: asks.score("queued", rows(1 if wrong else FULL)), pause_s=0.02)  # type: ignore[misc]
-    aged = client(one.url, max_age_ms=1_000)
+    aged = client(one.url, max_age_ms=10_000)
     callers.add(lambda wrong: aged.score("stale", rows(), newest_event_ns=time.time_ns() - int(20e9 if wrong else 1e6)))
     # Infinite is refused; out of the training range is answered and flagged.
     callers.add(lambda wrong: plain.score("odd", rows(first=float("inf") if wrong else 50.0)))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -37,6 +38,32 @@ ANY_PORTS = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
 # A process scores each model: for what is about those processes, or needs a backend that is spoilt on purpose.
 STUBS = ANY_PORTS.model_copy(update={"backend": "python"})
 BACKENDS = pytest.mark.parametrize("settings", [ANY_PORTS, STUBS], ids=["native", "python"])
+
+Counted = TypeVar("Counted")
+
+
+def wait_until(condition: Callable[[], bool], within_s: float = 60) -> bool:
+    """Whether it comes true; the limit guards against hanging and says nothing of how soon."""
+    deadline = time.monotonic() + within_s
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return condition()
+
+
+def settled(
+    measure: Callable[[], Counted], enough: Callable[[Counted], bool] = lambda _: True, within_s: float = 5
+) -> Counted:
+    """What `measure` gives once it is `enough` and the same as 50 ms before, or in the end.
+
+    A server counts what it did after it has answered.
+    """
+    until, before = time.monotonic() + within_s, measure()
+    while True:
+        time.sleep(0.05)
+        now = measure()
+        if (now == before and enough(now)) or time.monotonic() > until:
+            return now
+        before = now
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ import tritonclient.grpc as triton_grpc
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2 as schema
 
-from monitoring.triton_metrics import scrape
+from monitoring.triton_metrics import ModelCounts, scrape
 from serving import native, triton_files, view
 from serving.backends import served_version
 from serving.embedded import EmbeddedTriton
@@ -27,8 +27,8 @@ from serving.golden import infer
 from serving.memory_sentinel import Memory
 from serving.supervisor import Supervisor
 from serving.swap import rollback, swap
-from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, publish_tiny
-from tests.serving.test_swap import QUICK, ids_of, traffic
+from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, publish_tiny, settled
+from tests.serving.test_swap import FOLLOWED, ids_of, traffic
 from tickserve.config import ServeSettings
 from tickserve.errors import ArtifactError, ComponentError, MissingExtraError, ServerStartError, UnsafeModelError
 from tickserve.manifest import TensorSpec
@@ -65,11 +65,20 @@ def test_it_has_no_process_but_the_servers_and_counts_what_it_scores(
 ) -> None:
     fast, careful = both
     assert [len(psutil.Process(server.pid).children()) for server in both] == [0, 1]
-    before = scrape(fast.metrics_url)["tiny", "1"]
+
+    def counted() -> ModelCounts:
+        return scrape(fast.metrics_url)["tiny", "1"]
+
+    before = settled(counted)
     connection = http.client.HTTPConnection(fast.http_url, timeout=10)
     infer(connection, "tiny", 1, {"features": np.ones((5, FEATURES), np.float32)})
     connection.close()
-    after = scrape(fast.metrics_url)["tiny", "1"]
+    after = settled(
+        counted,
+        lambda now: (
+            now.rows >= before.rows + 5 and now.executions > before.executions and now.requests_ok > before.requests_ok
+        ),
+    )
     assert (after.rows - before.rows, after.executions - before.executions) == (5, 1)
     assert after.requests_ok - before.requests_ok == 1
     assert careful.healthy
@@ -102,11 +111,11 @@ def test_nobody_notices_swaps_under_load(tmp_path: Path) -> None:
             traffic(urls[1], tmp_path / "models", ["paced"], truth, rate=150, follow_ms=20) as others,
         ):
             for _ in range(2):
-                done = swap(server.target, "paced", 2, settings=QUICK)
+                done = swap(server.target, "paced", 2, settings=FOLLOWED)
                 assert done.drained
                 assert isinstance(done.memory, Memory)
                 assert done.memory.version_mb == pytest.approx(done.memory.server_after_mb, abs=4)
-                assert rollback(server.target, "paced", settings=QUICK).version == 1
+                assert rollback(server.target, "paced", settings=FOLLOWED).version == 1
         assert server.problem is None
     for seen in (some, others):
         assert (seen.errors, seen.wrong) == ([], [])
@@ -133,6 +142,7 @@ BROKEN_CHECKS = {
     "half a graph": (handing_over("ha"), "something else than expected"),
     "no graph": (handing_over("none"), "cannot load model.onnx"),
 }
+ENDED_BY_ITS_LIMIT = ("hangs", "is stopped")
 
 
 @pytest.mark.system
@@ -144,8 +154,17 @@ def test_nothing_is_served_that_the_check_did_not_hand_over(
     check = tmp_path / "served_version.py"
     check.write_text(code)
     monkeypatch.setattr(triton_files, "CHECK", check)
+    if case in ENDED_BY_ITS_LIMIT:
+        real = native.environment
+        monkeypatch.setattr(native, "environment", lambda check, limit_s: real(check, 2.0))
     with pytest.raises(ServerStartError, match=says):
-        EmbeddedTriton(repository, ANY_PORTS.model_copy(update={"start_timeout_s": 5.0})).start()
+        EmbeddedTriton(repository, ANY_PORTS).start()
+
+
+def test_a_check_has_a_little_less_time_than_the_start(tmp_path: Path) -> None:
+    settings = ANY_PORTS.model_copy(update={"start_timeout_s": 5.0})
+    found = triton_files.environment(triton_files.find_triton(), tmp_path, settings)
+    assert found["TICKSERVE_BACKEND_CHECK_LIMIT_S"] == "4.5"
 
 
 @pytest.mark.parametrize("settings", [ANY_PORTS, STUBS], ids=["native", "python"])

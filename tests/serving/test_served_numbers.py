@@ -20,7 +20,7 @@ from serving.backends.served_version import _session
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden, infer, read_golden
 from tests.export.test_triton_config import as_triton_gives_it
-from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Running, Tiny, publish_tiny
+from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Running, Tiny, publish_tiny, settled
 from tickserve.client._local import open_session as local_session
 from tickserve.errors import GateRefusedError, ServerRejectedError, TransportError
 from tickserve.model_config import CONFIG_NAME, MODEL_FILE, SESSION_ENTRIES, read_options
@@ -128,20 +128,26 @@ def test_sixteen_threads_share_batches_and_each_gets_its_own_rows(running: Runni
             connection.close()
         return worst
 
-    before = scrape(running.server.metrics_url)
+    def counted() -> tuple[int, int]:
+        both = [scrape(running.server.metrics_url)[name, "1"] for name in ("tiny", "other")]
+        return sum(each.requests_ok for each in both), sum(each.executions for each in both)
+
+    before = settled(counted)
     with ThreadPoolExecutor(16) as threads:
         assert max(threads.map(ask, range(16))) < 1e-6
-    after = scrape(running.server.metrics_url)
-    requests = sum(after[name, "1"].requests_ok - before[name, "1"].requests_ok for name in ("tiny", "other"))
-    executions = sum(after[name, "1"].executions - before[name, "1"].executions for name in ("tiny", "other"))
+    after = settled(counted, lambda now: now[0] >= before[0] + 16 * 25)
+    requests, executions = (now - was for now, was in zip(after, before, strict=True))
     assert requests == 16 * 25
     assert executions < requests, "nothing was batched"
 
 
 def test_signals_are_rows(running: Running) -> None:
-    before = signals_counted(running.server.metrics_url)
+    def counted() -> dict[str, int]:
+        return signals_counted(running.server.metrics_url)
+
+    before = settled(counted)
     check_golden(running.server.http_url, "tiny", 1, running.tiny.path)
-    after = signals_counted(running.server.metrics_url)
+    after = settled(counted, lambda now: now["tiny"] >= before["tiny"] + 16)
     assert after["tiny"] - before["tiny"] == 16
     assert after["other"] == before["other"]
 

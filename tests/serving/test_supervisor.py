@@ -6,8 +6,7 @@ import logging
 import os
 import signal
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import pytest
 from serving import stubs, supervisor, triton_files
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden
-from tests.serving.conftest import FEATURES, STUBS, publish_tiny
+from tests.serving.conftest import FEATURES, STUBS, publish_tiny, wait_until
 from tickserve.client import Client
 from tickserve.errors import RequestError, ServerStartError
 
@@ -34,13 +33,6 @@ class TritonPythonModel(Honest):
             pass
         return super().run(inputs)
 """
-
-
-def wait_until(condition: Callable[[], bool], within_s: float = 20) -> bool:
-    deadline = time.monotonic() + within_s
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
 
 
 def stub_of(server: EmbeddedTriton, model: str, version: int) -> int:

@@ -25,7 +25,7 @@ from serving.embedded import EmbeddedTriton
 from serving.golden import infer
 from serving.swap import KEEP, Swapped, rollback, swap
 from serving.target import Target
-from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Tiny, edit_config, publish_tiny
+from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Tiny, edit_config, publish_tiny, wait_until
 from tickserve.client import Client
 from tickserve.config import ExportSettings, SwapSettings
 from tickserve.current import read_current
@@ -42,6 +42,8 @@ from tickserve.signing import generate_key, sign_version
 from tickserve.store import sha256_file
 
 QUICK = SwapSettings(drain_quiet_ms=150, memory_requests=64)
+# Where clients of this process follow, which may stand still for a moment.
+FOLLOWED = QUICK.model_copy(update={"drain_quiet_ms": 1_000})
 ROWS = np.random.default_rng(7).normal(size=(1, FEATURES)).astype(np.float32)
 LEAKS, DRIFTS = 666, 667
 FEWER = ExportSettings(max_batch=8, preferred_batch_rows=(4, 8))  # fewer than the golden rows, too
@@ -69,6 +71,7 @@ class TritonPythonModel(Honest):
 
     def run(self, inputs):
         if (inputs[0] == 7).all():
+            Path({scoring!r}).touch()
             time.sleep(1.5)
         outputs = super().run(inputs)
         if self._seed == {drifts}:
@@ -79,11 +82,12 @@ class TritonPythonModel(Honest):
 
 @dataclass
 class Served:
-    """A server, its repository, and what was published under each name."""
+    """A server, its repository, what was published under each name, and a file that is there once sevens are scored."""
 
     server: EmbeddedTriton
     repository: Path
     tiny: dict[str, Tiny]
+    scoring: Path
 
     @property
     def target(self) -> Target:
@@ -109,13 +113,14 @@ MODELS = ("good", "again", "bad", "unsigned", "config", "paced", "slow", "stuck"
 @pytest.fixture(scope="module")
 def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     folder = tmp_path_factory.mktemp("swap")
-    spoilt = folder / "model.py"
-    spoilt.write_text(SPOILT.format(real=str(triton_files.OUR_BACKEND), leaks=LEAKS, drifts=DRIFTS))
+    spoilt, scoring = folder / "model.py", folder / "scoring"
+    names = {"real": str(triton_files.OUR_BACKEND), "scoring": str(scoring)}
+    spoilt.write_text(SPOILT.format(leaks=LEAKS, drifts=DRIFTS, **names))
     tiny = {name: publish_tiny(folder / "models", name, 1) for name in MODELS}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(triton_files, "OUR_BACKEND", spoilt)
         with EmbeddedTriton(folder / "models", STUBS, log=folder / "triton.log") as server:
-            yield Served(server, folder / "models", tiny)
+            yield Served(server, folder / "models", tiny, scoring)
 
 
 @dataclass
@@ -228,9 +233,9 @@ def test_nobody_notices_swaps_and_rollbacks_under_load(served: Served, scheme: s
     truth = ids_of(served.tiny["paced"], other)
     with traffic(url, served.repository, ["paced"], truth, rate=200, follow_ms=20) as seen:
         time.sleep(0.3)
-        assert served.swap("paced", 2).drained
+        assert served.swap("paced", 2, settings=FOLLOWED).drained
         time.sleep(0.3)
-        assert rollback(served.target, "paced", settings=QUICK).version == 1
+        assert rollback(served.target, "paced", settings=FOLLOWED).version == 1
         time.sleep(0.3)
     assert seen.errors == []
     assert seen.wrong == []
@@ -280,11 +285,12 @@ def test_a_bad_version_never_serves_and_the_old_one_does(served: Served, case: s
     version, ids = int(new.path.name), ids_of(served.tiny["bad"])
     refusal = rf"model 'bad' version {version} refused at step {says}.*version 1 serves as before"
     with traffic(served.server.http_url, served.repository / "bad" / "1", ["bad"], ids, rate=100) as seen:
-        time.sleep(0.1)
+        assert wait_until(lambda: seen.count > 5)
         with pytest.raises(error, match=refusal):
             served.swap("bad")
+        refused = seen.count
+        assert wait_until(lambda: seen.count > refused)
     assert (seen.errors, seen.wrong) == ([], [])
-    assert seen.count > 5
     assert in_force(served.repository, "bad") == 1
     assert served.server.versions["bad"] == (1,)
     assert not served.target.control.ready("bad", version)
@@ -320,7 +326,7 @@ def test_a_changed_configuration_comes_with_the_new_version(served: Served) -> N
         rate=100,
         follow_ms=20,
     ) as seen:
-        assert served.swap("config").drained
+        assert served.swap("config", settings=FOLLOWED).drained
     assert (seen.errors, seen.wrong) == ([], [])
     assert [s.version for s in stubs.stubs_of(served.server.pid).values() if s.model == "config"] == [2, 2]
     assert served.server.problem is None
@@ -362,11 +368,11 @@ def test_a_version_gated_for_fewer_rows_waits_is_swapped_in_and_out(repository: 
         assert server.versions["tiny"] == (1,)
         assert answered(server, first, 64)
         with traffic(server.http_url, repository, ["tiny"], ids, rate=50, follow_ms=20) as seen:
-            assert swap(server.target, "tiny", 2, settings=QUICK, flipped=noted(server, both)).drained
+            assert swap(server.target, "tiny", 2, settings=FOLLOWED, flipped=noted(server, both)).drained
             assert both == [8], "while both are loaded too"
             assert rows_of(server, "tiny") == 8
             assert (answered(server, second, 8), answered(server, second, 9)) == (True, False)
-            assert rollback(server.target, "tiny", settings=QUICK).drained
+            assert rollback(server.target, "tiny", settings=FOLLOWED).drained
         assert (seen.errors, seen.wrong) == ([], [])
         assert server.versions["tiny"] == (1,)
         assert answered(server, first, 64)
@@ -400,7 +406,12 @@ def test_a_request_in_flight_is_answered_by_the_version_it_asked(served: Served)
     with Client(served.server.http_url, manifest=served.repository / "slow" / "1", deadline_ms=10_000) as client:
         sevens = np.full((1, FEATURES), 7, np.float32)
         asking = threading.Thread(target=lambda: answers.append(client.score("slow", sevens)))
-        served.swap("slow", 2, settings=hasty, flipped=lambda *_: (asking.start(), time.sleep(0.3)))
+
+        def flipped(*_: object) -> None:
+            asking.start()
+            assert wait_until(served.scoring.exists)
+
+        served.swap("slow", 2, settings=hasty, flipped=flipped)
         asking.join()
     assert [(signal.ok, signal.version) for signal in answers] == [(True, 1)]
     assert served.server.versions["slow"] == (2,)
@@ -502,7 +513,7 @@ def test_a_server_elsewhere_swaps_by_the_list_in_the_load_request(repository: Pa
 
 
 @pytest.mark.system
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1_800)
 def test_200_swaps_at_500_requests_a_second(tmp_path: Path) -> None:
     """Fault 17. Four models at once, fifty swaps each, under HTTP and gRPC: no call fails, nothing is left."""
     names = [f"model{number}" for number in range(4)]

@@ -13,6 +13,7 @@ import socket
 import struct
 import threading
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,16 +24,17 @@ import psutil
 import pytest
 from tritonclient.grpc import service_pb2
 
-from monitoring.triton_metrics import scrape
+from monitoring.triton_metrics import ModelCounts, scrape
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden
-from tests.serving.conftest import ANY_PORTS, FEATURES, Tiny, edit_config, publish_tiny
+from serving.supervisor import METRIC
+from tests.serving.conftest import ANY_PORTS, FEATURES, Tiny, edit_config, publish_tiny, settled, wait_until
 from tests.serving.test_bad_wire import REFUSED
 from tickserve.client import Client
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
 # What is cancelled in a queue is cancelled long before the wait ends, also where the machine stands still for a moment.
-WAIT_S, SOON_S = 1.0, 0.05
+WAIT_S = 5.0
 ROW = np.full((1, FEATURES), 0.25, np.float32)
 
 
@@ -237,13 +239,21 @@ def test_a_connection_closed_before_processing(wired: Wired, reset: bool) -> Non
     assert settles(lambda: held(wired), before) <= before
 
 
-def cancel_all(wired: Wired, request: service_pb2.ModelInferRequest, wait_s: float) -> list[grpc.StatusCode]:
-    """Send forty and cancel them `wait_s` later; the codes the caller sees."""
+def pending(wired: Wired) -> float:
+    """How many requests are in the queue of `patient`, as Triton says."""
+    with urllib.request.urlopen(wired.server.metrics_url, timeout=10) as answer:
+        found = METRIC.findall(answer.read().decode())
+    return sum(float(value) for kind, model, _, value in found if (kind, model) == ("pending_request_count", "patient"))
+
+
+def cancel_all(wired: Wired, queued: float) -> list[grpc.StatusCode]:
+    """Send forty to `patient` and cancel them once `queued` requests are in its queue; the codes the caller sees."""
+    request = message((1, FEATURES), model_name="patient")
     with grpc.insecure_channel(wired.server.grpc_url) as channel:
         grpc.channel_ready_future(channel).result(10)
         call = channel.unary_unary(METHOD)
         waiting = [call.future(request.SerializeToString(), timeout=20) for _ in range(40)]
-        time.sleep(wait_s)
+        assert wait_until(lambda: pending(wired) >= queued, WAIT_S)
         for one in waiting:
             one.cancel()
         return [one.code() for one in waiting]
@@ -267,42 +277,36 @@ def test_calls_cancelled_before_processing_over_grpc(wired: Wired) -> None:
     assert settles(lambda: held(wired), before) <= before
 
 
-def cancelled(wired: Wired) -> int:
-    return scrape(wired.server.metrics_url)["patient", "1"].failures["CANCELED"]
+def counted(wired: Wired, model: str) -> ModelCounts:
+    return scrape(wired.server.metrics_url)[model, "1"]
 
 
 def test_calls_cancelled_in_the_queue_are_not_scored_and_are_counted(wired: Wired) -> None:
     """Row 47: the model waits for company, so all are still in its queue; Triton counts each under CANCELED."""
-    counts = scrape(wired.server.metrics_url)["patient", "1"]
-    codes = cancel_all(wired, message((1, FEATURES), model_name="patient"), SOON_S)
-    assert set(codes) == {grpc.StatusCode.CANCELLED}
-    until = time.monotonic() + 10
-    while cancelled(wired) < counts.failures["CANCELED"] + 40 and time.monotonic() < until:
-        time.sleep(0.05)
-    after = scrape(wired.server.metrics_url)["patient", "1"]
-    assert after.failures["CANCELED"] - counts.failures["CANCELED"] == 40
-    assert after.rows == counts.rows
+    before = settled(lambda: counted(wired, "patient"))
+    assert set(cancel_all(wired, pending(wired) + 40)) == {grpc.StatusCode.CANCELLED}
+    all_told = before.failures["CANCELED"] + 40
+    after = settled(lambda: counted(wired, "patient"), lambda now: now.failures["CANCELED"] >= all_told, within_s=10)
+    assert after.failures["CANCELED"] == all_told
+    assert after.rows == before.rows
     check_golden(wired.server.http_url, "patient", 1, wired.models[1].path)
 
 
 def test_what_triton_counts_of_a_refusal(wired: Wired) -> None:
     """Nothing before the queue, and what the backend refuses as a failure: watch the clients' counters too."""
-    before = scrape(wired.server.metrics_url)["tiny", "1"]
+    before = settled(lambda: counted(wired, "tiny"))
     for shape in ((1, FEATURES + 1), (FEATURES,), (65, FEATURES), (-1, FEATURES)):
         assert wired.infer(message(shape))[0] == "INVALID_ARGUMENT"
-    assert scrape(wired.server.metrics_url)["tiny", "1"] == before
+    assert settled(lambda: counted(wired, "tiny")) == before
     assert wired.infer(message(OVERFLOWING[0]))[0] == "INVALID_ARGUMENT"
-    # The count follows the answer, not the other way round.
-    until = time.monotonic() + 5
-    while (after := scrape(wired.server.metrics_url)["tiny", "1"]) == before and time.monotonic() < until:
-        time.sleep(0.02)
+    after = settled(lambda: counted(wired, "tiny"), lambda now: now != before)
     assert (after.requests_ok, after.requests_failed) == (before.requests_ok, before.requests_failed + 1)
 
 
 def test_a_call_that_was_not_cancelled_among_those_that_were(wired: Wired) -> None:
     """Row 47: the one that stays in the queue with them gets its own answer."""
     patient = wired.models[1]
-    cancelling = threading.Thread(target=cancel_all, args=(wired, message((1, FEATURES), model_name="patient"), SOON_S))
+    cancelling = threading.Thread(target=cancel_all, args=(wired, pending(wired) + 41))
     with Client(f"grpc://{wired.server.grpc_url}", manifest=patient.path, deadline_ms=10_000) as client:
         cancelling.start()
         answers = [client.score("patient", ROW).probabilities for _ in range(3)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import threading
 import time
 import warnings
@@ -283,8 +284,16 @@ def test_all_down_is_said_at_once_and_has_its_fallback(make_manifest: Any, rows:
     "url", ["127.0.0.1:1", "localhost:1", "grpc://127.0.0.1:1", "no-such-host.invalid:1", "http->grpc", "grpc->http"]
 )
 def test_what_cannot_be_reached_is_said_in_the_words_of_the_synchronous_client(
-    triton: Any, make_manifest: Any, rows: np.ndarray, url: str
+    triton: Any, make_manifest: Any, rows: np.ndarray, url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    resolve = socket.getaddrinfo
+
+    def look_up(host: Any, *others: Any, **named: Any) -> Any:
+        if host == "no-such-host.invalid":  # a network may answer for any name, or not at all
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        return resolve(host, *others, **named)
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
     url = {"http->grpc": triton.grpc, "grpc->http": f"grpc://{triton.http}"}.get(url, url)
     with Client(url, manifest=make_manifest(), deadline_ms=SECONDS_MS) as plain, pytest.raises(RequestError) as told:
         plain.score(MODEL, rows)

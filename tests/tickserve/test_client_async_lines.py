@@ -43,17 +43,24 @@ async def ask(transport: Any, ms: float = 5_000) -> str:
     return str((await transport.infer(REQUEST, time.monotonic_ns() + int(ms * 1e6))).request_id)
 
 
-async def give_up(transport: Any, ms: float = 30) -> None:
+async def give_up(transport: Any, ms: float = 300) -> None:
     with pytest.raises(DeadlineExceededError):
         await ask(transport, ms)
 
 
-def later(*pauses: float) -> Script:
-    """Answer the requests of each connection after so many seconds, one after another."""
-    left = list(pauses)
+async def until(true: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not true():
+        assert time.monotonic() < end
+        await asyncio.sleep(0.005)
+
+
+def when(*gates: threading.Event) -> Script:
+    """Answer the requests one after another, each once its gate is open."""
+    left = list(gates)
 
     def script(peer: Peer, sock: socket.socket, stream: int) -> None:
-        time.sleep(left.pop(0))
+        left.pop(0).wait(10)
         sock.sendall((BEGIN if stream == 1 else b"") + answer(stream))
 
     return script
@@ -64,14 +71,19 @@ def run(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
 
 
 def test_a_line_that_was_parked_serves_again_past_its_time(peer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_parked, "PARK_NS", 150_000_000)
-    server, transport = peer(later(0.08, 0.3))
+    monkeypatch.setattr(_parked, "PARK_NS", 10**9)
+    first, second = threading.Event(), threading.Event()
+    server, transport = peer(when(first, second))
 
     async def main() -> None:
         await give_up(transport)
-        await asyncio.sleep(0.1)
-        assert len(transport._idle) == 1
-        assert await ask(transport) == "abc"  # answered when the first call's place would long have ended
+        parked = time.monotonic()
+        first.set()
+        await until(lambda: len(transport._idle) == 1)
+        call = asyncio.create_task(ask(transport))
+        await asyncio.sleep(parked + 1.2 - time.monotonic())
+        second.set()
+        assert await call == "abc"  # answered when the first call's place would long have ended
         transport.close()
 
     run(main)
@@ -79,16 +91,22 @@ def test_a_line_that_was_parked_serves_again_past_its_time(peer: Any, monkeypatc
 
 
 def test_the_deadline_of_a_cancelled_call_ends_no_later_call_on_its_line(peer: Any) -> None:
-    server, transport = peer(later(0.05, 0.3))
+    gates = threading.Event(), threading.Event()
+    server, transport = peer(when(*gates))
 
     async def main() -> None:
-        first = asyncio.create_task(ask(transport, ms=200))
-        await asyncio.sleep(0.02)
+        began = time.monotonic()
+        first = asyncio.create_task(ask(transport, ms=1_000))
+        await until(lambda: server.requests == 1)
         first.cancel()
         with pytest.raises(asyncio.CancelledError):
             await first
-        await asyncio.sleep(0.08)
-        assert await ask(transport) == "abc"
+        gates[0].set()
+        await until(lambda: len(transport._idle) == 1)
+        call = asyncio.create_task(ask(transport))
+        await asyncio.sleep(began + 1.2 - time.monotonic())
+        gates[1].set()
+        assert await call == "abc"
         transport.close()
 
     run(main)
@@ -96,9 +114,11 @@ def test_the_deadline_of_a_cancelled_call_ends_no_later_call_on_its_line(peer: A
 
 
 def test_a_parked_line_that_is_closed_as_it_is_used_again_costs_no_call(peer: Any) -> None:
+    go = threading.Event()
+
     def script(peer: Peer, sock: socket.socket, stream: int) -> None:
         if stream == 1 and peer.connections == 1:
-            time.sleep(0.06)
+            go.wait(10)
         if stream > 1:
             sock.shutdown(socket.SHUT_RDWR)
         else:
@@ -108,8 +128,8 @@ def test_a_parked_line_that_is_closed_as_it_is_used_again_costs_no_call(peer: An
 
     async def main() -> None:
         await give_up(transport)
-        await asyncio.sleep(0.1)
-        assert len(transport._idle) == 1
+        go.set()
+        await until(lambda: len(transport._idle) == 1)
         assert await ask(transport) == "abc"
         transport.close()
 
@@ -189,15 +209,18 @@ def test_a_slow_answer_that_began_drops_nobody(peer: Any) -> None:
 
     def script(peer: Peer, sock: socket.socket, stream: int) -> None:
         data = (BEGIN if stream == 1 else b"") + answer(stream)
-        time.sleep(0.02)
-        sock.sendall(data[:-5] if slow.is_set() else data)
+        if slow.is_set():
+            data = data[:-5]
+        else:
+            time.sleep(0.02)
+        sock.sendall(data)
 
     _, transport = peer(script)
 
     async def main() -> None:
         await asyncio.gather(*(ask(transport) for _ in range(3)))
         slow.set()
-        await give_up(transport, ms=80)
+        await give_up(transport, ms=1_000)
         assert len(transport._idle) == 2
         transport.close()
 
@@ -205,21 +228,25 @@ def test_a_slow_answer_that_began_drops_nobody(peer: Any) -> None:
 
 
 def test_what_ends_after_the_close_is_closed(peer: Any) -> None:
-    _, transport = peer(later(0.05, 0.2))
+    first, second = threading.Event(), threading.Event()
+    server, transport = peer(when(first, second))
 
     async def main() -> None:
         call = asyncio.create_task(ask(transport))
-        await asyncio.sleep(0.02)
+        await until(lambda: server.requests == 1)
         transport.close()
+        first.set()
         assert await call == "abc"
         assert not transport._idle
         await give_up(transport)
         assert not transport._parked
 
     run(main)
+    second.set()
 
 
-def test_an_http_connection_that_owes_an_answer_is_closed_at_the_deadline() -> None:
+def test_an_http_connection_that_owes_an_answer_is_closed_at_the_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_parked, "PARK_NS", 60 * 10**9)
     ended = threading.Event()
     listener = socket.create_server(("127.0.0.1", 0))
 
@@ -236,8 +263,7 @@ def test_an_http_connection_that_owes_an_answer_is_closed_at_the_deadline() -> N
     async def main() -> None:
         await give_up(transport)
         assert not transport._parked
-        await asyncio.sleep(0.05)
-        assert ended.is_set()
+        assert await asyncio.to_thread(ended.wait, 10)
 
     run(main)
     thread.join(5)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -226,51 +227,63 @@ def test_answers_that_are_only_a_status(peer: Any, trailers: bytes, kind: type) 
 
 def test_a_connection_the_server_leaves_is_replaced_and_the_call_made_once_more(peer: Any) -> None:
     """The server's goodbye may lie unread in an idle connection: it says that it has not looked at the call."""
+    heard, gone = threading.Semaphore(0), threading.Semaphore(0)
 
     def leave(peer: Peer, sock: socket.socket, stream: int) -> None:
         if stream == 1:
             goodbye = h2.frame(h2.PING, 0, 0, bytes(8)) + h2.frame(h2.GOAWAY, 0, 0, (1).to_bytes(4, "big") + bytes(4))
             sock.sendall(BEGIN + answer(stream))
-            time.sleep(0.05)
+            heard.acquire(timeout=10)
             with suppress(OSError):
                 sock.sendall(goodbye)
                 sock.shutdown(socket.SHUT_RDWR)
+            gone.release()
 
     server, transport = peer(leave)
     for _ in range(3):
         assert good(ask(transport))
-        time.sleep(0.1)
+        heard.release()
+        assert gone.acquire(timeout=10)
     assert (server.connections, server.requests) == (3, 3)
 
 
 def test_between_calls_a_loop_answers_pings_and_hears_a_goodbye() -> None:
     goodbye = h2.frame(h2.GOAWAY, 0, 0, (1).to_bytes(4, "big") + bytes(4))
+    heard, pong = threading.Semaphore(0), (h2.PING, h2.ACK, 0, b"12345678")
 
     def ping(peer: Peer, sock: socket.socket, stream: int) -> None:
         sock.sendall((BEGIN if stream == 1 else b"") + answer(stream))
-        time.sleep(0.05)
+        heard.acquire(timeout=10)
         sock.sendall(h2.frame(h2.PING, 0, 0, b"12345678"))
 
     server = Peer(ping)
     transport = OnALoop(server.url)
+
+    def turn_until(true: Callable[[], bool]) -> None:
+        end = time.monotonic() + 10
+        while not true() and time.monotonic() < end:
+            transport.turn(0.01)
+
     try:
         assert good(ask(transport))
-        transport.turn(0.2)
+        heard.release()
+        turn_until(lambda: pong in server.frames)
+        assert pong in server.frames
         server.script = lambda peer, sock, stream: None
         assert transport.idle() == 1
-        with pytest.raises(DeadlineExceededError):  # who reads the next request reads the answer to the ping first
+        with pytest.raises(DeadlineExceededError):
             ask(transport, ms=100)
-        assert (h2.PING, h2.ACK, 0, b"12345678") in server.frames
 
         def leave(peer: Peer, sock: socket.socket, stream: int) -> None:
             sock.sendall(BEGIN + answer(stream))
-            time.sleep(0.05)
+            heard.acquire(timeout=10)
             sock.sendall(goodbye)
 
         server.script = leave
         assert good(ask(transport))
         assert transport.idle() == 1
-        transport.turn(0.2)
+        heard.release()
+        turn_until(lambda: transport.idle() == 0)
         assert transport.idle() == 0
     finally:
         transport.close()

@@ -51,7 +51,10 @@ def redo_digests(folder: Path) -> None:
 
 def test_the_same_bits_as_the_server(triton: Any) -> None:
     golden = np.load(triton.folder / "golden.npz")["features"]
-    with Client(f"local://{triton.repository}") as local, Client(triton.http, manifest=triton.repository) as served:
+    with (
+        Client(f"local://{triton.repository}", deadline_ms=5_000) as local,
+        Client(triton.http, manifest=triton.repository, deadline_ms=5_000) as served,
+    ):
         for rows in (golden[:1], golden[:3], golden[:8], golden[8:16]):
             here, there = local.score(MODEL, rows), served.score(MODEL, rows)
             assert here.status == "OK"
@@ -83,7 +86,7 @@ def test_more_rows_than_are_bound_give_the_same_numbers(repository: Path) -> Non
 
 def test_threads_get_their_own_answers(repository: Path) -> None:
     rows = np.random.default_rng(2).normal(size=(64, 1, 4)).astype(np.float32)
-    with Client(f"local://{repository}") as client, ThreadPoolExecutor(8) as pool:
+    with Client(f"local://{repository}", deadline_ms=20_000) as client, ThreadPoolExecutor(8) as pool:
         alone = [client.score(MODEL, row).score for row in rows]
         together = list(pool.map(lambda row: client.score(MODEL, row).score, np.concatenate([rows] * 8)))
     np.testing.assert_array_equal(together, alone * 8)

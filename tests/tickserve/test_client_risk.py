@@ -133,9 +133,15 @@ def test_it_follows_the_file_and_tells_each_change_once(
     until(client, lambda signal: signal.fallback == "flat")
     ask("none")
     assert until(client, lambda signal: signal.ok).flags == ()
-    time.sleep(0.05)
-    changes = [line for line in caplog.messages if "drift action" in line]
-    assert [line.split("drift action ")[1].split(":")[0] for line in changes] == [
+
+    def changes() -> list[str]:
+        return [line for line in caplog.messages if "drift action" in line]
+
+    end = time.monotonic() + 10
+    while len(changes()) < 3 and time.monotonic() < end:
+        time.sleep(0.005)
+    time.sleep(0.05)  # for one that is told again
+    assert [line.split("drift action ")[1].split(":")[0] for line in changes()] == [
         "none -> shrink", "shrink -> flat", "flat -> none",
     ]  # fmt: skip
 
@@ -231,7 +237,10 @@ def test_fallbacks_are_shrunk_too_and_what_is_held_is_asked_anew(ask: Ask, opene
     held = client.score(MODEL, ROW)
     assert (held.fallback, held.size_factor, held.flags) == ("hold", 0.5, ("drift", "size_factor:0.5"))
     ask("none")
-    time.sleep(0.05)
+    watch = client._core._risk
+    end = time.monotonic() + 5
+    while watch.of(MODEL, time.monotonic_ns()) is not None and time.monotonic() < end:
+        time.sleep(LOOK_MS / 1e3)
     held = client.score(MODEL, ROW)
     assert (held.fallback, held.size_factor, held.flags) == ("hold", 1.0, ())
 
@@ -254,12 +263,13 @@ def test_over_asyncio_in_process_and_on_a_server(
 ) -> None:
     ask("shrink", factor=0.5, model="hand-l1-gbdt")
     for url, manifest in ((triton.http, triton.repository), (f"local://{published}", None)):
-        with Client(url, manifest=manifest, risk_actions=path) as client:
+        with Client(url, manifest=manifest, risk_actions=path, deadline_ms=5_000) as client:
             signal = client.score("hand-l1-gbdt", rows)
             assert (signal.ok, signal.size_factor) == (True, 0.5)
 
     async def score() -> Signal:
-        async with AsyncClient(triton.http, manifest=triton.repository, risk_actions=path) as client:
+        options: dict[str, Any] = {"manifest": triton.repository, "risk_actions": path, "deadline_ms": 5_000}
+        async with AsyncClient(triton.http, **options) as client:
             return await client.score("hand-l1-gbdt", rows)
 
     assert asyncio.run(score()).size_factor == 0.5

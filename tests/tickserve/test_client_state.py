@@ -16,7 +16,7 @@ ROW, ZEROS = np.zeros((1, 3), np.float32), np.zeros((1, 2, 4), np.float32)
 
 
 def client(*script: Answer):  # noqa: ANN201
-    return mock_client(make_manifest(state=(2, 4)), script)
+    return mock_client(make_manifest(state=(2, 4)), script, deadline_ms=20_000)
 
 
 def test_the_next_state_goes_straight_into_the_next_call() -> None:

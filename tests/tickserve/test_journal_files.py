@@ -251,7 +251,7 @@ def test_bytes_behind_a_record_are_refused() -> None:
 
 
 def fill(folder: Path, count: int, **options: Any) -> None:
-    with Journal(folder, JournalSettings(**options), label="test") as journal:
+    with Journal(folder, JournalSettings(**({"flush_ms": 60_000} | options)), label="test") as journal:
         for index in range(count):
             journal.decided(make_decision(request_id=f"r-{index}"))
             journal.action(f"r-{index}", "buy 1", price=100.5)

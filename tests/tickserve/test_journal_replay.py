@@ -32,7 +32,7 @@ def recorded(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     repository = publish(folder / "model_repository", build_manifest()).parent.parent
     random = np.random.default_rng(3)
     with Journal(folder / "journal") as journal:
-        with Client(f"local://{repository}", observer=journal) as client:
+        with Client(f"local://{repository}", observer=journal, deadline_ms=5_000) as client:
             for call in range(CALLS):
                 rows = random.normal(size=(1 + call % 8, 4)).astype(np.float32)
                 rows[0, call % 4] = np.nan if call % 3 == 0 else rows[0, call % 4]

@@ -17,7 +17,8 @@ from tests.tickserve.test_journal_files import make_decision, tensor_of
 from tickserve.config import JournalSettings
 from tickserve.journal import ActionRecord, DecisionRecord, Journal, JournalTail, Record, journal_files, read_journal
 
-RANDOM = np.random.default_rng(7)
+# Two flushes are two frames: no timer writes a part of them before.
+UNTIMED = JournalSettings(flush_ms=60_000)
 SMALL = JournalSettings(segment_bytes=16 * 1024, max_bytes=4 * 16 * 1024, flush_ms=5, level=1)
 
 
@@ -26,9 +27,9 @@ def ids(records: Iterable[Record]) -> list[str]:
 
 
 def write(journal: Journal, start: int, count: int) -> list[str]:
-    names = [f"r-{number}" for number in range(start, start + count)]
+    names, random = [f"r-{number}" for number in range(start, start + count)], np.random.default_rng(start)
     for name in names:
-        noise = tensor_of("features", RANDOM.normal(size=(1, 30)).astype(np.float32))  # that no compression shrinks
+        noise = tensor_of("features", random.normal(size=(1, 30)).astype(np.float32))  # that no compression shrinks
         journal.decided(make_decision(request_id=name, tensors=(noise,)))
     assert journal.flush()
     return names
@@ -89,8 +90,7 @@ def test_several_writers_are_followed_at_once(tmp_path: Path) -> None:
 
 
 def test_a_frame_that_is_being_written_is_left_for_the_next_look(tmp_path: Path) -> None:
-    # Two flushes are two frames: no timer writes a part of them before.
-    with Journal(tmp_path / "whole", JournalSettings(flush_ms=60_000)) as journal:
+    with Journal(tmp_path / "whole", UNTIMED) as journal:
         write(journal, 0, 3)
         write(journal, 3, 3)
     (path,) = journal_files(tmp_path / "whole")
@@ -113,7 +113,7 @@ def test_a_byte_that_was_changed_costs_its_frame_and_gives_no_other_record(
     tmp_path_factory: pytest.TempPathFactory, place: int, value: int
 ) -> None:
     folder = tmp_path_factory.mktemp("damaged")
-    with Journal(folder) as journal:
+    with Journal(folder, UNTIMED) as journal:
         for start in range(0, 9, 3):
             write(journal, start, 3)
     (path,) = journal_files(folder)
@@ -127,7 +127,7 @@ def test_a_byte_that_was_changed_costs_its_frame_and_gives_no_other_record(
 
 
 def test_a_damaged_frame_in_the_middle_is_skipped_and_counted(tmp_path: Path) -> None:
-    with Journal(tmp_path) as journal:
+    with Journal(tmp_path, UNTIMED) as journal:
         sizes = [journal_files(tmp_path)[0].stat().st_size for start in range(0, 9, 3) if write(journal, start, 3)]
     (path,) = journal_files(tmp_path)
     data = bytearray(path.read_bytes())

@@ -268,7 +268,7 @@ def test_threads_lose_nothing_while_it_is_scraped(metrics: MetricsExporter) -> N
 
 
 def test_of_a_real_server(triton: Triton, metrics: MetricsExporter, rows: np.ndarray) -> None:
-    with Client(triton.http, manifest=triton.repository, observer=metrics) as client:
+    with Client(triton.http, manifest=triton.repository, observer=metrics, deadline_ms=5_000) as client:
         for _ in range(20):
             assert client.score("hand-l1-gbdt", rows).ok
     names = {name for name, _ in samples(metrics)}

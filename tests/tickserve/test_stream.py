@@ -32,6 +32,7 @@ FULL = default_book_spec(1)
 TIMELESS = tuple(each for each in FULL.features if not any(name.endswith("_s") for name, _ in each.params))
 SPEC = FeatureSpec("short", "book", 1, TIMELESS, 1_000 * MS, WARMUP)
 START = 1_700_000_000 * 10**9
+PATIENT_MS = 20_000  # where a test is not about time
 
 
 def row(step: int) -> np.ndarray:
@@ -49,7 +50,7 @@ def stateful(**options: Any) -> Manifest:
 
 def stream(made: Manifest, *script: Entry, then: Entry = FLAT_ANSWER, **options: Any) -> tuple[Stream, MockClient]:
     client = mock_client(made, script, then=then, **options)
-    return Stream(client, MODEL), client
+    return Stream(client, MODEL, deadline_ms=PATIENT_MS), client
 
 
 def feed(target: Stream, steps: range, *, gap_ms: int = 1) -> list[Step]:
@@ -77,7 +78,7 @@ def test_signals_come_at_the_pace_of_training() -> None:
     assert steps[5].reason == "between steps: 2 events to the next"
     assert steps[6].reason == "between steps: 1 events to the next"
     assert len(client.transport.requests) == 3
-    every = Stream(client, MODEL, stride=1)
+    every = Stream(client, MODEL, stride=1, deadline_ms=PATIENT_MS)
     assert sum(step.signal is not None for step in feed(every, range(WARMUP + 9))) == 9
 
 
@@ -109,7 +110,7 @@ def test_a_window_holds_the_last_rows_of_one_session() -> None:
 def test_a_session_younger_than_its_features_look_back_says_so_even_after_a_restart() -> None:
     spec = FeatureSpec("timed", "book", 1, (*TIMELESS, Feature.of("mid_return", horizon_s=0.5)), 1_000 * MS, WARMUP)
     client = mock_client(make_manifest(spec=spec), then=FLAT_ANSWER)
-    target = Stream(client, MODEL)
+    target = Stream(client, MODEL, deadline_ms=PATIENT_MS)
 
     def flags(*steps: int, of: Stream = target) -> list[tuple[str, ...]]:
         fed = [of.feed(START + step * 100 * MS, row(step)) for step in steps]
@@ -119,7 +120,7 @@ def test_a_session_younger_than_its_features_look_back_says_so_even_after_a_rest
     polled = target.poll().signal
     assert polled is not None
     assert polled.flags == ("short_history",)
-    other = Stream(client, MODEL)
+    other = Stream(client, MODEL, deadline_ms=PATIENT_MS)
     other.restore(target.snapshot())
     assert flags(5, 6) == flags(5, 6, of=other) == [(), ()]
     target.reset()
@@ -306,10 +307,13 @@ def test_a_catch_up_ends_with_the_deadline() -> None:
         return UP_ANSWER
 
     client.transport._then = slow
+    hasty = Stream(client, MODEL)
+    hasty.restore(target.snapshot())
     with pytest.raises(DeadlineExceededError):
-        target.feed(START + (WARMUP + 50) * MS, row(1))
+        hasty.feed(START + (WARMUP + 50) * MS, row(1))
     assert 50 < len(client.transport.requests) < 95
     client.transport._then = UP_ANSWER
+    target.restore(hasty.snapshot())
     assert target.poll().signal.ok  # type: ignore[union-attr]
     assert hidden(client) == 50
 
@@ -450,7 +454,8 @@ def test_awaited_streams_do_the_same() -> None:
     made = stateful()
     sync, _ = stream(made, UP_ANSWER)
     mock = mock_client(made, [UP_ANSWER])
-    target = AsyncStream(Awaited(mock.transport, {MODEL: made}, require_features=True), MODEL)  # type: ignore[arg-type]
+    scorer: Any = Awaited(mock.transport, {MODEL: made}, require_features=True)
+    target = AsyncStream(scorer, MODEL, deadline_ms=PATIENT_MS)
 
     async def run() -> list[Step]:
         assert (await target.poll()).signal is None

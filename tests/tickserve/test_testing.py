@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.tickserve.exported import patient
 from tickserve.errors import (
     DeadlineExceededError,
     InputRejectedError,
@@ -26,7 +27,7 @@ ROW = np.zeros((1, 3), np.float32)
 
 
 def test_answers_come_in_the_order_of_the_script_and_then_the_last() -> None:
-    client = mock_client(make_manifest(), [UP_ANSWER, DOWN_ANSWER], then=Answer((0.2, 0.2, 0.6)))
+    client = patient(make_manifest(), [UP_ANSWER, DOWN_ANSWER], then=Answer((0.2, 0.2, 0.6)))
     signals = [client.score("mock-model", ROW) for _ in range(4)]
     assert [signal.decision for signal in signals] == [("up",), ("down",), ("up",), ("up",)]
     assert signals[0].ok
@@ -36,7 +37,7 @@ def test_answers_come_in_the_order_of_the_script_and_then_the_last() -> None:
 
 
 def test_an_error_of_the_script_is_raised_as_the_client_raises_it() -> None:
-    client = mock_client(make_manifest(), [TransportError("the link broke"), ServerRejectedError("no")])
+    client = patient(make_manifest(), [TransportError("the link broke"), ServerRejectedError("no")])
     with pytest.raises(TransportError, match="the link broke") as caught:
         client.score("mock-model", ROW, request_id="mine")
     assert (caught.value.model, caught.value.request_id) == ("mock-model", "mine")
@@ -46,7 +47,7 @@ def test_an_error_of_the_script_is_raised_as_the_client_raises_it() -> None:
 
 
 def test_a_latency_beyond_the_deadline_is_the_deadline_and_nothing_sleeps() -> None:
-    client = mock_client(make_manifest(), [Answer(latency_ms=30_000), Answer(latency_ms=20)], deadline_ms=50)
+    client = patient(make_manifest(), [Answer(latency_ms=30_000), Answer(latency_ms=19_000)])
     started = time.monotonic()
     with pytest.raises(DeadlineExceededError):
         client.score("mock-model", ROW)
@@ -70,7 +71,7 @@ def test_the_contract_is_the_real_clients() -> None:
 
 def test_a_mock_may_require_proof_of_the_features() -> None:
     manifest = make_manifest()
-    client = mock_client(manifest, require_features=True)
+    client = patient(manifest, require_features=True)
     with pytest.raises(InputRejectedError, match="feature_digest"):
         client.score("mock-model", ROW)
     assert not client.transport.requests
@@ -82,27 +83,25 @@ def test_old_events_are_stale_and_fallbacks_are_labelled() -> None:
     client = mock_client(make_manifest(), max_age_ms=1_000)
     assert client.score("mock-model", ROW, newest_event_ns=time.time_ns() - 10**10).status == "STALE"
     assert not client.transport.requests
-    client = mock_client(make_manifest(), [TransportError("gone")], fallback="flat")
+    client = patient(make_manifest(), [TransportError("gone")], fallback="flat")
     signal = client.score("mock-model", ROW)
     assert (signal.status, signal.fallback) == ("FALLBACK", "flat")
 
 
 def test_an_entry_may_look_at_the_request() -> None:
-    client = mock_client(make_manifest(), then=lambda request: UP_ANSWER if len(request.tensors) == 1 else FLAT_ANSWER)
+    client = patient(make_manifest(), then=lambda request: UP_ANSWER if len(request.tensors) == 1 else FLAT_ANSWER)
     client.score("mock-model", np.array([[1, 2, 3]], np.float32))
     np.testing.assert_array_equal(client.transport.inputs()["features"], [[1, 2, 3]])
 
 
 def test_rows_of_their_own() -> None:
-    client = mock_client(make_manifest(), [Answer([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]])])
+    client = patient(make_manifest(), [Answer([[0.7, 0.2, 0.1], [0.1, 0.2, 0.7]])])
     assert client.score("mock-model", np.zeros((2, 3), np.float32)).decision == ("down", "up")
 
 
 def test_windows_and_states() -> None:
     window, stateful = make_manifest("w", window=4), make_manifest("s", state=(1, 2))
-    client = mock_client(
-        [window, stateful], [FLAT_ANSWER, FLAT_ANSWER, Answer(state={"hidden": np.full((1, 1, 2), 9)})]
-    )
+    client = patient([window, stateful], [FLAT_ANSWER, FLAT_ANSWER, Answer(state={"hidden": np.full((1, 1, 2), 9)})])
     assert client.score("w", np.zeros((2, 4, 3), np.float32)).state is None
     first = client.score("s", {"features": ROW, "hidden": np.zeros((1, 1, 2), np.float32)})
     assert first.state is not None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -12,6 +12,15 @@ from models.registry import NETS
 from tickserve.config import NetSettings, TrainerSettings
 from training.examples import Examples
 from training.nets import NetJob
+
+Drawn = TypeVar("Drawn", bound=Net)
+
+
+def drawn(family: type[Drawn], **sizes: Any) -> Drawn:
+    """A net with seeded weights: the same in any order of the tests."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return family(**sizes)
 
 
 class BlockSettings(NetSettings):

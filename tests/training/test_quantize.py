@@ -13,6 +13,7 @@ from export.check_model import check_safe
 from export.onnx_graph import net_to_onnx, serve_graph
 from export.runtime import open_session, run
 from models.lstm import LstmClassifier
+from tests.training.small_nets import drawn
 from tickserve.config import CompressSettings
 from tickserve.manifest import TensorSpec
 from training import quantize
@@ -55,7 +56,7 @@ def test_a_childs_numbers_do_not_depend_on_its_batch_or_the_optimiser(trained, p
 
 
 def test_int8_holds_for_stacked_layers_too(teacher: Teacher) -> None:
-    net = LstmClassifier(features=6, window=8, hidden=64, layers=2).eval()
+    net = drawn(LstmClassifier, features=6, window=8, hidden=64, layers=2).eval()
     graph = net_to_onnx(net, TensorSpec(name="window", dtype="FP32", shape=(8, 6)))
     small = to_int8(graph)
     assert sum(node.op_type == "DequantizeLinear" for node in small.graph.node) == 4
@@ -90,7 +91,7 @@ def test_int8_rows_are_within_half_a_step() -> None:
 
 
 def test_fp16_keeps_the_scaler_in_float32(teacher: Teacher) -> None:
-    net = LstmClassifier(features=2, window=4, hidden=8, layers=1).eval()
+    net = drawn(LstmClassifier, features=2, window=4, hidden=8, layers=1).eval()
     import torch
 
     net.set_scaler(torch.tensor([1e6, 0.0]), torch.tensor([1e5, 1.0]))  # more than float16 can hold

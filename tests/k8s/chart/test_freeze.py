@@ -27,7 +27,7 @@ def minutes(count: float) -> timedelta:
     return timedelta(minutes=count)
 
 
-OPEN = window(minutes(-60), minutes(60))
+OPEN = window(minutes(-60), timedelta(days=1))
 PAST = window(minutes(-120), minutes(-60))
 
 

@@ -19,6 +19,7 @@ from models.mlp import MlpClassifier
 from models.net import Net
 from models.tcn import TcnClassifier
 from models.tlob import TlobClassifier
+from tests.training.small_nets import drawn
 from tickserve.errors import ArtifactError
 from tickserve.manifest import TensorSpec
 from training.compress import qdq
@@ -27,9 +28,9 @@ from training.compress.recipe import QuantizeStep
 from training.quantize import copy_of
 
 NETS = [
-    MlpClassifier(features=6, hidden=32, layers=2, activation="relu", norm="layer"),
-    TcnClassifier(features=6, window=8, channels=16, kernel=3, layers=2),
-    TlobClassifier(features=6, window=8, hidden=16, heads=2, layers=1),
+    drawn(MlpClassifier, features=6, hidden=32, layers=2, activation="relu", norm="layer"),
+    drawn(TcnClassifier, features=6, window=8, channels=16, kernel=3, layers=2),
+    drawn(TlobClassifier, features=6, window=8, hidden=16, heads=2, layers=1),
 ]
 by_kind = pytest.mark.parametrize("net", NETS, ids=lambda net: net.kind)
 
