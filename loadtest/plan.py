@@ -21,13 +21,15 @@ PAUSE_S = 0.1
 DEADLINE_MS = 1_000.0
 # Time given to Locust beyond the phases before it is told to stop, and then before it is killed.
 GRACE_S = 15.0
+# Time given to each user to open its client; they do so one after another, before the first phase.
+OPEN_S = 0.05
 
 Transport = Literal["http", "grpc"]
 
 
 @dataclass(frozen=True)
 class Phase:
-    """One measured row; `start_s` counts from the moment when all users are there."""
+    """One measured row; `start_s` counts from the moment when all users have opened their clients."""
 
     transport: Transport
     model: str
@@ -51,6 +53,11 @@ class Plan:
     def total_s(self) -> float:
         """From the first request to the last."""
         return self.phases[-1].start_s + self.phase_s
+
+    @property
+    def limit_s(self) -> float:
+        """After so long Locust is told to stop."""
+        return self.total_s + OPEN_S * self.users * len(self.transports) + GRACE_S
 
     @property
     def transports(self) -> tuple[Transport, ...]:

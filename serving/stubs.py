@@ -61,7 +61,7 @@ def allocated_bytes(pids: Iterable[int]) -> int:
     total = 0
     for pid in pids:
         with suppress(OSError):
-            found = dict(RESIDENT.findall((PROC / str(pid) / "status").read_text()))
+            found = dict(RESIDENT.findall((PROC / str(pid) / "status").read_text("utf-8", "replace")))
             own = [found[kind] for kind in ("RssAnon", "RssShmem") if kind in found]
             total += sum(map(int, own or [found.get("VmRSS", 0)]))
     return total * 1024

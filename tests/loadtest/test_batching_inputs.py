@@ -129,7 +129,7 @@ def test_a_model_with_a_state_is_measured_and_verified_with_all_its_inputs(tmp_p
     publish_stepped(repository)
     recorded.write_text("\n".join(str(20_000_000 * index) for index in range(60)))
     common = ("--model", "stepped", "--repository", str(repository), "--out", str(out), "--arrivals", str(recorded))
-    code, derived = invoke("derive", *common, "--deadline-ms", "5000")
+    code, derived = invoke("derive", *common, "--deadline-ms", "900")
     assert code == 0
     assert set(derived["service"]["rows"]) == {"1", "2", "4"}
     assert derived["service"]["overhead_p99_us"] >= derived["service"]["overhead_us"] > 0
@@ -160,7 +160,7 @@ def test_a_journal_gives_its_models_requests_with_their_rows(tmp_path: Path, jou
     repository, out = tmp_path / "models", tmp_path / "out"
     publish_tiny(repository, "tiny", 1, ExportSettings(max_batch=4, preferred_batch_rows=(4,)))
     common = ("--model", "tiny", "--repository", str(repository), "--out", str(out), "--arrivals", str(journal))
-    code, derived = invoke("derive", *common, "--deadline-ms", "5000")
+    code, derived = invoke("derive", *common, "--deadline-ms", "900")
     assert code == 0
     assert derived["peak"] == {"requests": 40, "rows": 80, "seconds": 0.195, "per_second": 205.128}
     # Two rows on average, so a batch cannot hold fewer.

@@ -231,7 +231,7 @@ def test_derive_apply_verify_and_lint_on_a_served_model(tmp_path: Path) -> None:
     load = ("--arrivals", str(recorded), "--bulk-rows", "16", "--bulk-per-s", "10")
     code, _ = invoke("lint", *common)
     assert code == 1  # this test's models say nothing about their queue
-    code, derived = invoke("derive", *common, *load, "--deadline-ms", "5000", "--apply")
+    code, derived = invoke("derive", *common, *load, "--deadline-ms", "400", "--apply")
     assert code == 0
     assert derived["satisfied"]
     chosen = derived["chosen"]["setting"]
@@ -244,7 +244,7 @@ def test_derive_apply_verify_and_lint_on_a_served_model(tmp_path: Path) -> None:
     assert sum(verified["measured"]["outcomes"].values()) == verified["measured"]["requests"]
     assert verified["measured"]["outcomes"]["answered"] > 100
     assert verified["measured"]["bulk"]["requests"] > 0
-    code, linted = invoke("lint", *common, "--deadline-ms", "5000", "--two-lanes")
+    code, linted = invoke("lint", *common, "--deadline-ms", "400", "--two-lanes")
     assert (code, linted["findings"], linted["setting"]) == (0, [], chosen)
     code, linted = invoke("lint", *common, "--deadline-ms", "1")
     assert code == 1

@@ -101,9 +101,9 @@ def test_imbalance_mildly_predicts_the_next_move_and_the_past_does_less(events: 
 
 
 def test_sixty_thousand_events_take_less_than_a_second(events: Events) -> None:
-    start = time.process_time()
+    start = time.perf_counter()
     whole(SimulatedSource(seed=8))
-    assert time.process_time() - start < 1
+    assert time.perf_counter() - start < 1
 
 
 @pytest.mark.parametrize("wrong", [{"seed": -1}, {"events": 0}, {"levels": 0}, {"levels": 21}])

@@ -42,8 +42,8 @@ BACKENDS = pytest.mark.parametrize("settings", [ANY_PORTS, STUBS], ids=["native"
 Counted = TypeVar("Counted")
 
 
-def wait_until(condition: Callable[[], bool], within_s: float = 60) -> bool:
-    """Whether it comes true; the limit guards against hanging and says nothing of how soon."""
+def wait_until(condition: Callable[[], bool], within_s: float = 20) -> bool:
+    """Whether it comes true."""
     deadline = time.monotonic() + within_s
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.02)

@@ -144,17 +144,16 @@ def jump(monkeypatch: pytest.MonkeyPatch, hours: int) -> None:
 def test_a_wall_clock_that_jumps_makes_nothing_young_or_late(
     triton: Any, relay: Relay, rows: np.ndarray, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Client(relay.address, manifest=triton.folder, deadline_ms=SECONDS_MS, fallback=Hold(ttl_ms=2_000)) as client:
+    with Client(relay.address, manifest=triton.folder, deadline_ms=SECONDS_MS, fallback=Hold(ttl_ms=200)) as client:
         for hours in (1, -1):
             jump(monkeypatch, hours)
             assert client.score(MODEL, rows).ok
-            held_from = time.monotonic()
-            relay.order("dark")
             began = time.monotonic()
+            relay.order("dark")
             assert client.score(MODEL, rows, deadline_ms=100).status == "FALLBACK"
             assert time.monotonic() - began < 1
             monkeypatch.undo()
-            time.sleep(max(0.0, held_from + 2.05 - time.monotonic()))
+            time.sleep(0.25)
             assert client.score(MODEL, rows, deadline_ms=100).status == "DEADLINE"  # too old to be held
             relay.order("refuse")
             relay.order("clear")

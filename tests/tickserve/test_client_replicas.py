@@ -150,8 +150,8 @@ def test_one_that_comes_back_is_not_overtaken_for_ever(
     relays[0].order("refuse")
     while client.statistics()["replicas"][relays[0].address]["breaker"] == "closed":
         assert client.score(MODEL, rows).ok
-    relays[0].order("cold 6")
-    until = time.monotonic() + 60
+    relays[0].order("cold 12")
+    until = time.monotonic() + 10
     while client.statistics()["replicas"][relays[0].address]["breaker"] != "closed":
         assert client.score(MODEL, rows).ok
         assert time.monotonic() < until, "every trial is overtaken"

@@ -126,7 +126,7 @@ def test_a_replica_that_is_down_is_said_and_keeps_nobody_else_waiting(
     relays[0].order(order)
     with Client([relay.address for relay in relays], manifest=triton.folder, deadline_ms=SECONDS_MS) as client:
         began = time.monotonic()
-        down, up = client.warm(MODEL, deadline_ms=4_000)
+        down, up = client.warm(MODEL, deadline_ms=2_000)
         assert time.monotonic() - began < 5
         assert isinstance(down.error, TransportError if order == "refuse" else DeadlineExceededError)
         assert (down.latency_us, down.error.model, down.error.replica) == (None, MODEL, relays[0].address)
@@ -238,7 +238,7 @@ def test_a_server_that_is_down_is_left_alone(triton: Any, caplog: pytest.LogCapt
             time.sleep(0.5)
             assert 1 <= len(tried) <= 6
             nothing_counted(client)
-            assert not [line for line in caplog.messages if relay.address in line]  # others' breakers may speak
+            assert not caplog.records
             relay.order("clear")
             pool = client._transport.replicas[0].transport._pool  # type: ignore[attr-defined]
             until(lambda: len(pool._idle) == 2)  # one for the next of these calls, one for the engine's meanwhile

@@ -12,7 +12,7 @@ import pytest
 
 from tickserve import gpu
 from tickserve.gpu import GpuSampler
-from tickserve.meter import Meter
+from tickserve.meter import SAMPLE_S, Meter
 
 CHILD = "import time; held = bytearray(80 << 20); print('held', flush=True); time.sleep(30)"
 
@@ -51,6 +51,7 @@ def test_memory_is_that_of_the_process_tree() -> None:
                 time.sleep(0.05)
             child.kill()
     assert meter.stages[0].peak_memory_mb > before + 75
+    assert SAMPLE_S <= 0.05, "what lives for a fraction of a second is seen"
 
 
 def test_a_stage_as_a_manifest_keeps_it() -> None:

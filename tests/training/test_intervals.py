@@ -127,6 +127,6 @@ def test_noise_has_an_interval_around_zero_and_no_opinion_has_none(examples: Exa
 def test_the_intervals_of_sixty_thousand_rows_are_cheap() -> None:
     rng, resampling = np.random.default_rng(0), Resampling.of(12_000, 7)
     sums = rng.random((12_000, 33))
-    started = time.process_time()
+    started = time.perf_counter()
     resampling.intervals(sums, {str(key): (mean, None) for key in range(5)})
-    assert time.process_time() - started < 2.0
+    assert time.perf_counter() - started < 2.0

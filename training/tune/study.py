@@ -182,7 +182,10 @@ def _alone(folder: Path) -> Iterator[None]:
     """For one process at a time, from counting the trials to beginning one: two at once would begin one too many."""
     with (folder / TURN).open("a") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+        try:
+            yield
+        finally:
+            fcntl.flock(file, fcntl.LOCK_UN)  # closing would not do while a process that was forked meanwhile has it
 
 
 def line(trial: Any, settings: TuneSettings) -> str:

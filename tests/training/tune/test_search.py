@@ -8,8 +8,8 @@ import pickle
 import signal
 import subprocess
 import sys
-import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -109,11 +109,9 @@ def test_workers_that_count_at_once_begin_no_trial_too_many(wanted: Any, monkeyp
         return found
 
     monkeypatch.setattr(study_module, "_trials", slow_to_act)
-    workers = [threading.Thread(target=study_module._work, args=(asked, number, quiet)) for number in range(2)]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
+    with ThreadPoolExecutor(2) as pool:
+        workers = [pool.submit(study_module._work, asked, number, quiet) for number in range(2)]
+    assert [worker.result() for worker in workers] == [None, None]
     study = open_study(open_storage(asked.folder, asked.config.tune), asked.name, asked.config.tune)
     assert [trial.state.name for trial in study.get_trials()] == ["COMPLETE"]
 

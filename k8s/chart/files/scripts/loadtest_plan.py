@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 from loadtest import run
-from loadtest.plan import GRACE_S, Plan, make_plan
+from loadtest.plan import Plan, make_plan
 from tickserve import pipeline
 from tickserve.config import LoadtestSettings
 
@@ -31,7 +31,7 @@ def plan() -> Plan:
 def arguments_of(made: Plan, path: Path, arguments: list[str]) -> list[str]:
     """Locust's arguments; those given say whether this is the master or a worker."""
     users = str(made.users * len(made.transports))
-    master = ["--headless", "--users", users, "--spawn-rate", users, "--run-time", f"{int(made.total_s + GRACE_S)}s"]
+    master = ["--headless", "--users", users, "--spawn-rate", users, "--run-time", f"{int(made.limit_s)}s"]
     ending = ["--only-summary", *(run.USER_CLASSES[transport] for transport in made.transports)]
     file = Path(run.__file__).with_name("locustfile.py")
     chosen = [*arguments, *(master if "--master" in arguments else [])]
