@@ -143,8 +143,8 @@ def test_predict_refuses_numbers_that_are_not_researchs(
     (copy / "manifest.json").write_bytes((version / "manifest.json").read_bytes())
     wrong = np.roll(research, 1, axis=1)
     np.savez(copy / "golden.npz", **inputs, probabilities=wrong, score=wrong[:, :1])
-    options = {"--url": served.http, "--repository": tmp_path / "repository", "--config": patient}
-    command = [*COMMAND, "predict", manifest.name, *map(str, sum(options.items(), ()))]
+    arguments = ["predict", manifest.name, "--url", served.http, "--repository", tmp_path / "repository"]
+    command = [*COMMAND, *map(str, arguments), "--config", str(patient)]
     done = subprocess.run(
         command, cwd=demo_run.folder, env=environment(), capture_output=True, text=True, timeout=60, check=False
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import threading
 import time
-import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +20,7 @@ from export.batching.arrivals import of_times
 from loadtest.open_loop import Feed, OpenLoop, drive
 from serving.embedded import EmbeddedTriton
 from tests.serving import conftest as tiny_models
-from tests.serving.conftest import ANY_PORTS, FEATURES, Tiny, publish_tiny
+from tests.serving.conftest import ANY_PORTS, FEATURES, Tiny, pending, publish_tiny
 from tickserve.cli.commands import app
 from tickserve.client import Client
 from tickserve.config import ExportSettings
@@ -98,13 +97,6 @@ def capacity(client: Client, model: str) -> float:
 def deadline_ms(rate: float) -> float:
     """What was admitted is answered by then: after the queue's timeout, and three batches at `rate` rows a second."""
     return max(500.0, QUEUE_MS + 3 * 1e3 * INSTANCES * MAX_BATCH / rate)
-
-
-def pending(server: EmbeddedTriton, model: str) -> float:
-    with urllib.request.urlopen(server.metrics_url, timeout=5) as answer:
-        lines = answer.read().decode().splitlines()
-    wanted = [line for line in lines if line.startswith("nv_inference_pending_request_count") and f'"{model}"' in line]
-    return max(float(line.rpartition(" ")[2]) for line in wanted)
 
 
 def overload(server: EmbeddedTriton, model: str, rate: float) -> tuple[OpenLoop, float]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import io
-import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +19,7 @@ from export import versions
 from export.onnx_graph import serve_graph
 from export.publish import Release, Terms, publish
 from serving.embedded import EmbeddedTriton
+from serving.supervisor import METRIC
 from tickserve.config import ExportSettings, ServeSettings
 from tickserve.manifest import (
     ExportRecord,
@@ -39,31 +40,12 @@ ANY_PORTS = ServeSettings(http_port=0, grpc_port=0, metrics_port=0)
 STUBS = ANY_PORTS.model_copy(update={"backend": "python"})
 BACKENDS = pytest.mark.parametrize("settings", [ANY_PORTS, STUBS], ids=["native", "python"])
 
-Counted = TypeVar("Counted")
 
-
-def wait_until(condition: Callable[[], bool], within_s: float = 20) -> bool:
-    """Whether it comes true."""
-    deadline = time.monotonic() + within_s
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
-
-
-def settled(
-    measure: Callable[[], Counted], enough: Callable[[Counted], bool] = lambda _: True, within_s: float = 5
-) -> Counted:
-    """What `measure` gives once it is `enough` and the same as 50 ms before, or in the end.
-
-    A server counts what it did after it has answered.
-    """
-    until, before = time.monotonic() + within_s, measure()
-    while True:
-        time.sleep(0.05)
-        now = measure()
-        if (now == before and enough(now)) or time.monotonic() > until:
-            return now
-        before = now
+def pending(server: EmbeddedTriton, model: str) -> float:
+    """How many requests for the model Triton says are waiting."""
+    with urllib.request.urlopen(server.metrics_url, timeout=10) as answer:
+        found = METRIC.findall(answer.read().decode())
+    return sum(float(value) for kind, name, _, value in found if (kind, name) == ("pending_request_count", model))
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,9 @@ from serving.golden import infer
 from serving.memory_sentinel import Memory
 from serving.supervisor import Supervisor
 from serving.swap import rollback, swap
-from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, publish_tiny, settled
+from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, publish_tiny
 from tests.serving.test_swap import QUICK, ids_of, traffic
+from tests.waiting import settled
 from tickserve.config import ServeSettings
 from tickserve.errors import ArtifactError, ComponentError, MissingExtraError, ServerStartError, UnsafeModelError
 from tickserve.manifest import TensorSpec

@@ -19,6 +19,7 @@ from serving import folders
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden, read_golden
 from tests.serving.conftest import ANY_PORTS, publish_tiny
+from tests.waiting import wait_until
 from tickserve.errors import ArtifactError, DigestMismatchError
 from tickserve.manifest import load_manifest
 
@@ -64,18 +65,11 @@ def test_a_model_without_a_good_version_is_named_with_what_to_do(repository: Pat
         assert (list(server.models), server.refused) == (["other"], {})
 
 
-def wait_until(condition: Callable[[], bool], within_s: float = 5) -> bool:
-    deadline = time.monotonic() + within_s
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.02)
-    return condition()
-
-
 def test_a_server_that_ends_by_itself_keeps_its_log(repository: Path) -> None:
     server = EmbeddedTriton(repository, ANY_PORTS)
     server.start()
     os.kill(server.pid, signal.SIGKILL)
-    assert wait_until(lambda: not server.healthy)
+    assert wait_until(lambda: not server.healthy, 5)
     assert server.problem == "the server ended by itself (signal 9)"
     server.stop()
     assert server.log is not None

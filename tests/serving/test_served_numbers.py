@@ -20,7 +20,8 @@ from serving.backends.served_version import _session
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden, infer, read_golden
 from tests.export.test_triton_config import as_triton_gives_it
-from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Running, Tiny, publish_tiny, settled
+from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Running, Tiny, publish_tiny
+from tests.waiting import settled
 from tickserve.client._local import open_session as local_session
 from tickserve.errors import GateRefusedError, ServerRejectedError, TransportError
 from tickserve.model_config import CONFIG_NAME, MODEL_FILE, SESSION_ENTRIES, read_options

@@ -16,7 +16,8 @@ import pytest
 from serving import stubs, supervisor, triton_files
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden
-from tests.serving.conftest import FEATURES, STUBS, publish_tiny, wait_until
+from tests.serving.conftest import FEATURES, STUBS, publish_tiny
+from tests.waiting import wait_until
 from tickserve.client import Client
 from tickserve.errors import RequestError, ServerStartError
 

@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from serving.embedded import EmbeddedTriton
 from serving.golden import infer
 from serving.swap import KEEP, Swapped, rollback, swap
 from serving.target import Target
-from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Tiny, edit_config, publish_tiny, wait_until
+from tests.serving.conftest import ANY_PORTS, FEATURES, STUBS, Tiny, edit_config, publish_tiny
+from tests.waiting import wait_until
 from tickserve.client import Client
 from tickserve.config import ExportSettings, SwapSettings
 from tickserve.current import read_current
@@ -452,45 +453,6 @@ def test_what_is_not_there_is_refused(served: Served, model: str, version: int, 
 def test_a_rollback_without_a_version_before_is_refused(served: Served) -> None:
     with pytest.raises(ArtifactError, match="no version before"):
         rollback(served.target, "bad", settings=QUICK)
-
-
-STEADY = [0.0] * 8
-GROWTH: dict[str, tuple[list[float], bool]] = {
-    "none": (STEADY, False),
-    "the first round's": ([5.0, *STEADY[1:]], False),
-    "once, within the limit": ([0.0, 0.0, 0.0, 7.0, 0.0, 0.0, 0.0, 0.0], False),
-    "a page now and then": ([0.0, 0.01, 0.0, 0.02, 0.0, 0.01, 0.0, 0.0], False),
-    "beyond the limit": ([0.0, 0.0, 0.0, 9.0, 0.0, 0.0, 0.0, 0.0], True),
-    "a little in every round": ([0.0, *[0.1] * 7], True),
-    "freed and taken again": ([0.0, 9.0, -9.0, 9.0, -9.0, 9.0, -9.0, 0.0], False),
-}
-
-
-@pytest.mark.parametrize("case", GROWTH)
-def test_what_is_a_leak(case: str) -> None:
-    """Megabytes more after each round of 8 batches; the default limit is 8 MB."""
-    steps, leaks = GROWTH[case]
-    sizes = [int(size * memory_sentinel.MB) for size in 100 + np.cumsum(steps)]
-    refused = pytest.raises(GateRefusedError, match="memory grows") if leaks else nullcontext()
-    with refused:
-        memory_sentinel.hold(sizes, 64, SwapSettings())
-
-
-def test_the_sentinel_measures_no_process_it_cannot_see(served: Served) -> None:
-    here = served.target
-    away = Target(here.http_url, here.grpc_url, here.credential, here.repository)
-    manifest = served.server.models["again"]
-    rows = {"features": ROWS}
-    assert "another machine" in str(memory_sentinel.watch(away, 1, manifest, rows, QUICK))
-
-
-def test_code_that_is_read_in_meanwhile_is_no_leak(served: Served, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = iter(range(0, 10**12, 100 * memory_sentinel.MB))
-    monkeypatch.setattr(stubs, "resident_bytes", lambda _: next(sizes))
-    manifest = served.server.models["again"]
-    seen = memory_sentinel.watch(served.target, 1, manifest, {"features": ROWS}, QUICK)
-    assert isinstance(seen, memory_sentinel.Memory)
-    assert seen.growth_mb < 100
 
 
 @pytest.mark.system

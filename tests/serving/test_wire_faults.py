@@ -13,7 +13,6 @@ import socket
 import struct
 import threading
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,9 @@ from tritonclient.grpc import service_pb2
 from monitoring.triton_metrics import ModelCounts, scrape
 from serving.embedded import EmbeddedTriton
 from serving.golden import check_golden
-from serving.supervisor import METRIC
-from tests.serving.conftest import ANY_PORTS, FEATURES, Tiny, edit_config, publish_tiny, settled, wait_until
+from tests.serving.conftest import ANY_PORTS, FEATURES, Tiny, edit_config, pending, publish_tiny
 from tests.serving.test_bad_wire import REFUSED
+from tests.waiting import settled, wait_until
 from tickserve.client import Client
 
 METHOD = "/inference.GRPCInferenceService/ModelInfer"
@@ -239,13 +238,6 @@ def test_a_connection_closed_before_processing(wired: Wired, reset: bool) -> Non
     assert settles(lambda: held(wired), before) <= before
 
 
-def pending(wired: Wired) -> float:
-    """How many requests are in the queue of `patient`, as Triton says."""
-    with urllib.request.urlopen(wired.server.metrics_url, timeout=10) as answer:
-        found = METRIC.findall(answer.read().decode())
-    return sum(float(value) for kind, model, _, value in found if (kind, model) == ("pending_request_count", "patient"))
-
-
 def cancel_all(wired: Wired, queued: float) -> list[grpc.StatusCode]:
     """Send forty to `patient` and cancel them once `queued` requests are in its queue; the codes the caller sees."""
     request = message((1, FEATURES), model_name="patient")
@@ -253,7 +245,7 @@ def cancel_all(wired: Wired, queued: float) -> list[grpc.StatusCode]:
         grpc.channel_ready_future(channel).result(10)
         call = channel.unary_unary(METHOD)
         waiting = [call.future(request.SerializeToString(), timeout=20) for _ in range(40)]
-        assert wait_until(lambda: pending(wired) >= queued, WAIT_S)
+        assert wait_until(lambda: pending(wired.server, "patient") >= queued, WAIT_S)
         for one in waiting:
             one.cancel()
         return [one.code() for one in waiting]
@@ -284,7 +276,7 @@ def counted(wired: Wired, model: str) -> ModelCounts:
 def test_calls_cancelled_in_the_queue_are_not_scored_and_are_counted(wired: Wired) -> None:
     """Row 47: the model waits for company, so all are still in its queue; Triton counts each under CANCELED."""
     before = settled(lambda: counted(wired, "patient"))
-    assert set(cancel_all(wired, pending(wired) + 40)) == {grpc.StatusCode.CANCELLED}
+    assert set(cancel_all(wired, pending(wired.server, "patient") + 40)) == {grpc.StatusCode.CANCELLED}
     all_told = before.failures["CANCELED"] + 40
     after = settled(lambda: counted(wired, "patient"), lambda now: now.failures["CANCELED"] >= all_told, within_s=10)
     assert after.failures["CANCELED"] == all_told
@@ -306,7 +298,7 @@ def test_what_triton_counts_of_a_refusal(wired: Wired) -> None:
 def test_a_call_that_was_not_cancelled_among_those_that_were(wired: Wired) -> None:
     """Row 47: the one that stays in the queue with them gets its own answer."""
     patient = wired.models[1]
-    cancelling = threading.Thread(target=cancel_all, args=(wired, pending(wired) + 41))
+    cancelling = threading.Thread(target=cancel_all, args=(wired, pending(wired.server, "patient") + 41))
     with Client(f"grpc://{wired.server.grpc_url}", manifest=patient.path, deadline_ms=10_000) as client:
         cancelling.start()
         answers = [client.score("patient", ROW).probabilities for _ in range(3)]

@@ -16,6 +16,7 @@ import pytest
 
 from tests.tickserve.conftest import MakeManifest
 from tests.tickserve.test_client_follow import model_of, seed_of
+from tests.waiting import wait_until
 from tickserve.client import AsyncClient, Client
 from tickserve.client import _follow as follow
 from tickserve.client import _ready as ready
@@ -165,9 +166,7 @@ def test_who_looks_aside_does_not_wait_and_the_next_call_after_a_pause_does(repo
     asked.go.clear()
     write_current(repository / following.model, 2)
     following.follower.look_aside()
-    end = time.monotonic() + 10
-    while not asked.questions and time.monotonic() < end:
-        time.sleep(0.001)
+    assert wait_until(lambda: bool(asked.questions))
     assert (following.taken, len(asked.questions)) == ([1], 1)
     following.follower._called_ns -= 10**9
     threading.Timer(0.05, asked.go.set).start()

@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.tickserve.conftest import Triton
+from tests.waiting import wait_until
 from tickserve import Client
 from tickserve.client import AsyncClient, Hold, RiskActions
 from tickserve.client._risk import RiskWatch
@@ -137,9 +138,7 @@ def test_it_follows_the_file_and_tells_each_change_once(
     def changes() -> list[str]:
         return [line for line in caplog.messages if "drift action" in line]
 
-    end = time.monotonic() + 10
-    while len(changes()) < 3 and time.monotonic() < end:
-        time.sleep(0.005)
+    wait_until(lambda: len(changes()) >= 3)
     time.sleep(0.05)  # for one that is told again
     assert [line.split("drift action ")[1].split(":")[0] for line in changes()] == [
         "none -> shrink", "shrink -> flat", "flat -> none",
@@ -238,9 +237,7 @@ def test_fallbacks_are_shrunk_too_and_what_is_held_is_asked_anew(ask: Ask, opene
     assert (held.fallback, held.size_factor, held.flags) == ("hold", 0.5, ("drift", "size_factor:0.5"))
     ask("none")
     watch = client._core._risk
-    end = time.monotonic() + 5
-    while watch.of(MODEL, time.monotonic_ns()) is not None and time.monotonic() < end:
-        time.sleep(LOOK_MS / 1e3)
+    assert wait_until(lambda: watch.of(MODEL, time.monotonic_ns()) is None)
     held = client.score(MODEL, ROW)
     assert (held.fallback, held.size_factor, held.flags) == ("hold", 1.0, ())
 
